@@ -1,0 +1,259 @@
+"""A tiny real model and real trainers with fixed rollouts. No download, no GPU."""
+
+import os
+
+
+# Before anything imports the Hub client or TRL: they read these once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+from oracles import Rollout, advantages, log_probs_and_entropies
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+NUM_GENERATIONS = 8
+
+
+def build_tokenizer():
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<user>", "<assistant>", *LETTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        additional_special_tokens=["<user>", "<assistant>"],
+        padding_side="left",
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% if m['role'] == 'assistant' %}<eos>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    return tokenizer
+
+
+def build_model(tokenizer, seed=0, **overrides):
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        **{
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 128,
+            # Large enough that entropies spread from near 0 to near log(vocabulary)
+            "initializer_range": 0.3,
+            "tie_word_embeddings": False,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **overrides,
+        }
+    )
+    return Qwen3ForCausalLM(config)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture
+def model(tokenizer):
+    return build_model(tokenizer)
+
+
+class FixedRollouts:
+    """
+    A `rollout_func` that always gives the same completions for a prompt, and the naive view of what it gave.
+
+    Four prompts of different lengths, eight completions each, three to twelve tokens long; completion `i` of a prompt
+    has reward `rewards[prompt][i]`. With `truncate` the completions of every third row lack their end token.
+    """
+
+    def __init__(self, tokenizer, seed=1, truncate=False, env_mask=False, rewards=None, prompts=4):
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(low, high, size=(1,)):
+            return torch.randint(low, high, size, generator=generator).tolist()
+
+        self.tokenizer = tokenizer
+        self.texts = ["".join(LETTERS[i] for i in draw(0, 26, (3 + 2 * n,))) for n in range(prompts)]
+        self.completions, self.masks, self.rewards = {}, {}, {}
+        for n, text in enumerate(self.texts):
+            for i in range(NUM_GENERATIONS):
+                length = draw(3, 13)[0]
+                ids = draw(4, 4 + len(LETTERS), (length,))
+                if not (truncate and (n * NUM_GENERATIONS + i) % 3 == 0):
+                    ids[-1] = tokenizer.eos_token_id
+                self.completions[text, i] = ids
+                self.masks[text, i] = [int(b > 0) for b in draw(0, 4, (length,))] if env_mask else [1] * length
+                self.rewards[text, i] = draw(0, 4)[0] / 3 if rewards is None else rewards[n][i]
+        self.env_mask, self.truncate = env_mask, truncate
+        self.generated: list[list[Rollout]] = []  # one list per generation batch, in generation order
+
+    @property
+    def dataset(self):
+        return Dataset.from_dict({"prompt": self.texts})
+
+    def __call__(self, prompts, trainer):
+        seen, batch = {}, []
+        for row, text in enumerate(prompts):
+            i = seen[text] = seen.get(text, -1) + 1
+            i %= NUM_GENERATIONS
+            ids = self.completions[text, i]
+            truncated = ids[-1] != self.tokenizer.eos_token_id
+            valid = [m * (not (truncated and trainer.mask_truncated_completions)) for m in self.masks[text, i]]
+            batch.append(
+                Rollout(
+                    self.tokenizer(text)["input_ids"],
+                    list(ids),
+                    self.rewards[text, i],
+                    self.texts.index(text),
+                    row,
+                    valid,
+                )
+            )
+        self.generated.append(batch)
+        output = {
+            "prompt_ids": [r.prompt for r in batch],
+            "completion_ids": [r.completion for r in batch],
+            "logprobs": None,
+            "fixed_reward": [r.reward for r in batch],
+        }
+        if self.env_mask:
+            output["env_mask"] = [self.masks[text, i % NUM_GENERATIONS] for text, i in self._occurrences(prompts)]
+        return output
+
+    @staticmethod
+    def _occurrences(prompts):
+        seen = {}
+        for text in prompts:
+            seen[text] = seen.get(text, -1) + 1
+            yield text, seen[text]
+
+
+def fixed_reward(completions, fixed_reward, **kwargs):
+    return fixed_reward
+
+
+class SpyTrainer(ForkingGRPOTrainer):
+    """Records the rows of every micro-batch, the weights it was given, and the log-probability passes."""
+
+    def __init__(self, *args, **kwargs):
+        self.micro_batches, self.weights, self.scoring_passes = [], [], 0
+        super().__init__(*args, **kwargs)
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if self.model.training:
+            self.micro_batches.append(
+                [
+                    tuple(prompt[prompt_mask.bool()].tolist() + completion.tolist())
+                    for prompt, prompt_mask, completion in zip(
+                        inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], strict=True
+                    )
+                ]
+            )
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def get_high_entropy_mask(self, entropies, mask, threshold):
+        weights = super().get_high_entropy_mask(entropies, mask, threshold)
+        self.weights.append(weights)
+        return weights
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, *args, **kwargs):
+        self.scoring_passes += not torch.is_grad_enabled()
+        return super()._get_per_token_logps_and_entropies(model, input_ids, *args, **kwargs)
+
+    def rows_of_micro_batches(self, batch: list[Rollout]) -> list[list[int]]:
+        """Row numbers, in generation order, of every micro-batch so far."""
+        rows = {}
+        longest = max(len(r.completion) for r in batch)
+        for rollout in batch:
+            padding = [self._tokenizer.pad_token_id] * (longest - len(rollout.completion))
+            rows[tuple(rollout.prompt + rollout.completion + padding)] = rollout.row
+        return [[rows[key] for key in keys] for keys in self.micro_batches]
+
+
+def train(model, tokenizer, rollouts, tmp_path, trainer_class=SpyTrainer, config_class=ForkingGRPOConfig, **settings):
+    """Train with plain SGD on fixed rollouts and return the trainer. One step of the whole batch by default."""
+    trainer_arguments = {
+        key: settings.pop(key) for key in ("peft_config", "eval_dataset", "callbacks") if key in settings
+    }
+    arguments = {
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 1,
+        "per_device_train_batch_size": 32,
+        "num_generations": NUM_GENERATIONS,
+        "max_completion_length": 16,
+        "optim": "sgd",
+        "learning_rate": 1.0,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        **settings,
+    }
+    trainer = trainer_class(
+        model=model,
+        reward_funcs=fixed_reward,
+        args=config_class(**arguments),
+        train_dataset=rollouts.dataset,
+        processing_class=tokenizer,
+        rollout_func=rollouts,
+        **trainer_arguments,
+    )
+    trainer.train()
+    return trainer
+
+
+def weight_change(before, after) -> torch.Tensor:
+    """The gradient of one SGD step with learning rate 1, over all trainable parameters, as one vector."""
+    after = dict(after.named_parameters())
+    return torch.cat(
+        [(p.detach() - after[name].detach()).flatten() for name, p in before.named_parameters() if p.requires_grad]
+    )
+
+
+def gradient(model, value) -> torch.Tensor:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    grads = torch.autograd.grad(value, parameters, allow_unused=True)
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, grads, strict=True)]
+    )
+
+
+def relative_difference(actual, expected) -> float:
+    assert expected.norm() > 0, "the comparison would hold for two zeros"
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+def naive_view(model, batch):
+    """Entropies by row (of `model` as it is), and advantages by row."""
+    with torch.no_grad():
+        entropies = {r.row: log_probs_and_entropies(model, r)[1].tolist() for r in batch}
+    return entropies, {r.row: a for r, a in zip(batch, advantages(batch), strict=True)}
+
+
+@pytest.fixture
+def start(model):
+    """An untouched copy of the model, for the oracle."""
+    return copy.deepcopy(model)

@@ -1,0 +1,162 @@
+"""
+The objective written naively, from the paper and TRL's documentation: one sequence at a time, no padding, full logits.
+
+Imports nothing from trl_fork and nothing from TRL.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil
+
+import torch
+
+
+@dataclass
+class Rollout:
+    """One completion: token ids, which of its tokens the model wrote, its reward, and its place in the batch."""
+
+    prompt: list[int]
+    completion: list[int]
+    reward: float
+    group: int
+    row: int  # in generation order, over all processes
+    valid: list[int] = field(default_factory=list)  # 1 = written by the model and counted; all of them by default
+
+    def __post_init__(self):
+        self.valid = self.valid or [1] * len(self.completion)
+
+
+def log_probs_and_entropies(model, rollout: Rollout, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each completion token and entropy of its distribution, both `(len(completion),)`."""
+    ids = torch.tensor([rollout.prompt + rollout.completion])
+    logits = model(input_ids=ids).logits[0, len(rollout.prompt) - 1 : -1].float() / temperature
+    log_probs = torch.log_softmax(logits, -1)
+    entropies = -(log_probs.exp() * log_probs).sum(-1)
+    return log_probs.gather(1, torch.tensor(rollout.completion)[:, None])[:, 0], entropies
+
+
+def advantages(rollouts: list[Rollout], scale: bool = True) -> list[float]:
+    """`(R - mean) / (std + 1e-4)` within each group, standard deviation with `n - 1`; 0 for equal rewards."""
+    result = []
+    for rollout in rollouts:
+        group = torch.tensor([r.reward for r in rollouts if r.group == rollout.group], dtype=torch.float64)
+        if (group == group[0]).all():
+            result.append(0.0)
+        else:
+            result.append(((rollout.reward - group.mean()) / (group.std() + 1e-4 if scale else 1)).item())
+    return result
+
+
+def top(scores: dict[tuple[int, int], float], fraction: float) -> set[tuple[int, int]]:
+    """Keys `(row, token)` of the `ceil(fraction * n)` largest scores; ties to the lower row, then token."""
+    count = ceil(Fraction(str(fraction)) * len(scores))
+    return set(sorted(scores, key=lambda key: (-scores[key], key))[:count])
+
+
+def select(rollouts, scores, fraction: float, rule: str, pools: list[list[int]]) -> set[tuple[int, int]]:
+    """
+    Selected `(row, token)` pairs.
+
+    Args:
+        rollouts: All of them.
+        scores: `{row: list of floats}`, entropies or, for `"random"`, priorities.
+        fraction: rho.
+        rule: `"high_entropy"`, `"low_entropy"` or `"random"`.
+        pools: Rows of each pool.
+    """
+    by_row = {rollout.row: rollout for rollout in rollouts}
+    selected = set()
+    for pool in pools:
+        valid = {
+            (row, t): float(scores[row][t]) if rule != "random" else scores[row][t]
+            for row in pool
+            for t, ok in enumerate(by_row[row].valid)
+            if ok
+        }
+        chosen = top(valid, fraction)
+        selected |= set(valid) - chosen if rule == "low_entropy" else chosen
+    return selected
+
+
+def gap_at_threshold(rollouts, scores, fraction: float, pools: list[list[int]]) -> float:
+    """Smallest distance between a score just inside and just outside a pool's top set."""
+    by_row = {rollout.row: rollout for rollout in rollouts}
+    gaps = []
+    for pool in pools:
+        values = sorted((float(scores[row][t]) for row in pool for t, ok in enumerate(by_row[row].valid) if ok))
+        count = ceil(Fraction(str(fraction)) * len(values))
+        if 0 < count < len(values):
+            gaps.append(values[-count] - values[-count - 1])
+    return min(gaps)
+
+
+def priority(seed: int, generation: tuple[int, ...], row: int, token: int) -> int:
+    """SplitMix64 chained over what names the token, as a signed 64-bit integer."""
+
+    def mix(x: int) -> int:
+        x = (x + 0x9E3779B97F4A7C15) % 2**64
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+        return x ^ (x >> 31)
+
+    state = seed
+    for part in (*generation, row, token):
+        state = mix(state ^ part)
+    return state - 2**64 if state >= 2**63 else state
+
+
+def surrogate(ratio, log_prob, advantage, loss_type="dapo", low=0.2, high=0.28, delta=None):
+    """TRL's per-token policy loss before any mask or mean."""
+    if loss_type == "cispo":
+        return -torch.clamp(ratio, max=high).detach() * advantage * log_prob
+    if loss_type == "sapo":
+        temperature = 1.0 if advantage > 0 else 1.05
+        return -torch.sigmoid(temperature * (ratio - 1)) * 4 / temperature * advantage
+    clipped = torch.clamp(ratio, 1 - low, 1 + high)
+    if delta is not None:
+        ratio = torch.clamp(ratio, max=delta)
+    return -torch.min(ratio * advantage, clipped * advantage)
+
+
+def loss(
+    model,
+    rollouts: list[Rollout],
+    row_advantages: dict[int, float],
+    selected: set[tuple[int, int]],
+    divisor: Callable[[list[Rollout]], float] | float,
+    *,
+    old_log_probs: dict[int, torch.Tensor] | None = None,
+    row_divisor: Callable[[Rollout], float] = lambda rollout: 1.0,
+    sequence_level: bool = False,
+    reference=None,
+    beta: float = 0.0,
+    kl_divisor: float = 1.0,
+    **surrogate_arguments,
+):
+    """
+    Policy loss over selected tokens, divided by `divisor`, plus `beta` times the KL over all valid ones.
+
+    `old_log_probs` maps a row to the log-probabilities at generation; without it the step is on policy.
+    """
+    total, kl = 0.0, 0.0
+    for rollout in rollouts:
+        log_probs, _ = log_probs_and_entropies(model, rollout)
+        old = log_probs.detach() if old_log_probs is None else old_log_probs[rollout.row]
+        log_ratios = log_probs - old
+        valid = torch.tensor(rollout.valid, dtype=torch.float32)
+        if sequence_level:
+            log_ratios = ((log_ratios * valid).sum() / valid.sum().clamp(min=1)).expand_as(log_ratios)
+        for t in range(len(rollout.completion)):
+            if (rollout.row, t) in selected:
+                value = surrogate(
+                    log_ratios[t].exp(), log_probs[t], row_advantages[rollout.row], **surrogate_arguments
+                )
+                total = total + value / row_divisor(rollout)
+        if beta:
+            with torch.no_grad():
+                ref, _ = log_probs_and_entropies(reference, rollout)
+            difference = ref - log_probs
+            estimate = (difference.exp() - difference - 1) * log_ratios.exp()  # TRL's bias correction by the ratio
+            kl = kl + (estimate * valid).sum()
+    return total / divisor + beta * kl / kl_divisor

@@ -1,0 +1,136 @@
+"""
+The only place that relies on names TRL makes no promise about.
+
+TRL documents subclassing as the way to change an objective, but its `_`-methods may change with any release, about one
+every two to three weeks. `check_hooks` refuses a TRL whose hooks have moved before hours are spent on it, and
+`tests/test_trl_contract.py` calls the real ones.
+"""
+
+import inspect
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import torch
+from accelerate.utils import is_peft_model
+from transformers.utils import is_peft_available
+from transformers.utils import logging as transformers_logging
+from trl import GRPOTrainer
+from trl.trainer.utils import get_config_model_id  # noqa: F401
+
+
+if is_peft_available():
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+logger = transformers_logging.get_logger("trl_fork")
+
+LAST_TESTED_TRL = "1.16.0"
+
+# Methods that `ForkingGRPOTrainer` overrides or calls, with the leading parameters it relies on.
+HOOKS = {
+    "_prepare_inputs": ("self", "generation_batch"),
+    "_generate_and_score_completions": ("self", "inputs"),
+    "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
+    "_get_per_token_logps_and_entropies": (
+        "self",
+        "model",
+        "input_ids",
+        "attention_mask",
+        "logits_to_keep",
+        "batch_size",
+        "compute_entropy",
+    ),
+    "compute_loss": ("self", "model", "inputs", "return_outputs", "num_items_in_batch"),
+    "get_high_entropy_mask": ("self", "entropies", "mask", "threshold"),
+}
+
+_warned_untested = False
+
+
+def check_hooks(trainer_class: type = GRPOTrainer, trl_version: str | None = None) -> None:
+    """
+    Refuse a TRL whose hooks have moved; warn once about an untested minor release with its hooks in place.
+
+    Args:
+        trainer_class (`type`, *optional*): The class to look at.
+        trl_version (`str`, *optional*): Its version; the installed one by default.
+
+    Raises:
+        `ImportError`: naming the hook, what was expected and what was found.
+    """
+    global _warned_untested
+    trl_version = trl_version or version("trl")
+    for name, expected in HOOKS.items():
+        method = getattr(trainer_class, name, None)
+        found = tuple(inspect.signature(method).parameters) if method is not None else ()
+        if found[: len(expected)] != expected:
+            raise ImportError(
+                f"trl_fork cannot work with TRL {trl_version}: GRPOTrainer.{name} should take {expected}, found "
+                f"{found or 'no such method'}. The last TRL tested is {LAST_TESTED_TRL}: `pip install "
+                f"trl=={LAST_TESTED_TRL}`, or a newer trl_fork."
+            )
+    if trl_version.split(".")[:2] != LAST_TESTED_TRL.split(".")[:2] and not _warned_untested:
+        _warned_untested = True
+        logger.warning(
+            f"trl_fork was last tested with TRL {LAST_TESTED_TRL}; you have {trl_version}. Its hooks are in place, so "
+            "this goes on, but compare a short run before you start a long one."
+        )
+
+
+def refuse_unsloth(trainer_class: type, model) -> None:
+    """
+    Refuse to run on a TRL or a model that unsloth has patched: its loss never calls the mask.
+
+    Raises:
+        `NotImplementedError`: naming what was patched.
+    """
+    suspects = [f"{cls.__module__}.{cls.__qualname__}" for cls in trainer_class.__mro__]
+    for name in HOOKS:
+        code = getattr(inspect.unwrap(getattr(trainer_class, name)), "__code__", None)
+        suspects.append(getattr(code, "co_filename", ""))
+    if not isinstance(model, str):
+        suspects += [f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__]
+    for suspect in suspects:
+        if "unsloth" in suspect.lower():
+            raise NotImplementedError(
+                f"unsloth has replaced part of TRL or of the model ({suspect}): its compiled loss ignores "
+                "top_entropy_quantile, so that every token would be trained on. Start a process that does not import "
+                "unsloth."
+            )
+
+
+def old_logps_are_computed(trainer: GRPOTrainer) -> bool:
+    """
+    Whether TRL runs an old-log-probability pass over each generation batch it trains on.
+
+    The condition of `GRPOTrainer._generate_and_score_completions`: the completions outlive the policy that made them,
+    or come from vLLM and are corrected for it.
+    """
+    generate_every = trainer.args.steps_per_generation * trainer.num_iterations
+    return trainer.args.gradient_accumulation_steps % generate_every != 0 or (
+        trainer.use_vllm and trainer.vllm_importance_sampling_correction
+    )
+
+
+def training_adapter_is_active(model) -> bool:
+    """`False` inside TRL's reference pass over a PEFT model, which is the same module with another adapter or none."""
+    if not is_peft_model(model):
+        return True
+    if model.active_adapter == "ref":
+        return False
+    return not any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in model.modules())
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module):
+    """
+    Evaluation mode, restored module by module.
+
+    Not only dropout modules: attention dropout is a function that reads `module.training`.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,50 @@
+"""Token entropy, in nats: the uncertainty of the next-token distribution at each position (paper, Eq. 1)."""
+
+import torch
+
+
+# Logits converted to float32 at a time. 2**24 of them take 64 MiB; all of a 150k-word vocabulary at once would take
+# more memory than the model.
+_CHUNK_LOGITS = 2**24
+
+
+@torch.no_grad()
+def token_entropy(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """
+    Entropy of `softmax(logits / temperature)` at each position.
+
+    ```
+    H = -sum_v p_v log p_v,    p = softmax(z / T)        (paper section 2.1, Eq. 1)
+    ```
+
+    A logit of `-inf` is a token that cannot occur and contributes nothing (`0 log 0 = 0`). No gradient flows.
+
+    Args:
+        logits (`torch.Tensor` of shape `(..., vocabulary)`):
+            Unscaled logits, of any floating-point dtype.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Decoding temperature; must be positive.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`: float32, in nats, between 0 and `log(vocabulary)`. NaN where the logits hold a
+        NaN or `+inf`, or only `-inf`: those are no distribution.
+
+    Example:
+        ```python
+        >>> import torch
+        >>> from trl_fork import token_entropy
+        >>> token_entropy(torch.tensor([[0.0, 0.0], [0.0, float("-inf")]]))
+        tensor([0.6931, 0.0000])
+        ```
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}: at 0 every distribution is one-hot.")
+    flat = logits.reshape(-1, logits.shape[-1])
+    entropies = torch.empty(flat.shape[0], dtype=torch.float32, device=logits.device)
+    rows = max(1, _CHUNK_LOGITS // max(1, flat.shape[-1]))
+    for start in range(0, flat.shape[0], rows):
+        log_probs = (flat[start : start + rows].float() / temperature).log_softmax(-1)
+        # Clamping makes the product 0 * lowest = 0 where it would be 0 * -inf = NaN, and leaves NaN a NaN.
+        products = log_probs.exp() * log_probs.clamp(min=torch.finfo(torch.float32).min)
+        entropies[start : start + rows] = -products.sum(-1)
+    return entropies.view(logits.shape[:-1]).abs()  # abs: -0.0 of a one-hot distribution

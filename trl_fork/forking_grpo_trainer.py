@@ -1,0 +1,390 @@
+"""The trainer: a thin adapter between TRL's hooks and the functions of this package."""
+
+import inspect
+import textwrap
+from functools import wraps
+
+import torch
+from transformers import ProcessorMixin
+from trl import GRPOTrainer
+
+from ._trl import (
+    check_hooks,
+    evaluation_mode,
+    get_config_model_id,
+    logger,
+    old_logps_are_computed,
+    refuse_unsloth,
+    training_adapter_is_active,
+)
+from .data import check_tokenizer, check_training_data
+from .distributed import Ranks
+from .dynamic_sampling import rows_without_spread
+from .forking_grpo_config import ForkingGRPOConfig
+from .selection import (
+    NaNEntropyError,
+    check_entropies,
+    random_priorities,
+    select_in_scope,
+    selected_count,
+    selection_metrics,
+)
+
+
+# What this trainer adds to TRL's batches, for `compute_loss` to take out again.
+_WEIGHTS = "selection_weights"  # (batch, seq) float: multiplies the policy term
+_PRIORITIES = "selection_priorities"  # (batch, seq) long: for random selections from pools that do not exist yet
+_SCALE = "selection_scale"  # scalar: N / K, where the pools are micro-batches
+_ADDED = (_WEIGHTS, _PRIORITIES, _SCALE)
+
+
+class ForkingGRPOTrainer(GRPOTrainer):
+    """
+    [`~trl.GRPOTrainer`] whose policy gradient sees the forking tokens only.
+
+    The loss is TRL's own, for any `loss_type`. Its policy term is multiplied by weights: zero at tokens that are not
+    selected, `N / K` at the `K` of `N` valid tokens that are, so that TRL's division by `N` becomes one by `K` (paper
+    section 5.1, Eq. 6 of v2). The KL term, the entropy bonus and the auxiliary loss keep TRL's scale. Which tokens are
+    selected, and over which pool, is set by [`ForkingGRPOConfig`].
+
+    With `top_entropy_quantile=1.0`, `epsilon_high=None` and `skip_inert_compute=False` this is `GRPOTrainer`, bit for
+    bit.
+
+    Takes every argument of [`~trl.GRPOTrainer`], in its order. Differences:
+
+    Args:
+        args ([`ForkingGRPOConfig`], *optional*):
+            Configuration of this trainer. Defaults to the paper's selection.
+        rollout_func (`RolloutFunc`, *optional*):
+            As in TRL; an empty completion is refused with the number of its row.
+
+    Raises:
+        `TypeError`: if `args` is not a [`ForkingGRPOConfig`].
+        `ValueError`: for a data set or tokenizer that cannot be trained with, see [`~data.check_training_data`] and
+            [`~data.check_tokenizer`].
+        `NotImplementedError`: for image-text models, and where unsloth has replaced TRL's loss.
+        `ImportError`: if the installed TRL has moved the methods this trainer overrides.
+
+    Example:
+        ```python
+        from datasets import load_dataset
+        from trl.rewards import accuracy_reward
+        from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
+
+        trainer = ForkingGRPOTrainer(
+            model="Qwen/Qwen3-0.6B",
+            reward_funcs=accuracy_reward,
+            args=ForkingGRPOConfig(output_dir="Qwen3-0.6B-forking"),
+            train_dataset=load_dataset("trl-lib/DeepMath-103K", split="train"),
+        )
+        trainer.train()
+        ```
+    """
+
+    _tag_names = ["trl", "grpo", "forking-tokens"]
+    _name = "Forking-token GRPO"
+    _paper = {
+        "title": "Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective Reinforcement Learning for LLM "
+        "Reasoning",
+        "id": "2506.01939",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @inproceedings{wang2025beyond,
+                title        = {{Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective Reinforcement
+                                Learning for LLM Reasoning}},
+                author       = {Shenzhi Wang and Le Yu and Chang Gao and Chujie Zheng and others},
+                year         = 2025,
+                booktitle    = {Advances in Neural Information Processing Systems},
+                eprint       = {arXiv:2506.01939},
+            }"""),
+    }
+
+    def __init__(self, model, reward_funcs=None, args: ForkingGRPOConfig | None = None, *positional, **keywords):
+        check_hooks()
+        refuse_unsloth(type(self), model)
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = ForkingGRPOConfig(f"{name.split('/')[-1]}-ForkingGRPO")
+        elif not isinstance(args, ForkingGRPOConfig):
+            raise TypeError(
+                f"args must be a ForkingGRPOConfig, got {type(args).__name__}, which does not say which tokens to "
+                "train on. Build a ForkingGRPOConfig with the same arguments."
+            )
+        call = inspect.signature(GRPOTrainer.__init__).bind(self, model, reward_funcs, args, *positional, **keywords)
+        if call.arguments.get("rollout_func") is not None:
+            call.arguments["rollout_func"] = _refuse_empty_completions(call.arguments["rollout_func"])
+        given = call.arguments
+        check_training_data(
+            given.get("train_dataset"),
+            reward_funcs or [],
+            args,
+            prompt_is_optional=given.get("environment_factory") is not None,
+            extra_fields=given.get("rollout_func") is not None,
+        )
+        if given.get("processing_class") is not None:  # before a large model is loaded
+            check_tokenizer(given["processing_class"], given.get("train_dataset"))
+        if args.selects_tokens and args.importance_sampling_level == "sequence":
+            logger.warning(
+                "importance_sampling_level='sequence': the ratio of a completion averages over all of its tokens, so "
+                "that the gradient reaches them all. The selection only weights each completion by its number of "
+                "selected tokens. Set importance_sampling_level='token' to train on the selected tokens alone."
+            )
+        super().__init__(*call.args[1:], **call.kwargs)
+        check_tokenizer(self.processing_class, self.train_dataset)
+        if args.selects_tokens and isinstance(self.processing_class, ProcessorMixin):
+            raise NotImplementedError(
+                "Image-text models are not supported with top_entropy_quantile < 1.0 yet: the selection has not been "
+                "tested with image inputs. Set top_entropy_quantile=1.0, or pass a tokenizer to train on text alone."
+            )
+        self._ranks = Ranks(self.accelerator)
+        # Entropies that TRL's old-log-probability pass has left, with the ids they are of; `None` while nobody asks.
+        self._old_policy_scores: list | None = None
+        self._generation_rewards = None  # (rows of all ranks, reward functions), of the latest generation batch
+        self._loss_inputs = None  # batch inside `compute_loss`, where `get_high_entropy_mask` needs it
+        self._generation_index = {"train": (-1, 0), "eval": (-1, 0)}  # (global step, generations made at that step)
+
+    # ------------------------------------------------------------------ selection at generation time
+
+    def _generate_and_score_completions(self, inputs):
+        mode = "train" if self.model.training else "eval"
+        # In evaluation the entropies of the evaluation pass itself are those of the policy that is evaluated.
+        scores_needed = mode == "train" and self.args.scores_generation_batch
+        self._old_policy_scores = [] if scores_needed and old_logps_are_computed(self) else None
+        try:
+            output = super()._generate_and_score_completions(inputs)
+            scores = self._old_policy_scores
+        finally:
+            self._old_policy_scores = None
+        if self.args.selects_tokens or self.args.skip_inert_compute:
+            self._zero_inert_advantages(output["advantages"], mode)
+        if self.args.selects_tokens:
+            priorities = None
+            if self.args.token_selection == "random":
+                shape = output["completion_ids"].shape
+                priorities = random_priorities(
+                    self.args.seed,
+                    self._next_generation(mode),
+                    self.accelerator.process_index * shape[0],
+                    shape,
+                    device=output["completion_ids"].device,
+                )
+            if mode == "train" and self.args.entropy_threshold_scope in ("batch", "sequence"):
+                entropies = self._starting_policy_entropies(output, scores) if scores_needed else None
+                output[_WEIGHTS] = self._batch_weights(output, entropies, priorities)
+            elif priorities is not None:
+                output[_PRIORITIES] = priorities
+        return output
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._generation_rewards = rewards
+        return rewards
+
+    def _zero_inert_advantages(self, advantages, mode):
+        rewards = self._generation_rewards
+        if self.multi_objective_aggregation == "sum_then_normalize":
+            # TRL's own expression: only the same operations round to the same bits.
+            unscorable = torch.isnan(rewards).all(dim=1)
+            rewards = (rewards * self.reward_weights.to(rewards.device).unsqueeze(0)).nansum(dim=1)
+            rewards[unscorable] = torch.nan
+        num_generations = self.num_generations if mode == "train" else self.num_generations_eval
+        rows = rows_without_spread(rewards, num_generations)
+        first = self.accelerator.process_index * len(advantages)
+        advantages[rows[first : first + len(advantages)]] = 0.0
+
+    def _next_generation(self, mode):
+        """Name of a generation batch: the same in a resumed run, where a count from the start would not be."""
+        step, made = self._generation_index[mode]
+        made = made + 1 if step == self.state.global_step else 0
+        self._generation_index[mode] = (self.state.global_step, made)
+        return (int(mode == "eval"), self.state.global_step, made)
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
+    ):
+        arguments = (model, input_ids, attention_mask, logits_to_keep, batch_size)
+        reuse = (
+            self._old_policy_scores == []
+            and not torch.is_grad_enabled()
+            and model is self.model
+            and training_adapter_is_active(model)
+        )
+        if not reuse:
+            return super()._get_per_token_logps_and_entropies(*arguments, compute_entropy=compute_entropy, **kwargs)
+        # Dropout would change the selection from one scoring of the same tokens to the next.
+        with evaluation_mode(model):
+            logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
+                *arguments, compute_entropy=True, **kwargs
+            )
+        self._old_policy_scores.append((input_ids, entropies))
+        return logps, entropies if compute_entropy else None, aux_loss
+
+    def _starting_policy_entropies(self, output, scores):
+        input_ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+        # Not whatever was scored first: a rollout function may score sequences of its own.
+        if scores and torch.equal(scores[0][0], input_ids):
+            return scores[0][1]
+        with torch.no_grad(), evaluation_mode(self.model):
+            _, entropies, _ = self._get_per_token_logps_and_entropies(
+                self.model,
+                input_ids,
+                torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
+                output["completion_ids"].size(1),
+                batch_size=self.args.per_device_train_batch_size,
+                compute_entropy=True,
+            )
+        return entropies
+
+    def _batch_weights(self, output, entropies, priorities):
+        mask = _loss_mask(output)
+        selected = self._select(entropies, mask, priorities)
+        if entropies is not None:
+            self._record_metrics("train", entropies, mask, selected, output["advantages"])
+        return selected.float() * self._count_scale(mask, selected)
+
+    def _prepare_inputs(self, generation_batch):
+        inputs = super()._prepare_inputs(generation_batch)
+        micro_batches = self.args.entropy_threshold_scope in ("micro_batch", "local")
+        if self.model.training and self.args.selects_tokens and micro_batches and _SCALE not in inputs:
+            scale = self._micro_batch_scale(self._buffered_inputs)
+            for batch in self._buffered_inputs:
+                batch[_SCALE] = scale
+        return inputs
+
+    # ------------------------------------------------------------------ denominators
+
+    @property
+    def _divides_by_batch_count(self):
+        # bnpo divides by the tokens of its own micro-batch, which `get_high_entropy_mask` sees for itself.
+        return self.args.loss_denominator == "selected" and self.loss_type != "bnpo"
+
+    def _count_scale(self, mask, selected):
+        """`N / K` over all ranks. Times the selection, it turns TRL's division by `N` into one by `K`."""
+        if not self._divides_by_batch_count:
+            return 1.0
+        num_valid, num_selected = self._ranks.sum(torch.stack([mask.sum(), selected.sum()])).tolist()
+        return num_valid / max(num_selected, 1)
+
+    def _micro_batch_scale(self, batches):
+        """`N / K` of a generation batch whose pools are its micro-batches: a count of masks, no entropy needed."""
+        sizes = torch.stack([_loss_mask(batch).sum() for batch in batches])
+        if not self._divides_by_batch_count:
+            return torch.ones((), device=sizes.device)
+        rho, rule = self.args.top_entropy_quantile, self.args.token_selection
+        if self.args.entropy_threshold_scope == "micro_batch":
+            pool_sizes = self._ranks.sum(sizes).tolist()
+            num_valid, num_selected = sum(pool_sizes), selected_count(pool_sizes, rho, rule)
+        else:
+            counts = torch.stack([sizes.sum(), sizes.new_tensor(selected_count(sizes.tolist(), rho, rule))])
+            num_valid, num_selected = self._ranks.sum(counts).tolist()
+        return torch.tensor(num_valid / max(num_selected, 1), device=sizes.device)
+
+    # ------------------------------------------------------------------ loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        # A new dictionary: TRL keeps the batch for further iterations over it.
+        batch = {key: value for key, value in inputs.items() if key not in _ADDED}
+        self._loss_inputs = inputs
+        try:
+            return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
+        finally:
+            self._loss_inputs = None
+
+    def get_high_entropy_mask(self, entropies, mask, threshold):
+        """
+        Weights of the policy term at each token, in place of TRL's mask.
+
+        Args:
+            entropies (`torch.Tensor` of shape `(batch, seq)`):
+                Entropies of the current policy in nats.
+            mask (`torch.Tensor` of shape `(batch, seq)`):
+                Valid tokens of the micro-batch.
+            threshold (`float`):
+                TRL's quantile level, `1 - top_entropy_quantile`. Only TRL's own rule, outside a loss, reads it.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, seq)`: float weights inside [`compute_loss`]; outside of it, where there
+            is no batch to select from, TRL's boolean mask.
+        """
+        inputs = self._loss_inputs
+        if inputs is None:
+            return super().get_high_entropy_mask(entropies, mask, threshold)
+        entropies = entropies.detach()
+        mode = "train" if self.model.training else "eval"
+        weights = inputs.get(_WEIGHTS)
+        if weights is None:
+            selected = self._select(entropies, mask, inputs.get(_PRIORITIES))
+            scale = inputs[_SCALE] if mode == "train" else self._count_scale(mask, selected)
+            weights = selected.float() * scale
+            self._record_metrics(mode, entropies, mask, selected, inputs["advantages"])
+        else:
+            self._check_entropies(entropies, mask)
+            if self.args.token_selection == "random":  # nobody has looked at entropies yet
+                self._record_metrics(mode, entropies, mask, weights, inputs["advantages"])
+        if self.loss_type == "bnpo" and self.args.loss_denominator == "selected":
+            weights = weights * (mask.sum() / weights.sum().clamp(min=1.0))
+        return weights
+
+    # ------------------------------------------------------------------ calls into selection.py
+
+    def _select(self, entropies, mask, priorities):
+        try:
+            return select_in_scope(
+                entropies,
+                mask,
+                self.args.top_entropy_quantile,
+                rule=self.args.token_selection,
+                scope=self.args.entropy_threshold_scope,
+                priorities=priorities,
+                ranks=self._ranks,
+            )
+        except NaNEntropyError as error:
+            raise self._at_this_step(error) from error
+
+    def _check_entropies(self, entropies, mask):
+        try:
+            check_entropies(entropies, mask, self._ranks)
+        except NaNEntropyError as error:
+            raise self._at_this_step(error) from error
+
+    def _at_this_step(self, error):
+        return NaNEntropyError(
+            f"Step {self.state.global_step}: {error} The model has diverged or was loaded broken: resume from an "
+            "earlier checkpoint with a lower learning_rate or max_grad_norm, and train in bf16 or fp32 rather than "
+            "fp16."
+        )
+
+    def _record_metrics(self, mode, entropies, mask, selected, advantages):
+        metrics = selection_metrics(
+            entropies,
+            mask,
+            selected,
+            advantages,
+            rule=self.args.token_selection,
+            scope=self.args.entropy_threshold_scope,
+            ranks=self._ranks,
+        )
+        for name, value in metrics.items():
+            self._metrics[mode][f"forking/{name}"].append(value)
+
+
+def _loss_mask(batch):
+    """Tokens that TRL's loss is over: completion tokens that the model has written, `(batch, seq)`."""
+    mask = batch["completion_mask"]
+    return mask if "tool_mask" not in batch else mask * batch["tool_mask"]
+
+
+def _refuse_empty_completions(rollout_func):
+    @wraps(rollout_func)
+    def checked(prompts, trainer):
+        output = rollout_func(prompts, trainer)
+        for row, completion in enumerate(output.get("completion_ids", ())):
+            if len(completion) == 0:
+                raise ValueError(
+                    f"rollout_func returned an empty completion in row {row} of {len(output['completion_ids'])} on "
+                    f"process {trainer.accelerator.process_index}. Every completion needs at least one token: return "
+                    "the end-of-sequence token where the model says nothing."
+                )
+        return output
+
+    return checked
