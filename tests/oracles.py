@@ -48,9 +48,13 @@ def advantages(rollouts: list[Rollout], scale: bool = True) -> list[float]:
     return result
 
 
+def forking_count_of(num_tokens: int, fraction: float) -> int:
+    return ceil(Fraction(str(fraction)) * num_tokens)
+
+
 def top(scores: dict[tuple[int, int], float], fraction: float) -> set[tuple[int, int]]:
     """Keys `(row, token)` of the `ceil(fraction * n)` largest scores; ties to the lower row, then token."""
-    count = ceil(Fraction(str(fraction)) * len(scores))
+    count = forking_count_of(len(scores), fraction)
     return set(sorted(scores, key=lambda key: (-scores[key], key))[:count])
 
 
@@ -85,7 +89,7 @@ def gap_at_threshold(rollouts, scores, fraction: float, pools: list[list[int]]) 
     gaps = []
     for pool in pools:
         values = sorted((float(scores[row][t]) for row in pool for t, ok in enumerate(by_row[row].valid) if ok))
-        count = ceil(Fraction(str(fraction)) * len(values))
+        count = forking_count_of(len(values), fraction)
         if 0 < count < len(values):
             gaps.append(values[-count] - values[-count - 1])
     return min(gaps)

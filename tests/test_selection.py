@@ -1,6 +1,7 @@
 """The selection rule on one pool, per sequence and over simulated ranks, against sorting in Python."""
 
 import threading
+from itertools import pairwise
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from trl_fork.selection import (
 
 def naive_select(entropies, mask, fraction, pools=None, rule="high_entropy"):
     rows = [FakeRollout(r, m) for r, m in enumerate(mask.tolist())]
-    scores = {r: row for r, row in enumerate(entropies.tolist())}
+    scores = dict(enumerate(entropies.tolist()))
     chosen = select(rows, scores, fraction, rule, pools or [list(range(len(rows)))])
     result = torch.zeros(mask.shape, dtype=torch.bool)
     for row, token in chosen:
@@ -236,7 +237,7 @@ def test_ranks_select_what_one_process_selects(pool, cuts, rule):
     whole = select_tokens(entropies, mask, fraction, rule=rule)
     # Any split of the rows, ranks without rows included
     bounds = [0, *sorted(min(c, len(mask)) for c in cuts), len(mask)]
-    parts = [(entropies[a:b], mask[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [(entropies[a:b], mask[a:b]) for a, b in pairwise(bounds)]
     results, errors = on_ranks(lambda e, m, ranks: select_tokens(e, m, fraction, rule=rule, ranks=ranks), parts)
     assert errors == [None] * len(parts)
     assert torch.equal(torch.cat(results), whole)

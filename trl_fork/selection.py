@@ -137,7 +137,8 @@ def select_in_scope(entropies, mask, fraction, *, rule, scope, priorities=None, 
     if scope == "sequence":
         return select_tokens_per_sequence(entropies, mask, fraction, rule=rule, priorities=priorities, ranks=ranks)
     if scope == "local":
-        check_entropies(entropies, mask, ranks)  # over all ranks: one that raises alone would leave the others waiting
+        if entropies is not None:  # over all ranks: one that raises alone would leave the others waiting
+            check_entropies(entropies, mask, ranks)
         ranks = Ranks()
     return select_tokens(entropies, mask, fraction, rule=rule, priorities=priorities, ranks=ranks)
 
@@ -156,7 +157,7 @@ def _checked(entropies, mask, fraction, rule, priorities, ranks):
             f"{tuple(mask.shape)}."
         )
     ranks = ranks or Ranks()
-    if rule != "random":
+    if entropies is not None:  # a random selection may come before anybody has computed them
         check_entropies(entropies, mask, ranks)
     return scores, mask.bool(), ranks
 
