@@ -12,12 +12,12 @@ from oracles import top as naive_top
 
 from trl_fork import select_tokens
 from trl_fork.distributed import Ranks, percentiles, sort_keys, top_k, values_of_keys
+from trl_fork.metrics import selection_metrics
 from trl_fork.selection import (
     NaNEntropyError,
     forking_count,
     random_priorities,
     select_tokens_per_sequence,
-    selection_metrics,
 )
 
 

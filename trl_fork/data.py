@@ -1,6 +1,7 @@
 """Datasets to TRL's `prompt` and `solution` columns, and the checks that fail before hours are spent."""
 
 import inspect
+from functools import wraps
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
@@ -98,14 +99,18 @@ def to_prompt_and_solution(
     prompt_column = _pick("prompt_column", prompt_column, PROMPT_COLUMNS, columns)
     solution_column = _pick("solution_column", solution_column, SOLUTION_COLUMNS, columns)
 
+    # Renamed first: `map` keeps the type of a column that keeps its name, and an integer `solution` would stay one.
+    sources = {prompt_column.split(".")[0], solution_column.split(".")[0]}
+    for name in sources:
+        dataset = dataset.rename_column(name, f"_{name}")
+
     def convert(row):
-        prompt, solution = _get(row, prompt_column), _get(row, solution_column)
+        prompt, solution = _get(row, f"_{prompt_column}"), _get(row, f"_{solution_column}")
         if not is_conversational({"prompt": prompt}):
             prompt = [{"role": "user", "content": instruction.replace("{question}", prompt)}]
         return {"prompt": prompt, "solution": final_answer(solution)}
 
-    replaced = [c for c in {prompt_column, solution_column.split(".")[0]} - {"prompt", "solution"} if c in columns]
-    return dataset.map(convert, remove_columns=replaced)
+    return dataset.map(convert, remove_columns=[f"_{name}" for name in sources])
 
 
 def final_answer(solution) -> str:
@@ -180,6 +185,24 @@ def check_tokenizer(processing_class, dataset) -> None:
             "The prompts are conversations, but the tokenizer has no chat_template to turn them into text. Load the "
             "tokenizer of the instruction-tuned model, set tokenizer.chat_template, or give prompts as plain strings."
         )
+
+
+def refuse_empty_completions(rollout_func):
+    """Wrap a rollout function so that an empty completion, an `IndexError` deep inside TRL, names its row."""
+
+    @wraps(rollout_func)
+    def checked(prompts, trainer):
+        output = rollout_func(prompts, trainer)
+        for row, completion in enumerate(output.get("completion_ids", ())):
+            if len(completion) == 0:
+                raise ValueError(
+                    f"rollout_func returned an empty completion in row {row} of {len(output['completion_ids'])} on "
+                    f"process {trainer.accelerator.process_index}. Every completion needs at least one token: return "
+                    "the end-of-sequence token where the model says nothing."
+                )
+        return output
+
+    return checked
 
 
 def _required_arguments(function) -> list[str]:

@@ -2,7 +2,7 @@
 
 import inspect
 import textwrap
-from functools import wraps
+from contextlib import contextmanager
 
 import torch
 from transformers import ProcessorMixin
@@ -17,17 +17,17 @@ from ._trl import (
     refuse_unsloth,
     training_adapter_is_active,
 )
-from .data import check_tokenizer, check_training_data
+from .data import check_tokenizer, check_training_data, refuse_empty_completions
 from .distributed import Ranks
 from .dynamic_sampling import rows_without_spread
 from .forking_grpo_config import ForkingGRPOConfig
+from .metrics import selection_metrics
 from .selection import (
     NaNEntropyError,
     check_entropies,
     random_priorities,
     select_in_scope,
     selected_count,
-    selection_metrics,
 )
 
 
@@ -112,7 +112,7 @@ class ForkingGRPOTrainer(GRPOTrainer):
             )
         call = inspect.signature(GRPOTrainer.__init__).bind(self, model, reward_funcs, args, *positional, **keywords)
         if call.arguments.get("rollout_func") is not None:
-            call.arguments["rollout_func"] = _refuse_empty_completions(call.arguments["rollout_func"])
+            call.arguments["rollout_func"] = refuse_empty_completions(call.arguments["rollout_func"])
         given = call.arguments
         check_training_data(
             given.get("train_dataset"),
@@ -318,7 +318,8 @@ class ForkingGRPOTrainer(GRPOTrainer):
             weights = selected.float() * scale
             self._record_metrics(mode, entropies, mask, selected, inputs["advantages"])
         else:
-            self._check_entropies(entropies, mask)
+            with self._naming_the_step():
+                check_entropies(entropies, mask, self._ranks)
             if self.args.token_selection == "random":  # nobody has looked at entropies yet
                 self._record_metrics(mode, entropies, mask, weights, inputs["advantages"])
         if self.loss_type == "bnpo" and self.args.loss_denominator == "selected":
@@ -328,7 +329,7 @@ class ForkingGRPOTrainer(GRPOTrainer):
     # ------------------------------------------------------------------ calls into selection.py
 
     def _select(self, entropies, mask, priorities):
-        try:
+        with self._naming_the_step():
             return select_in_scope(
                 entropies,
                 mask,
@@ -338,21 +339,17 @@ class ForkingGRPOTrainer(GRPOTrainer):
                 priorities=priorities,
                 ranks=self._ranks,
             )
-        except NaNEntropyError as error:
-            raise self._at_this_step(error) from error
 
-    def _check_entropies(self, entropies, mask):
+    @contextmanager
+    def _naming_the_step(self):
         try:
-            check_entropies(entropies, mask, self._ranks)
+            yield
         except NaNEntropyError as error:
-            raise self._at_this_step(error) from error
-
-    def _at_this_step(self, error):
-        return NaNEntropyError(
-            f"Step {self.state.global_step}: {error} The model has diverged or was loaded broken: resume from an "
-            "earlier checkpoint with a lower learning_rate or max_grad_norm, and train in bf16 or fp32 rather than "
-            "fp16."
-        )
+            raise NaNEntropyError(
+                f"Step {self.state.global_step}: {error} The model has diverged or was loaded broken: resume from an "
+                "earlier checkpoint with a lower learning_rate or max_grad_norm, and train in bf16 or fp32 rather "
+                "than fp16."
+            ) from error
 
     def _record_metrics(self, mode, entropies, mask, selected, advantages):
         metrics = selection_metrics(
@@ -372,19 +369,3 @@ def _loss_mask(batch):
     """Tokens that TRL's loss is over: completion tokens that the model has written, `(batch, seq)`."""
     mask = batch["completion_mask"]
     return mask if "tool_mask" not in batch else mask * batch["tool_mask"]
-
-
-def _refuse_empty_completions(rollout_func):
-    @wraps(rollout_func)
-    def checked(prompts, trainer):
-        output = rollout_func(prompts, trainer)
-        for row, completion in enumerate(output.get("completion_ids", ())):
-            if len(completion) == 0:
-                raise ValueError(
-                    f"rollout_func returned an empty completion in row {row} of {len(output['completion_ids'])} on "
-                    f"process {trainer.accelerator.process_index}. Every completion needs at least one token: return "
-                    "the end-of-sequence token where the model says nothing."
-                )
-        return output
-
-    return checked

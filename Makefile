@@ -1,0 +1,33 @@
+# The two commands of the README, and what they need. Both make .venv first if it is missing or out of date.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: quickstart test test-slow lint venv clean
+
+quickstart: $(INSTALLED)  ## Train a tiny model on its forking tokens: a few minutes on a CPU, no download
+	$(BIN)/python examples/quickstart.py
+
+test: $(INSTALLED)  ## Offline, on the CPU, minutes
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)  ## The quickstart for three seeds and the commands of the README
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+venv: $(INSTALLED)
+
+# torch first and by its exact version: resolved together with the rest, pip may prefer a newer build with CUDA.
+$(INSTALLED): setup.cfg constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) outputs build dist *.egg-info

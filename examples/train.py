@@ -1,0 +1,125 @@
+"""
+Train a language model by reinforcement learning on its forking tokens.
+
+    accelerate launch examples/train.py --config configs/recipes/quickstart.yaml
+    accelerate launch examples/train.py --model_name_or_path Qwen/Qwen3-0.6B \
+        --dataset_name openai/gsm8k --dataset_config main --output_dir outputs/gsm8k
+
+Any field of ForkingGRPOConfig (TRL's GRPOConfig and more), of TRL's ModelConfig (LoRA and quantization among them) and
+of the script arguments below can stand in the YAML file or on the command line; the command line wins.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+
+from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
+from trl_fork.data import load_split, to_prompt_and_solution
+from trl_fork.report import plot_training
+from trl_fork.rewards import get_reward_function
+
+
+@dataclass
+class ForkingScriptArguments(ScriptArguments):
+    """
+    Data and rewards.
+
+    Args:
+        dataset_name (`str`):
+            Hub name, folder of `save_to_disk`, or JSON, JSONL, Parquet or CSV file.
+        eval_dataset_name (`str`, *optional*):
+            Where the evaluation problems are; by default the split `dataset_test_split` of `dataset_name`.
+        prompt_column, solution_column (`str`, *optional*):
+            Columns of question and answer; found by their usual names if not given.
+        instruction (`str`, *optional*, defaults to `"{question}"`):
+            Text of the user message.
+        reward_funcs (`list[str]`, *optional*, defaults to `["accuracy_reward"]`):
+            Names of TRL rewards, or dotted paths of your own.
+    """
+
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "Evaluation data; the test split of dataset_name if not given."}
+    )
+    prompt_column: str | None = field(
+        default=None, metadata={"help": "Column of the question; prompt, question or problem if not given."}
+    )
+    solution_column: str | None = field(
+        default=None, metadata={"help": "Column of the answer; ground_truth, answer or solution if not given."}
+    )
+    instruction: str = field(
+        default="{question}", metadata={"help": "Text of the user message; {question} stands for the question."}
+    )
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["accuracy_reward"],
+        metadata={"help": "TRL rewards by name, or dotted paths of your own."},
+    )
+
+
+def load_data(arguments: ForkingScriptArguments, name: str, split: str):
+    dataset = load_split(name, split, arguments.dataset_config, arguments.dataset_streaming)
+    return to_prompt_and_solution(
+        dataset,
+        prompt_column=arguments.prompt_column,
+        solution_column=arguments.solution_column,
+        instruction=arguments.instruction,
+    )
+
+
+def refuse_other_run(args: ForkingGRPOConfig) -> None:
+    """A second run in the same directory would mix its checkpoints with the first one's."""
+    directory = Path(args.output_dir)
+    earlier = [*directory.glob("checkpoint-*"), *directory.glob("trainer_state.json")]
+    if earlier and not args.resume_from_checkpoint:
+        raise ValueError(
+            f"output_dir {args.output_dir!r} holds another run ({earlier[0].name}). Continue it with "
+            "--resume_from_checkpoint true, or choose another output_dir."
+        )
+
+
+def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config: ModelConfig) -> None:
+    if not arguments.dataset_name:
+        raise ValueError("dataset_name is not set: name a data set of the Hub, or a local file.")
+    if not model_config.model_name_or_path:
+        raise ValueError("model_name_or_path is not set: name a model of the Hub, or a local folder.")
+    refuse_other_run(args)
+    args.model_init_kwargs = {
+        "revision": model_config.model_revision,
+        "attn_implementation": model_config.attn_implementation,
+        "dtype": model_config.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+    eval_dataset = None
+    if args.eval_strategy != "no":
+        eval_dataset = load_data(
+            arguments, arguments.eval_dataset_name or arguments.dataset_name, arguments.dataset_test_split
+        )
+
+    trainer = ForkingGRPOTrainer(
+        model=model_config.model_name_or_path,
+        reward_funcs=[get_reward_function(name) for name in arguments.reward_funcs],
+        args=args,
+        train_dataset=load_data(arguments, arguments.dataset_name, arguments.dataset_train_split),
+        eval_dataset=eval_dataset,
+        quantization_config=get_quantization_config(model_config),
+        peft_config=get_peft_config(model_config),
+    )
+    trainer.train(resume_from_checkpoint=_boolean_or_path(args.resume_from_checkpoint))
+
+    trainer.save_model(args.output_dir)
+    trainer.save_state()
+    if trainer.accelerator.is_main_process:
+        plot_training(trainer.state.log_history, Path(args.output_dir) / "training.png")
+    trainer.accelerator.print(f"Model, trainer_state.json and training.png are in {args.output_dir}.")
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=arguments.dataset_name)
+        trainer.accelerator.print(f"Pushed to https://huggingface.co/{trainer.hub_model_id}.")
+
+
+def _boolean_or_path(value: str | None) -> bool | str | None:
+    # A field of type `str`: what YAML reads as a boolean arrives as one, the command line's "true" as text.
+    return {"true": True, "false": False}.get(str(value).lower(), value)
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ForkingScriptArguments, ForkingGRPOConfig, ModelConfig)).parse_args_and_config())

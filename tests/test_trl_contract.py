@@ -1,0 +1,150 @@
+"""
+What this package relies on in TRL beyond its promises, asked of the real TRL.
+
+When a new release fails here, `trl_fork/_trl.py` and `trl_fork/forking_grpo_trainer.py` are the places to look at.
+"""
+
+import logging
+
+import pytest
+import torch
+from conftest import FixedRollouts, SpyTrainer, build_model, train
+from peft import LoraConfig
+from trl import GRPOTrainer
+
+import trl_fork._trl as contract
+from trl_fork import ForkingGRPOTrainer
+
+
+def test_hooks_are_in_place():
+    contract.check_hooks()
+
+
+def test_moved_hook_is_refused_by_name():
+    class Moved(GRPOTrainer):
+        def get_high_entropy_mask(self, mask, entropies, threshold):
+            raise NotImplementedError
+
+    with pytest.raises(ImportError, match=r"TRL 1\.99\.0: GRPOTrainer\.get_high_entropy_mask should take .*1\.16\.0"):
+        contract.check_hooks(Moved, "1.99.0")
+
+    class Gone:
+        pass
+
+    with pytest.raises(ImportError, match="found no such method"):
+        contract.check_hooks(Gone)
+
+
+def test_untested_minor_warns_once(monkeypatch, caplog):
+    monkeypatch.setattr(contract, "_warned_untested", False)
+    monkeypatch.setattr(contract.logger, "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        contract.check_hooks(trl_version="1.16.9")
+        assert not caplog.records
+        contract.check_hooks(trl_version="1.17.0")
+        contract.check_hooks(trl_version="1.17.0")
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert "1.17.0" in caplog.text
+
+
+class Recorder(SpyTrainer):
+    """Calls of TRL into the hooks, in order."""
+
+    def __init__(self, *args, **kwargs):
+        self.calls = []
+        super().__init__(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs):
+        self.calls.append("generate")
+        return super()._generate_and_score_completions(inputs)
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self.calls.append(("rewards", tuple(rewards.shape)))
+        return rewards
+
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        what = (
+            "loss" if torch.is_grad_enabled() else "old" if contract.training_adapter_is_active(model) else "reference"
+        )
+        self.calls.append((what, model.training))
+        return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        self.calls.append("compute_loss")
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def get_high_entropy_mask(self, entropies, mask, threshold):
+        self.calls.append(("mask", round(threshold, 6)))
+        return super().get_high_entropy_mask(entropies, mask, threshold)
+
+
+def test_trl_calls_the_hooks_in_order(tokenizer, tmp_path):
+    """With LoRA and a KL term: old log-probabilities first, then the reference, both without gradient."""
+    trainer = train(
+        build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, trainer_class=Recorder, beta=0.1,
+        per_device_train_batch_size=16, steps_per_generation=2, max_steps=2,
+        peft_config=LoraConfig(target_modules="all-linear"),
+    )  # fmt: skip
+    update = ["compute_loss", ("loss", True), ("mask", 0.8)]
+    assert trainer.calls == ["generate", ("old", True), ("reference", True), ("rewards", (32, 1)), *update, *update]
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "steps", "iterations"),
+    [(1, 1, 1), (2, 2, 1), (4, 2, 1), (2, 4, 1), (1, 1, 2), (4, 2, 2), (2, 2, 2)],
+)
+def test_condition_for_old_log_probabilities(accumulation, steps, iterations, tokenizer, tmp_path):
+    class Plain(GRPOTrainer):
+        passes = 0
+
+        def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+            Plain.passes += not torch.is_grad_enabled()
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
+    from trl import GRPOConfig
+
+    trainer = train(
+        build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, Plain, GRPOConfig,
+        gradient_accumulation_steps=accumulation, steps_per_generation=steps, num_iterations=iterations,
+        per_device_train_batch_size=32 // steps,
+    )  # fmt: skip
+    assert contract.old_logps_are_computed(trainer) == (Plain.passes > 0)
+
+
+def test_batches_carry_added_tensors_and_keep_their_rows(tokenizer, tmp_path):
+    """Shuffling and splitting a generation batch moves an added `(batch, seq)` tensor with its rows."""
+
+    class Tagged(SpyTrainer):
+        def _generate_and_score_completions(self, inputs):
+            output = super()._generate_and_score_completions(inputs)
+            output["tag"] = output["completion_ids"].clone()
+            return output
+
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            assert torch.equal(inputs["tag"], inputs["completion_ids"])
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    trainer = train(
+        build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, Tagged,
+        per_device_train_batch_size=8, gradient_accumulation_steps=4,
+    )  # fmt: skip
+    assert len(trainer.micro_batches) == 4
+
+
+@pytest.mark.parametrize("where", ["module", "file", "model"])
+def test_unsloth_is_refused(where, tokenizer):
+    model = build_model(tokenizer)
+    trainer_class = ForkingGRPOTrainer
+    if where == "module":
+        trainer_class = type("UnslothGRPOTrainer", (GRPOTrainer,), {"__module__": "unsloth_compiled_cache"})
+    elif where == "file":
+        scope = {}
+        exec(compile("def compute_loss(self): pass", "unsloth_compiled_cache/UnslothGRPOTrainer.py", "exec"), scope)
+        trainer_class = type("Patched", (GRPOTrainer,), {"compute_loss": scope["compute_loss"]})
+    else:
+        model.__class__ = type("Model", (type(model),), {"__module__": "unsloth.models.qwen3"})
+    with pytest.raises(NotImplementedError, match="unsloth has replaced part of TRL or of the model"):
+        contract.refuse_unsloth(trainer_class, model)
+    contract.refuse_unsloth(ForkingGRPOTrainer, build_model(tokenizer))
+    contract.refuse_unsloth(ForkingGRPOTrainer, "some/model")
