@@ -15,6 +15,7 @@ from pathlib import Path
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
+from trl_fork.checkpoints import check_model_will_be_saved
 from trl_fork.data import load_split, to_prompt_and_solution
 from trl_fork.report import plot_training
 from trl_fork.rewards import get_reward_function
@@ -104,6 +105,7 @@ def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_confi
         quantization_config=get_quantization_config(model_config),
         peft_config=get_peft_config(model_config),
     )
+    check_model_will_be_saved(trainer.accelerator)
     trainer.train(resume_from_checkpoint=_boolean_or_path(args.resume_from_checkpoint))
 
     trainer.save_model(args.output_dir)

@@ -27,6 +27,8 @@ LAST_TESTED_TRL = "1.16.0"
 
 # Methods that `ForkingGRPOTrainer` overrides or calls, with the leading parameters it relies on.
 HOOKS = {
+    "_get_train_sampler": ("self", "dataset"),
+    "_save_checkpoint": ("self", "model", "trial"),
     "_prepare_inputs": ("self", "generation_batch"),
     "_generate_and_score_completions": ("self", "inputs"),
     "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),

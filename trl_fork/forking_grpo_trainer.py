@@ -17,6 +17,7 @@ from ._trl import (
     refuse_unsloth,
     training_adapter_is_active,
 )
+from .checkpoints import ResumableGenerationMixin
 from .data import check_tokenizer, check_training_data, refuse_empty_completions
 from .distributed import Ranks
 from .dynamic_sampling import rows_without_spread
@@ -38,7 +39,7 @@ _SCALE = "selection_scale"  # scalar: N / K, where the pools are micro-batches
 _ADDED = (_WEIGHTS, _PRIORITIES, _SCALE)
 
 
-class ForkingGRPOTrainer(GRPOTrainer):
+class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] whose policy gradient sees the forking tokens only.
 

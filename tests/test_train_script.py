@@ -1,0 +1,126 @@
+"""`examples/train.py` as a user runs it: real text, real parsing, real processes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import train as script
+import yaml
+from conftest import build_model
+from safetensors.torch import load_file
+from test_features import byte_tokenizer
+from trl import ModelConfig, TrlParser
+
+from trl_fork import ForkingGRPOConfig
+
+
+ROOT = Path(__file__).parent.parent
+GSM8K = ROOT / "tests" / "data" / "gsm8k.jsonl"
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Settings of a two-step run on GSM8K with a tiny model that can spell but not count."""
+    tokenizer = byte_tokenizer()
+    build_model(tokenizer, max_position_embeddings=2048, initializer_range=0.02).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return {
+        "model_name_or_path": str(tmp_path / "model"),
+        "dataset_name": str(GSM8K),
+        "instruction": "{question} Put your final answer within \\boxed{}.",
+        "output_dir": str(tmp_path / "run"),
+        "use_cpu": True,
+        "bf16": False,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 4,
+        "max_completion_length": 12,
+        "logging_steps": 1,
+        "save_steps": 1,
+        "report_to": "none",
+    }
+
+
+def write(recipe, tmp_path) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return str(path)
+
+
+def parse(*arguments):
+    return TrlParser((script.ForkingScriptArguments, ForkingGRPOConfig, ModelConfig)).parse_args_and_config(arguments)
+
+
+def test_trains_saves_and_resumes(recipe, tmp_path):
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"),
+        *(str(ROOT / "examples" / "train.py"), "--config", write(recipe, tmp_path)),
+    ]
+    first = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=250)
+    assert first.returncode == 0, first.stderr[-3000:]
+    run = tmp_path / "run"
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == [1, 2]
+    for entry in history[:2]:
+        assert entry["rewards/accuracy_reward/mean"] == 0.0  # it cannot count; the reward has parsed every solution
+        assert entry["forking/selected_fraction"] == pytest.approx(0.2, abs=0.02)
+    assert (run / "training.png").stat().st_size > 10_000
+    weights = load_file(run / "model.safetensors")
+
+    again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=250)
+    assert again.returncode != 0
+    assert "holds another run (checkpoint-" in again.stderr and "--resume_from_checkpoint true" in again.stderr
+
+    resumed = subprocess.run(
+        [*command, "--resume_from_checkpoint", "true", "--max_steps", "3", "--learning_rate", "0.01"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=250,
+    )
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3]
+    assert any((weights[name] != tensor).any() for name, tensor in load_file(run / "model.safetensors").items())
+
+
+def test_lora_from_the_model_config(recipe, tmp_path):
+    recipe |= {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear", "max_steps": 1}
+    script.main(*parse("--config", write(recipe, tmp_path)))
+    assert (tmp_path / "run" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_command_line_wins_and_unknown_keys_are_errors(recipe, tmp_path):
+    _, args, _ = parse("--config", write(recipe, tmp_path), "--top_entropy_quantile", "0.5")
+    assert args.top_entropy_quantile == 0.5
+    recipe["top_entropy_quantil"] = 0.1
+    with pytest.raises(ValueError, match="top_entropy_quantil"):
+        parse("--config", write(recipe, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset_name": None}, "dataset_name is not set"),
+        ({"model_name_or_path": None}, "model_name_or_path is not set"),
+        ({"prompt_column": "problem"}, r"no column 'problem'; it has \['question', 'answer'\]"),
+        ({"reward_funcs": ["acuracy_reward"]}, "unknown reward function 'acuracy_reward'"),
+        ({"per_device_train_batch_size": 400}, "has 16 rows, but one generation batch takes 200 prompts"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_bad_input_stops_before_training(change, message, recipe, tmp_path):
+    arguments = parse("--config", write({**recipe, **change}, tmp_path))
+    with pytest.raises(ValueError, match=message):
+        script.main(*arguments)
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_parses(path):
+    arguments, args, model_config = parse("--config", str(path))
+    assert arguments.dataset_name and model_config.model_name_or_path and args.output_dir
