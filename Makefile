@@ -11,10 +11,10 @@ quickstart: $(INSTALLED)  ## Train a tiny model on its forking tokens: a few min
 	$(BIN)/python examples/quickstart.py
 
 test: $(INSTALLED)  ## Offline, on the CPU, minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ARGS)
 
 test-slow: $(INSTALLED)  ## The quickstart for three seeds and the commands of the README
-	$(BIN)/python -m pytest -m slow --timeout 1800
+	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

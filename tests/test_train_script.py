@@ -34,6 +34,7 @@ def recipe(tmp_path):
         "use_cpu": True,
         "bf16": False,
         "max_steps": 2,
+        "lr_scheduler_type": "constant",
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 2,
         "num_generations": 4,
@@ -55,6 +56,11 @@ def parse(*arguments):
 
 
 def test_trains_saves_and_resumes(recipe, tmp_path):
+    # A reward of our own as well: the accuracy of a model that cannot count has no gradient.
+    (tmp_path / "own_rewards.py").write_text(
+        "def letters(completions, **kwargs):\n    return [float(len(set(c[0]['content']))) for c in completions]\n"
+    )
+    recipe["reward_funcs"] = ["accuracy_reward", "own_rewards.letters"]
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"),
         *(str(ROOT / "examples" / "train.py"), "--config", write(recipe, tmp_path)),
@@ -65,7 +71,7 @@ def test_trains_saves_and_resumes(recipe, tmp_path):
     history = json.loads((run / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2]
     for entry in history[:2]:
-        assert entry["rewards/accuracy_reward/mean"] == 0.0  # it cannot count; the reward has parsed every solution
+        assert entry["rewards/accuracy_reward/mean"] == 0.0  # not NaN: every solution was parsed
         assert entry["forking/selected_fraction"] == pytest.approx(0.2, abs=0.02)
     assert (run / "training.png").stat().st_size > 10_000
     weights = load_file(run / "model.safetensors")

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from importlib.metadata import version
 
 import torch
+import trl.trainer.utils as trl_utils
 from accelerate.utils import is_peft_model
 from transformers.utils import is_peft_available
 from transformers.utils import logging as transformers_logging
 from trl import GRPOTrainer
+from trl.kernels import ChunkedLogProbFunction  # noqa: F401
 from trl.trainer.utils import get_config_model_id  # noqa: F401
 
 
@@ -136,3 +138,19 @@ def evaluation_mode(model: torch.nn.Module):
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def fused_head_function(function):
+    """
+    Let the fused LM head call `function.apply` in place of `ChunkedLogProbFunction.apply`.
+
+    For a forward pass, not for good: other trainers of the process keep TRL's. The backward belongs to the graph that
+    the forward has made.
+    """
+    original = trl_utils._ChunkedLogProbFunction
+    trl_utils._ChunkedLogProbFunction = function
+    try:
+        yield
+    finally:
+        trl_utils._ChunkedLogProbFunction = original

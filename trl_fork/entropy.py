@@ -48,3 +48,41 @@ def token_entropy(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tenso
         products = log_probs.exp() * log_probs.clamp(min=torch.finfo(torch.float32).min)
         entropies[start : start + rows] = -products.sum(-1)
     return entropies.view(logits.shape[:-1]).abs()  # abs: -0.0 of a one-hot distribution
+
+
+@torch.no_grad()
+def completion_entropies(
+    model: torch.nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    completion_length: int,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """
+    Entropy of the distribution that each completion token was drawn from.
+
+    The entropy that belongs to a token is that of the position before it, which predicts it.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model. Its training mode is left as it is: call `model.eval()` first, or dropout will
+            change the entropies.
+        input_ids, attention_mask (`torch.Tensor` of shape `(batch, seq)`):
+            Prompts, padded on the left, and completions, padded on the right.
+        completion_length (`int`):
+            Number of positions at the end that are completion; at least one prompt token must stand before them.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Decoding temperature; must be positive.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, completion_length)`: float32, in nats. What stands at padding means nothing.
+    """
+    if not 0 < completion_length < input_ids.shape[1]:
+        raise ValueError(
+            f"completion_length must be in [1, {input_ids.shape[1] - 1}], got {completion_length}: the first "
+            "completion token is predicted at the position before it."
+        )
+    # Explicit positions: models count padding on the left as positions otherwise.
+    position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids).logits
+    return token_entropy(logits[:, -completion_length - 1 : -1], temperature)

@@ -1,0 +1,142 @@
+"""What a run looks like: its curves as a picture, a completion with its forking tokens in colour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+# Okabe and Ito: told apart by colour-blind readers, and by their lightness in print
+_BLUE, _VERMILION = "#0072B2", "#D55E00"
+_GREY = "#595959"
+_HIGHLIGHT = "bold black on #E69F00"  # the same palette's orange; bold where there is no colour
+
+
+class Panel(NamedTuple):
+    """One curve of `training.png`."""
+
+    title: str
+    unit: str
+    key: str  # of the log
+    colour: str = _BLUE
+    is_fraction: bool = False
+
+
+PANELS = (
+    Panel("Training reward", "mean reward", "reward"),
+    Panel("Held-out accuracy", "fraction right", "eval_rewards/accuracy_reward/mean", _VERMILION, True),
+    Panel("Held-out reward", "mean reward", "eval_reward", _VERMILION),
+    Panel("Length of completions", "tokens", "completions/mean_length"),
+    Panel("Entropy of the policy", "nats per token", "entropy"),
+    Panel("Forking threshold", "nats", "forking/entropy_threshold"),
+    Panel("Tokens trained on", "fraction of tokens", "forking/selected_fraction", is_fraction=True),
+)
+
+
+def plot_training(log_history: list[dict], path: str | Path) -> None:
+    """
+    Draw the curves of a run as small multiples over optimizer steps.
+
+    Args:
+        log_history (`list[dict]`):
+            That of `trainer.state`, or of a `trainer_state.json`.
+        path (`str` or `Path`):
+            Where the picture goes; its suffix is its format.
+
+    Raises:
+        `ImportError`: without matplotlib.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError as error:
+        raise ImportError("plot_training needs matplotlib: `pip install trl_fork[report]`.") from error
+
+    curves = _curves(log_history)
+    columns = min(3, len(curves)) or 1
+    rows = -(-len(curves) // columns) or 1
+    figure = Figure(figsize=(4.0 * columns, 2.9 * rows + 0.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)  # not pyplot, whose backend and open figures belong to the caller
+    figure.suptitle("Reinforcement learning on forking tokens", fontsize=14, fontweight="bold")
+    if not curves:  # no error: this stands at the end of a long run
+        figure.text(0.5, 0.4, "Nothing was logged.\nLower logging_steps.", ha="center", fontsize=11, color=_GREY)
+    last_step = max((steps[-1] for _, steps, _ in curves), default=1)
+    for index, (panel, steps, values) in enumerate(curves):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        marker = "o" if len(steps) < 25 else ""
+        axes.plot(steps, values, color=panel.colour, marker=marker, markersize=4, linewidth=1.8, clip_on=False)
+        axes.annotate(
+            f"{values[-1]:.3g}",
+            (steps[-1], values[-1]),
+            textcoords="offset points",
+            xytext=(6, 0),
+            va="center",
+            fontsize=9,
+            color=panel.colour,
+        )
+        axes.set_title(panel.title, fontsize=11, loc="left")
+        axes.set_ylabel(panel.unit, fontsize=9, color=_GREY)
+        axes.set_xlabel("optimizer step", fontsize=9, color=_GREY)
+        axes.set_xlim(0, last_step * 1.2)  # room for the last value
+        axes.set_ylim(*_limits(values, panel.is_fraction))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.tick_params(labelsize=9, colors=_GREY)
+        axes.grid(color="0.9", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def highlight_tokens(tokenizer, token_ids: list[int], selected: list[bool]) -> Text:
+    """
+    Render a completion with its selected tokens highlighted.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the completion.
+        token_ids (`list[int]`):
+            The completion. Special tokens are left out of the text.
+        selected (`list[bool]`):
+            Which of them to highlight, such as one row of [`select_tokens`] on the [`~entropy.completion_entropies`]
+            of a batch.
+
+    Returns:
+        [`~rich.text.Text`].
+
+    Raises:
+        `ImportError`: without rich.
+    """
+    try:
+        from rich.text import Text
+    except ImportError as error:
+        raise ImportError("highlight_tokens needs rich: `pip install trl_fork[report]`.") from error
+
+    text = Text()
+    special = set(tokenizer.all_special_ids)
+    for token_id, is_selected in zip(token_ids, selected, strict=True):
+        if token_id not in special:
+            text.append(tokenizer.decode([token_id]), style=_HIGHLIGHT if is_selected else None)
+    return text
+
+
+def _curves(log_history):
+    """(panel, steps, values) of every panel that the log has values for."""
+    curves = []
+    for panel in PANELS:
+        points = [(entry["step"], entry[panel.key]) for entry in log_history if entry.get(panel.key) is not None]
+        is_repeated = panel.key == "eval_reward" and any(p.title == "Held-out accuracy" for p, _, _ in curves)
+        if points and not is_repeated:
+            curves.append((panel, *zip(*points, strict=True)))
+    return curves
+
+
+def _limits(values, is_fraction: bool) -> tuple[float, float]:
+    if is_fraction:
+        return 0.0, 1.02
+    lowest, highest = min(0.0, *values), max(0.0, *values)
+    margin = 0.08 * (highest - lowest or 1.0)
+    return lowest - margin * (lowest < 0), highest + margin
