@@ -21,7 +21,7 @@ os.environ["PYTHONWARNINGS"] = "ignore"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
-# Tensors this small gain nothing from more threads, and spinning threads slow down whatever else the computer does.
+# A precaution for busy computers: threads that spin while they wait have made steps several times slower there.
 os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -110,10 +110,12 @@ class FixedRollouts:
         return Dataset.from_dict({"prompt": self.texts})
 
     def __call__(self, prompts, trainer):
-        seen, batch = {}, []
-        for row, text in enumerate(prompts):
-            i = seen[text] = seen.get(text, -1) + 1
-            i %= NUM_GENERATIONS
+        # Of the rows of all processes, this rank generates `len(prompts)` from this one on. Its first group may have
+        # begun on the rank before.
+        first = trainer.accelerator.process_index * len(prompts)
+        occurrences = list(self._occurrences(prompts, first % trainer.num_generations))
+        batch = []
+        for row, (text, i) in enumerate(occurrences, start=first):
             ids = self.completions[text, i]
             truncated = ids[-1] != self.tokenizer.eos_token_id
             valid = [m * (not (truncated and trainer.mask_truncated_completions)) for m in self.masks[text, i]]
@@ -135,15 +137,16 @@ class FixedRollouts:
             "fixed_reward": [r.reward for r in batch],
         }
         if self.env_mask:
-            output["env_mask"] = [self.masks[text, i % NUM_GENERATIONS] for text, i in self._occurrences(prompts)]
+            output["env_mask"] = [self.masks[key] for key in occurrences]
         return output
 
     @staticmethod
-    def _occurrences(prompts):
-        seen = {}
+    def _occurrences(prompts, before):
+        """Which completion of its prompt each row is, where `before` of the first prompt came earlier."""
+        seen = {prompts[0]: before - 1}
         for text in prompts:
             seen[text] = seen.get(text, -1) + 1
-            yield text, seen[text]
+            yield text, seen[text] % NUM_GENERATIONS
 
 
 def fixed_reward(completions, fixed_reward, **kwargs):
