@@ -17,7 +17,7 @@ from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_qu
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 from trl_fork.checkpoints import check_model_will_be_saved
 from trl_fork.data import load_split, to_prompt_and_solution
-from trl_fork.report import plot_training
+from trl_fork.report import plot_training, require_matplotlib
 from trl_fork.rewards import get_reward_function
 
 
@@ -84,6 +84,7 @@ def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_confi
     if not model_config.model_name_or_path:
         raise ValueError("model_name_or_path is not set: name a model of the Hub, or a local folder.")
     refuse_other_run(args)
+    require_matplotlib()
     args.model_init_kwargs = {
         "revision": model_config.model_revision,
         "attn_implementation": model_config.attn_implementation,

@@ -20,6 +20,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 
 
+# Tensors are tiny: more threads only wait for each other, several times as long on a busy machine.
+torch.set_num_threads(1)
+
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 NUM_GENERATIONS = 8
 
@@ -160,16 +163,14 @@ class SpyTrainer(ForkingGRPOTrainer):
         self.micro_batches, self.weights, self.scoring_passes = [], [], 0
         super().__init__(*args, **kwargs)
 
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        output["row"] = torch.arange(len(output["advantages"]))  # travels with its row
+        return output
+
     def compute_loss(self, model, inputs, *args, **kwargs):
         if self.model.training:
-            self.micro_batches.append(
-                [
-                    tuple(prompt[prompt_mask.bool()].tolist() + completion.tolist())
-                    for prompt, prompt_mask, completion in zip(
-                        inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], strict=True
-                    )
-                ]
-            )
+            self.micro_batches.append(inputs["row"].tolist())
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def get_high_entropy_mask(self, entropies, mask, threshold):
@@ -182,13 +183,8 @@ class SpyTrainer(ForkingGRPOTrainer):
         return super()._get_per_token_logps_and_entropies(model, input_ids, *args, **kwargs)
 
     def rows_of_micro_batches(self, batch: list[Rollout]) -> list[list[int]]:
-        """Row numbers, in generation order, of every micro-batch so far."""
-        rows = {}
-        longest = max(len(r.completion) for r in batch)
-        for rollout in batch:
-            padding = [self._tokenizer.pad_token_id] * (longest - len(rollout.completion))
-            rows[tuple(rollout.prompt + rollout.completion + padding)] = rollout.row
-        return [[rows[key] for key in keys] for keys in self.micro_batches]
+        """Row numbers, in the generation order of all processes, of every micro-batch so far."""
+        return [[batch[row].row for row in rows] for rows in self.micro_batches]
 
 
 def train(model, tokenizer, rollouts, tmp_path, trainer_class=SpyTrainer, config_class=ForkingGRPOConfig, **settings):

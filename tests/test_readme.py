@@ -1,4 +1,4 @@
-"""What the README shows is run: its snippets with local stand-ins for names on the Hub, its commands in a fresh clone."""
+"""What the README shows is run: snippets with local stand-ins for names on the Hub, commands in a fresh clone."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def test_lora_command(stand_ins):
     ):
         words[words.index(name)] = replacement
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", str(ROOT / words[2])]
-    small = "--use_cpu true --bf16 false --max_steps 1 --report_to none".split()
+    small = ["--use_cpu", "true", "--bf16", "false", "--max_steps", "1", "--report_to", "none"]
     done = subprocess.run([*launcher, *words[3:], *small], capture_output=True, text=True, cwd=stand_ins, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (stand_ins / "run" / "adapter_model.safetensors").exists()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from conftest import build_model, build_tokenizer
 from safetensors.torch import load_file
+from test_distributed import kill_family
 
 
 ROOT = Path(__file__).parent.parent
@@ -46,13 +46,11 @@ def launch(engine, directory, *arguments):
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
         try:
             process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            kill_family(process)
             pytest.fail(f"still running after {TIMEOUT} s:\n{(directory / 'output.txt').read_text()[-3000:]}")
     return process.returncode, (directory / "output.txt").read_text()
 

@@ -48,11 +48,12 @@ def parameters_of(model):
 
 
 class _Recorder:
-    """Keeps the advantages that reach the loss."""
+    """Keeps the advantages of the generation batch."""
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        self.seen = inputs["advantages"]
-        return super().compute_loss(model, inputs, *args, **kwargs)
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        self.seen = output["advantages"]
+        return output
 
 
 # ---------------------------------------------------------------------- TRL's other arguments
@@ -119,10 +120,10 @@ def test_truncated_completions_are_outside_every_pool(model, start, tokenizer, t
 @pytest.mark.parametrize("scope", ["batch", "micro_batch", "sequence"])
 def test_environment_tokens_are_outside_every_pool(scope, model, start, tokenizer, tmp_path):
     rollouts = FixedRollouts(tokenizer, env_mask=True)
-    trainer = train(model, tokenizer, rollouts, tmp_path, entropy_threshold_scope=scope)
+    train(model, tokenizer, rollouts, tmp_path, entropy_threshold_scope=scope)
     batch = rollouts.generated[0]
     entropies, advantages = naive_view(start, batch)
-    pools = [[r.row] for r in batch] if scope == "sequence" else trainer.rows_of_micro_batches(batch)
+    pools = [[r.row] for r in batch] if scope == "sequence" else [[r.row for r in batch]]  # one micro-batch
     selected = select(batch, entropies, RHO, "high_entropy", pools)
     expected = loss(start, batch, advantages, selected, len(selected))
     assert relative_difference(weight_change(start, model), gradient(start, expected)) < 1e-5
@@ -279,12 +280,9 @@ def test_lora(model, start, tokenizer, tmp_path):
     settings = {"peft_config": LoraConfig(r=4, lora_alpha=64, lora_dropout=0.5, target_modules="all-linear")}
     trainer = train(
         model, tokenizer, rollouts, tmp_path, per_device_train_batch_size=8, steps_per_generation=4, max_steps=4,
-        learning_rate=0.1, **settings,
+        learning_rate=0.02, **settings,
     )  # fmt: skip
     # After the first batch the adapter is no longer zero, so dropout would show in the second batch's entropies.
-    trainer.args.max_steps = 8
-    trainer.micro_batches.clear()
-    trainer.weights.clear()
     before = plain_copy(trainer.model)
     batch_inputs = next(iter(trainer.get_train_dataloader()))
     output = trainer._generate_and_score_completions(batch_inputs)

@@ -22,7 +22,9 @@ from .data import check_tokenizer, check_training_data, refuse_empty_completions
 from .distributed import Ranks
 from .dynamic_sampling import rows_without_spread
 from .forking_grpo_config import ForkingGRPOConfig
+from .lm_head import row_sparse_head
 from .metrics import selection_metrics
+from .savings import arrange, has_rotary_positions, plan_savings, score_by_length
 from .selection import (
     NaNEntropyError,
     check_entropies,
@@ -36,7 +38,8 @@ from .selection import (
 _WEIGHTS = "selection_weights"  # (batch, seq) float: multiplies the policy term
 _PRIORITIES = "selection_priorities"  # (batch, seq) long: for random selections from pools that do not exist yet
 _SCALE = "selection_scale"  # scalar: N / K, where the pools are micro-batches
-_ADDED = (_WEIGHTS, _PRIORITIES, _SCALE)
+_ARRANGED = "rows_arranged"  # marks micro-batches that have been through `arrange`
+_ADDED = (_WEIGHTS, _PRIORITIES, _SCALE, _ARRANGED)
 
 
 class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
@@ -138,6 +141,14 @@ class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
                 "tested with image inputs. Set top_entropy_quantile=1.0, or pass a tokenizer to train on text alone."
             )
         self._ranks = Ranks(self.accelerator)
+        self._savings = plan_savings(
+            args,
+            rotary_positions=has_rotary_positions(self.model.config),
+            image_inputs=isinstance(self.processing_class, ProcessorMixin),
+            auxiliary_loss=self.aux_loss_enabled,
+        )
+        for saving, reason in self._savings.reasons.items():
+            logger.info(f"skip_inert_compute: no saving of {saving}: {reason}.")
         # Entropies that TRL's old-log-probability pass has left, with the ids they are of; `None` while nobody asks.
         self._old_policy_scores: list | None = None
         self._generation_rewards = None  # (rows of all ranks, reward functions), of the latest generation batch
@@ -203,22 +214,35 @@ class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
     ):
-        arguments = (model, input_ids, attention_mask, logits_to_keep, batch_size)
-        reuse = (
-            self._old_policy_scores == []
-            and not torch.is_grad_enabled()
-            and model is self.model
-            and training_adapter_is_active(model)
-        )
+        if torch.is_grad_enabled():
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
+            )
+        reuse = self._old_policy_scores == [] and model is self.model and training_adapter_is_active(model)
         if not reuse:
-            return super()._get_per_token_logps_and_entropies(*arguments, compute_entropy=compute_entropy, **kwargs)
+            return self._score(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs)
         # Dropout would change the selection from one scoring of the same tokens to the next.
         with evaluation_mode(model):
-            logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
-                *arguments, compute_entropy=True, **kwargs
+            logps, entropies, aux_loss = self._score(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, True, **kwargs
             )
         self._old_policy_scores.append((input_ids, entropies))
         return logps, entropies if compute_entropy else None, aux_loss
+
+    def _score(self, model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs):
+        """TRL's pass without gradient; in chunks of similar length where padding can be cut."""
+        score = super()._get_per_token_logps_and_entropies
+        if not self._savings.padding or kwargs.get("compute_aux_loss"):
+            return score(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs)
+
+        def score_chunk(ids, mask, length):
+            completion_mask = mask[:, -length:]
+            with row_sparse_head(completion_mask, completion_mask):
+                return score(model, ids, mask, length, compute_entropy=compute_entropy, **kwargs)[:2]
+
+        batch_size = batch_size or len(input_ids)
+        left = self._savings.left_padding
+        return *score_by_length(score_chunk, input_ids, attention_mask, logits_to_keep, batch_size, left=left), None
 
     def _starting_policy_entropies(self, output, scores):
         input_ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
@@ -241,6 +265,9 @@ class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
         selected = self._select(entropies, mask, priorities)
         if entropies is not None:
             self._record_metrics("train", entropies, mask, selected, output["advantages"])
+            if self._savings.partial_forward:  # in place of the average over what the training pass sees
+                sums = self._ranks.sum(torch.stack([(entropies * mask).sum(), mask.sum()]))
+                self._metrics["train"]["entropy"].append((sums[0] / sums[1].clamp(min=1)).item())
         return selected.float() * self._count_scale(mask, selected)
 
     def _prepare_inputs(self, generation_batch):
@@ -250,6 +277,13 @@ class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
             scale = self._micro_batch_scale(self._buffered_inputs)
             for batch in self._buffered_inputs:
                 batch[_SCALE] = scale
+        if self.model.training and self._savings.padding and _ARRANGED not in inputs:
+            steps = self.args.steps_per_generation
+            window = min(self.args.gradient_accumulation_steps, steps)
+            self._buffered_inputs = arrange(self._buffered_inputs, window, self._savings, _WEIGHTS, self._ranks)
+            for batch in self._buffered_inputs:
+                batch[_ARRANGED] = True
+            inputs = self._buffered_inputs[self._step % steps]
         return inputs
 
     # ------------------------------------------------------------------ denominators
@@ -287,9 +321,40 @@ class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
         batch = {key: value for key, value in inputs.items() if key not in _ADDED}
         self._loss_inputs = inputs
         try:
-            return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
+            if not (self._savings.head_backward and self.model.training):
+                return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
+            wanted = batch["completion_mask"]
+            if self._savings.head_forward:
+                # Where nothing is scored the log-probability is 0; an old one of -100 would make a ratio of infinity,
+                # and infinity times a weight of 0 is NaN.
+                wanted = (inputs[_WEIGHTS] != 0) & (inputs["advantages"] != 0).unsqueeze(1)
+                if batch.get("old_per_token_logps") is not None:
+                    batch["old_per_token_logps"] = batch["old_per_token_logps"] * wanted
+            with row_sparse_head(wanted, batch["completion_mask"]):
+                loss = super().compute_loss(model, batch, return_outputs, num_items_in_batch)
+            if self._savings.partial_forward:
+                self._rename_partial_metrics(_loss_mask(batch), wanted)
+            return loss
         finally:
             self._loss_inputs = None
+
+    def _rename_partial_metrics(self, mask, wanted):
+        """
+        Keep TRL's names from meaning something else where the training pass sees part of the tokens.
+
+        `entropy` has been logged from the scoring pass. Clip ratios are over the tokens seen: a ratio is 1, and not
+        clipped, where nothing was scored, so that a mean over `mask` becomes one over `wanted` by their counts.
+        """
+        metrics = self._metrics["train"]
+        metrics["entropy"].pop()
+        seen = wanted if self._savings.head_forward else mask
+        num_valid, num_seen = self._ranks.sum(torch.stack([(mask != 0).sum(), (seen != 0).sum()])).tolist()
+        for name in [name for name in metrics if name.startswith("clip_ratio/")]:
+            value = metrics[name].pop()
+            if not metrics[name]:
+                del metrics[name]
+            if name.endswith("_mean"):
+                metrics[f"forking/{name}"].append(value * num_valid / max(num_seen, 1))
 
     def get_high_entropy_mask(self, entropies, mask, threshold):
         """

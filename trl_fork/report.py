@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,6 +37,12 @@ PANELS = (
 )
 
 
+def require_matplotlib() -> None:
+    """Raise an `ImportError` that says how to get matplotlib: before a long run, rather than at its end."""
+    if find_spec("matplotlib") is None:
+        raise ImportError("training.png needs matplotlib: `pip install trl_fork[report]`.")
+
+
 def plot_training(log_history: list[dict], path: str | Path) -> None:
     """
     Draw the curves of a run as small multiples over optimizer steps.
@@ -49,12 +56,10 @@ def plot_training(log_history: list[dict], path: str | Path) -> None:
     Raises:
         `ImportError`: without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise ImportError("plot_training needs matplotlib: `pip install trl_fork[report]`.") from error
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     curves = _curves(log_history)
     columns = min(3, len(curves)) or 1

@@ -1,0 +1,110 @@
+"""
+The same gradient from smaller batches: no padding that nobody reads, no rows without gradient.
+
+Pure functions of TRL's batch dictionaries: `prompt_ids` and `prompt_mask` of shape `(batch, prompt_length)`, padded on
+the left; tensors of shape `(batch, completion_length)`, padded on the right; tensors and lists with one entry per row;
+scalars. A loss that is a sum over tokens divided by a count that does not depend on the micro-batch has the same
+gradient for any distribution of its rows over the micro-batches of an optimizer step.
+"""
+
+from itertools import accumulate, pairwise
+
+import torch
+
+
+def cut_padding(batch: dict, *, left: bool = True) -> dict:
+    """
+    Cut a batch to its own longest prompt and completion.
+
+    TRL pads every micro-batch to the longest completion of the whole generation batch. Attention is masked there, so
+    that nothing else reads it; only where positions are counted from the left end does its length show.
+
+    Args:
+        batch (`dict`):
+            Batch of at least one row.
+        left (`bool`, *optional*, defaults to `True`):
+            Whether to cut prompts. Only exact for models with relative (rotary) positions.
+
+    Returns:
+        `dict`: the batch with views of its tensors. At least one position of each part stays.
+    """
+    prompt_length, completion_length = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]
+    prompt = max(int(batch["prompt_mask"].sum(1).max()), 1) if left else prompt_length
+    completion = max(_last_valid(batch["completion_mask"]), 1)
+    cut = {}
+    for key, value in batch.items():
+        if key in ("prompt_ids", "prompt_mask"):
+            value = value[:, prompt_length - prompt :]
+        elif isinstance(value, torch.Tensor) and value.dim() == 2 and value.shape[1] == completion_length:
+            value = value[:, :completion]
+        cut[key] = value
+    return cut
+
+
+def _last_valid(mask: torch.Tensor) -> int:
+    positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return int((mask.bool() * positions).max()) if mask.numel() else 0
+
+
+def inert_rows(batch: dict, weights: torch.Tensor | None) -> torch.Tensor:
+    """
+    Rows whose policy gradient is exactly zero: no advantage, no valid token, or no selected one. Shape `(batch,)`.
+
+    Every term of such a row's loss is multiplied by a zero. Without KL term, entropy bonus and auxiliary loss, the row
+    has no other.
+    """
+    mask = batch["completion_mask"] if "tool_mask" not in batch else batch["completion_mask"] * batch["tool_mask"]
+    used = mask if weights is None else mask * (weights != 0)
+    return (batch["advantages"] == 0) | ~(used != 0).any(1)
+
+
+def lengths(batch: dict) -> torch.Tensor:
+    """Prompt and completion tokens of each row, shape `(batch,)`."""
+    return batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)
+
+
+def plan_window(row_lengths: torch.Tensor, inert: torch.Tensor, num_batches: int, num_rows: int) -> list[list[int]]:
+    """
+    Distribute the rows of an optimizer step over its micro-batches: similar lengths together, inert rows left out.
+
+    Args:
+        row_lengths (`torch.Tensor` of shape `(rows,)`):
+            Tokens of each row.
+        inert (`torch.BoolTensor` of shape `(rows,)`):
+            Rows that may be left out.
+        num_batches (`int`):
+            Micro-batches of the step.
+        num_rows (`int`):
+            Rows to keep, the same on every rank and at least the number of rows that are not inert: TRL gathers one
+            metric per row, so that unequal counts would abort or hang. The shortest inert rows fill up.
+
+    Returns:
+        `list[list[int]]`: row numbers of each micro-batch, longest first; sizes differ by at most one, none is empty.
+    """
+    order = sorted(range(len(row_lengths)), key=lambda row: (bool(inert[row]), int(row_lengths[row])))
+    kept = sorted(order[:num_rows], key=lambda row: -int(row_lengths[row]))
+    sizes = [num_rows // num_batches + (i < num_rows % num_batches) for i in range(num_batches)]
+    # Long rows into the smaller micro-batches: their padded size is what memory has to hold.
+    sizes.reverse()
+    bounds = accumulate(sizes, initial=0)
+    return [kept[a:b] for a, b in pairwise(bounds)]
+
+
+def take_rows(batches: list[dict], rows: list[int]) -> dict:
+    """
+    A batch of the given rows, numbered through `batches` of equal shapes.
+
+    Tensors and lists with one entry per row are joined and indexed; scalars, the same in all batches, stay.
+    """
+    size = len(batches[0]["prompt_ids"])
+    taken = {}
+    for key, value in batches[0].items():
+        if isinstance(value, torch.Tensor) and value.dim() > 0:
+            joined = torch.cat([batch[key] for batch in batches])
+            taken[key] = joined[torch.tensor(rows, device=joined.device)]
+        elif isinstance(value, list) and len(value) == size:
+            joined = [item for batch in batches for item in batch[key]]
+            taken[key] = [joined[row] for row in rows]
+        else:
+            taken[key] = value
+    return taken

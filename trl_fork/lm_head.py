@@ -1,0 +1,101 @@
+"""
+The LM head on the rows that matter.
+
+TRL's fused head projects every completion token to the vocabulary, in the forward pass and again in the backward pass.
+A token outside the selection is multiplied by zero afterwards, so that the gradient of its row is exactly zero: the
+backward need not visit it, and where the selection is known beforehand, the forward need not either. The kernels, on
+Triton and on other devices, are TRL's own; they are given fewer rows.
+"""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import torch
+
+from ._trl import ChunkedLogProbFunction, fused_head_function
+
+
+# What TRL's backward reads from its context beside the saved tensors.
+_CONTEXT = ("compute_dtype", "chunk_size", "kernel_args", "needs_input_grad")
+
+rows_projected = {"forward": 0, "backward": 0}  # in all calls so far: the proof that the sparse path ran
+
+
+class RowSparseLogProbFunction(ChunkedLogProbFunction):
+    """
+    `ChunkedLogProbFunction` whose backward visits only rows with a nonzero upstream gradient.
+
+    Equal, in value and gradient, to the function it derives from. A row's contribution to every gradient is linear in
+    the upstream gradients of its log-probability and of its entropy; where both are zero, the row adds nothing to the
+    gradients of weight and bias, and its own is zero. The backward is TRL's, called with the other rows. It gathers a
+    partitioned head once, also when no row is left, so that ZeRO-3's ranks stay in step.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, *arguments):
+        rows_projected["forward"] += len(hidden)
+        return ChunkedLogProbFunction.forward(ctx, hidden, *arguments)
+
+    @staticmethod
+    def backward(ctx, grad_logprobs, grad_entropy, *others):
+        hidden, weight, bias, targets, log_z, entropy = ctx.saved_tensors
+        has_gradient = torch.zeros_like(log_z, dtype=torch.bool)
+        for gradient in (grad_logprobs, grad_entropy):
+            if gradient is not None:
+                has_gradient |= gradient != 0  # NaN is not 0: it has to reach the optimizer and be seen
+        rows = has_gradient.nonzero().squeeze(1)
+        rows_projected["backward"] += len(rows)
+        fewer = SimpleNamespace(**{name: getattr(ctx, name) for name in _CONTEXT})
+        fewer.saved_tensors = (hidden[rows], weight, bias, targets[rows], log_z[rows], entropy[rows])
+        grad_hidden, *rest = ChunkedLogProbFunction.backward(
+            fewer,
+            None if grad_logprobs is None else grad_logprobs[rows],
+            None if grad_entropy is None else grad_entropy[rows],
+            *others,
+        )
+        if grad_hidden is not None:
+            grad_hidden = torch.zeros_like(hidden).index_copy_(0, rows, grad_hidden)
+        return grad_hidden, *rest
+
+
+@contextmanager
+def row_sparse_head(wanted: torch.Tensor | None = None, completion_mask: torch.Tensor | None = None):
+    """
+    Within this context TRL's fused head skips, in the backward, rows without gradient.
+
+    Args:
+        wanted (`torch.Tensor` of shape `(batch, completion_length)`, *optional*):
+            Nonzero at the completion tokens whose log-probability and entropy will be used. The forward then scores
+            these alone, and gives 0 for the others. By default it scores all.
+        completion_mask (`torch.Tensor` of shape `(batch, completion_length)`, *optional*):
+            Tokens that are not padding; required with `wanted`.
+    """
+
+    def project(hidden, weight, bias, targets, *settings):
+        rows = None if wanted is None else _rows_of(wanted, completion_mask, len(hidden))
+        if rows is None:
+            return RowSparseLogProbFunction.apply(hidden, weight, bias, targets, *settings)
+        # `index_select` and `index_copy` keep the graph: without any row the result is a differentiable zero.
+        outputs = RowSparseLogProbFunction.apply(
+            hidden.index_select(0, rows), weight, bias, targets.index_select(0, rows), *settings
+        )
+        return tuple(None if x is None else x.new_zeros(len(hidden)).index_copy(0, rows, x) for x in outputs)
+
+    with fused_head_function(SimpleNamespace(apply=project)):
+        yield
+
+
+def _rows_of(wanted, completion_mask, num_rows: int) -> torch.Tensor | None:
+    """
+    Where the wanted tokens are among the rows TRL projects, `None` if that is not known.
+
+    On Triton devices these rows are the valid completion tokens; elsewhere all positions that predict a token.
+    """
+    batch, length = wanted.shape
+    wanted, completion_mask = wanted.bool(), completion_mask.bool()
+    if num_rows == int(completion_mask.sum()):
+        return wanted[completion_mask].nonzero().squeeze(1)
+    per_row, remainder = divmod(num_rows, batch)
+    if remainder or per_row < length:  # virtual tokens of prompt-learning adapters, or a TRL that counts otherwise
+        return None
+    return torch.nn.functional.pad(wanted, (per_row - length, 0)).flatten().nonzero().squeeze(1)

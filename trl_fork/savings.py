@@ -1,0 +1,201 @@
+"""
+Which work can be left out of a run without changing its gradient, and leaving it out.
+
+A token outside the selection, a completion without advantage and a padding position are multiplied by zero somewhere
+in TRL's loss. What is multiplied by zero need not be computed, where nothing else reads it.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from .batching import cut_padding, inert_rows, lengths, plan_window, take_rows
+from .distributed import Ranks
+
+
+# Sums over tokens, divided by a count of the generation batch: the same however rows are spread over micro-batches
+_BATCH_COUNT_LOSSES = ("cispo", "dapo", "vespo")
+
+
+@dataclass(frozen=True)
+class Savings:
+    """
+    What is left out.
+
+    Args:
+        padding (`bool`): Padding beyond the longest completion of a micro-batch, in every forward pass.
+        left_padding (`bool`): Padding before its longest prompt, too.
+        ordering (`bool`): Rows of an optimizer step are distributed by length, so that there is less padding.
+        inert_rows (`bool`): Completions without gradient are left out of the training pass.
+        head_backward (`bool`): The LM head's backward visits only rows with a gradient.
+        head_forward (`bool`): Its forward, too, visits only selected tokens.
+        reasons (`dict[str, str]`): Why a saving is off.
+    """
+
+    padding: bool = False
+    left_padding: bool = False
+    ordering: bool = False
+    inert_rows: bool = False
+    head_backward: bool = False
+    head_forward: bool = False
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def partial_forward(self) -> bool:
+        """Whether the training pass sees fewer tokens than are valid, so that its averages are over fewer."""
+        return self.inert_rows or self.head_forward
+
+
+def plan_savings(args, *, rotary_positions: bool, image_inputs: bool, auxiliary_loss: bool) -> Savings:
+    """
+    The savings that are exact for a configuration.
+
+    Args:
+        args ([`ForkingGRPOConfig`]): The configuration.
+        rotary_positions (`bool`): Whether the model's positions are relative.
+        image_inputs (`bool`): Whether batches hold tensors that are not one row per completion.
+        auxiliary_loss (`bool`): Whether a mixture-of-experts loss is added, which every token reaches.
+    """
+    if not args.skip_inert_compute:
+        return Savings()
+    reasons = {}
+
+    def allowed(saving: str, *obstacles: tuple[bool, str]) -> bool:
+        for stands_in_the_way, reason in obstacles:
+            if stands_in_the_way:
+                reasons[saving] = reason
+                return False
+        return True
+
+    bonus = args.entropy_coef != 0.0 or args.use_adaptive_entropy
+    padding = allowed(
+        "padding",
+        (image_inputs, "image inputs are not cut with their rows"),
+        (args.pad_to_multiple_of is not None, "pad_to_multiple_of asks for padding"),
+    )
+    ordering = allowed(
+        "ordering",
+        (not padding, reasons.get("padding", "")),
+        (
+            args.selects_tokens and args.entropy_threshold_scope in ("micro_batch", "local"),
+            f"entropy_threshold_scope='{args.entropy_threshold_scope}' pools the rows of a micro-batch",
+        ),
+        (args.loss_type not in _BATCH_COUNT_LOSSES, f"loss_type='{args.loss_type}' averages over each micro-batch"),
+        (bonus, "the entropy bonus averages over each micro-batch"),
+        (auxiliary_loss, "the auxiliary loss averages over each micro-batch"),
+    )
+    # Where the training pass sees fewer tokens, the logged entropies have to come from a scoring pass.
+    unscored = (not args.scores_generation_batch, "no scoring pass supplies the entropies to log")
+    inert = allowed(
+        "inert_rows",
+        (not ordering, reasons.get("ordering", "")),
+        (args.beta != 0.0, "the KL term (beta) reaches every token"),
+        unscored,
+    )
+    head_forward = allowed(
+        "head_forward",
+        (image_inputs, "image inputs are not supported"),
+        (args.beta != 0.0, "the KL term (beta) reaches every token"),
+        (bonus, "the entropy bonus is not logged over selected tokens alone"),
+        (args.importance_sampling_level != "token", "a sequence-level ratio reads every token"),
+        (args.off_policy_mask_threshold is not None, "off_policy_mask_threshold reads every token"),
+        (args.loss_type == "vespo", "loss_type='vespo' reads every token"),
+        unscored,
+    )
+    return Savings(
+        padding=padding,
+        left_padding=padding and rotary_positions,
+        ordering=ordering,
+        inert_rows=inert,
+        head_backward=True,
+        head_forward=head_forward,
+        reasons=reasons,
+    )
+
+
+def has_rotary_positions(config) -> bool:
+    """Whether a model's configuration speaks of rotary embeddings: shifting all positions of a row changes nothing."""
+    return any(name.startswith("rope_") for name in vars(config.get_text_config()))
+
+
+def arrange(batches: list[dict], window: int, savings: Savings, weights_key: str, ranks: Ranks) -> list[dict]:
+    """
+    Rearrange a generation batch for its updates.
+
+    Args:
+        batches (`list[dict]`):
+            Micro-batches of this rank, of equal shapes.
+        window (`int`):
+            Micro-batches of one optimizer step; rows stay in their window.
+        savings ([`Savings`]):
+            What may be left out.
+        weights_key (`str`):
+            Key of the selection weights, if there are any.
+        ranks ([`~distributed.Ranks`]):
+            All of them keep equally many rows of a window.
+
+    Returns:
+        `list[dict]`: as many micro-batches.
+    """
+    arranged = []
+    for start in range(0, len(batches), window):
+        group = batches[start : start + window]
+        if savings.ordering:
+            inert = torch.cat([inert_rows(batch, batch.get(weights_key)) for batch in group])
+            if not savings.inert_rows:
+                inert = torch.zeros_like(inert)
+            active = ranks.gather((~inert).sum()).max()
+            num_rows = max(int(active), len(group))
+            plan = plan_window(torch.cat([lengths(batch) for batch in group]), inert, len(group), num_rows)
+            group = [take_rows(group, rows) for rows in plan]
+        if savings.padding:
+            group = [cut_padding(batch, left=savings.left_padding) for batch in group]
+        arranged += group
+    return arranged
+
+
+def score_by_length(score, input_ids, attention_mask, completion_length: int, batch_size: int, *, left: bool):
+    """
+    Score rows in chunks of similar length, each cut to its own longest prompt and completion.
+
+    Args:
+        score (`Callable`):
+            `score(input_ids, attention_mask, completion_length)`, the scoring of one chunk: two tensors of shape
+            `(chunk, completion_length)`, or `None` for the second.
+        input_ids, attention_mask (`torch.Tensor` of shape `(batch, seq)`):
+            Prompts padded on the left, completions on the right.
+        completion_length (`int`):
+            Positions at the end that are completion.
+        batch_size (`int`):
+            Rows of a chunk. As many chunks on every rank as there would be without ordering.
+        left (`bool`):
+            Whether to cut prompts.
+
+    Returns:
+        `tuple`: log-probabilities and entropies of shape `(batch, completion_length)`, 0 at padding.
+    """
+    results = [None, None]
+    prompt_length = input_ids.shape[1] - completion_length
+    order = attention_mask.sum(1).argsort(descending=True, stable=True)
+    for rows in order.split(batch_size):
+        chunk = cut_padding(
+            {
+                "prompt_ids": input_ids[rows, :prompt_length],
+                "prompt_mask": attention_mask[rows, :prompt_length],
+                "completion_ids": input_ids[rows, prompt_length:],
+                "completion_mask": attention_mask[rows, prompt_length:],
+            },
+            left=left,
+        )
+        length = chunk["completion_ids"].shape[1]
+        scores = score(
+            torch.cat([chunk["prompt_ids"], chunk["completion_ids"]], dim=1),
+            torch.cat([chunk["prompt_mask"], chunk["completion_mask"]], dim=1),
+            length,
+        )
+        for i, values in enumerate(scores):
+            if values is not None:
+                if results[i] is None:
+                    results[i] = values.new_zeros(len(input_ids), completion_length)
+                results[i][rows, :length] = values
+    return tuple(results)
