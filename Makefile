@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow lint venv clean
+.PHONY: quickstart test test-distributed test-slow lint venv clean
 
 quickstart: $(INSTALLED)  ## Train a tiny model on its forking tokens: a few minutes on a CPU, no download
 	$(BIN)/python examples/quickstart.py
@@ -13,8 +13,12 @@ quickstart: $(INSTALLED)  ## Train a tiny model on its forking tokens: a few min
 test: $(INSTALLED)  ## Offline, on the CPU, minutes
 	$(BIN)/python -m pytest $(ARGS)
 
+test-distributed: $(INSTALLED)  ## DDP, ZeRO, FSDP2, two machines, kill and resume: real processes over loopback
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[deepspeed]'
+	$(BIN)/python -m pytest -m distributed $(ARGS)
+
 test-slow: $(INSTALLED)  ## The quickstart for three seeds and the commands of the README
-	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
+	$(BIN)/python -m pytest -m 'slow and not distributed' --timeout 1800 $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

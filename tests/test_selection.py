@@ -12,7 +12,7 @@ from oracles import top as naive_top
 
 from trl_fork import select_tokens
 from trl_fork.distributed import Ranks, percentiles, sort_keys, top_k, values_of_keys
-from trl_fork.metrics import selection_metrics
+from trl_fork.metrics import count_metrics, entropy_metrics
 from trl_fork.selection import (
     NaNEntropyError,
     forking_count,
@@ -274,14 +274,17 @@ def test_percentiles():
 # ---------------------------------------------------------------------- metrics
 
 
+def all_metrics(entropies, mask, selected, advantages, rule, scope, ranks):
+    counts = count_metrics(mask, selected, advantages, ranks=ranks)
+    return counts | entropy_metrics(entropies, mask, selected, rule=rule, scope=scope, ranks=ranks)
+
+
 def test_metrics_by_hand():
     entropies = torch.tensor([[0.1, 0.9, 0.3, 7.0], [0.5, 0.2, 7.0, 7.0], [0.4, 7.0, 7.0, 7.0]])
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]])
     selected = select_tokens(entropies, mask, 0.3)  # 2 of 6: 0.9 and 0.5
     advantages = torch.tensor([1.0, 0.0, -1.0])  # the second row is inert by advantage, the third by selection
-    metrics = selection_metrics(
-        entropies, mask, selected, advantages, rule="high_entropy", scope="batch", ranks=Ranks()
-    )
+    metrics = all_metrics(entropies, mask, selected, advantages, "high_entropy", "batch", Ranks())
     assert metrics == pytest.approx(
         {
             "selected_fraction": 2 / 6,
@@ -295,13 +298,11 @@ def test_metrics_by_hand():
         }
     )
     low = select_tokens(entropies, mask, 0.3, rule="low_entropy")
-    low_metrics = selection_metrics(entropies, mask, low, advantages, rule="low_entropy", scope="batch", ranks=Ranks())
+    low_metrics = all_metrics(entropies, mask, low, advantages, "low_entropy", "batch", Ranks())
     assert low_metrics["entropy_threshold"] == pytest.approx(0.5)
     assert low_metrics["selected_fraction"] == pytest.approx(4 / 6)
     per_sequence = select_tokens_per_sequence(entropies, mask, 0.3)  # 0.9, 0.5, 0.4
-    metrics = selection_metrics(
-        entropies, mask, per_sequence, advantages, rule="high_entropy", scope="sequence", ranks=Ranks()
-    )
+    metrics = all_metrics(entropies, mask, per_sequence, advantages, "high_entropy", "sequence", Ranks())
     assert metrics["entropy_threshold"] == pytest.approx(0.6)
 
 
@@ -314,9 +315,7 @@ def test_metrics_over_ranks(scope, threshold):
     selected = torch.tensor([[0, 1, 0], [1, 0, 0], [1, 0, 0]])
     advantages = torch.tensor([1.0, 0.0, 2.0])
     parts = [tuple(t[rows] for t in (entropies, mask, selected, advantages)) for rows in ([0], [1, 2], [])]
-    results, errors = on_ranks(
-        lambda *a: selection_metrics(*a[:4], rule="high_entropy", scope=scope, ranks=a[4]), parts
-    )
+    results, errors = on_ranks(lambda *a: all_metrics(*a[:4], "high_entropy", scope, a[4]), parts)
     assert errors == [None] * len(parts)
     for metrics in results:
         assert metrics["selected_fraction"] == pytest.approx(0.5)

@@ -23,7 +23,7 @@ from .distributed import Ranks
 from .dynamic_sampling import rows_without_spread
 from .forking_grpo_config import ForkingGRPOConfig
 from .lm_head import row_sparse_head
-from .metrics import selection_metrics
+from .metrics import count_metrics, entropy_metrics, rename_partial_metrics
 from .savings import arrange, has_rotary_positions, plan_savings, score_by_length
 from .selection import (
     NaNEntropyError,
@@ -126,7 +126,7 @@ class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
             extra_fields=given.get("rollout_func") is not None,
         )
         if given.get("processing_class") is not None:  # before a large model is loaded
-            check_tokenizer(given["processing_class"], given.get("train_dataset"))
+            self._check_processing_class(given["processing_class"], given.get("train_dataset"), args)
         if args.selects_tokens and args.importance_sampling_level == "sequence":
             logger.warning(
                 "importance_sampling_level='sequence': the ratio of a completion averages over all of its tokens, so "
@@ -134,12 +134,7 @@ class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
                 "selected tokens. Set importance_sampling_level='token' to train on the selected tokens alone."
             )
         super().__init__(*call.args[1:], **call.kwargs)
-        check_tokenizer(self.processing_class, self.train_dataset)
-        if args.selects_tokens and isinstance(self.processing_class, ProcessorMixin):
-            raise NotImplementedError(
-                "Image-text models are not supported with top_entropy_quantile < 1.0 yet: the selection has not been "
-                "tested with image inputs. Set top_entropy_quantile=1.0, or pass a tokenizer to train on text alone."
-            )
+        self._check_processing_class(self.processing_class, self.train_dataset, args)
         self._ranks = Ranks(self.accelerator)
         self._savings = plan_savings(
             args,
@@ -154,6 +149,15 @@ class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
         self._generation_rewards = None  # (rows of all ranks, reward functions), of the latest generation batch
         self._loss_inputs = None  # batch inside `compute_loss`, where `get_high_entropy_mask` needs it
         self._generation_index = {"train": (-1, 0), "eval": (-1, 0)}  # (global step, generations made at that step)
+
+    @staticmethod
+    def _check_processing_class(processing_class, dataset, args):
+        if args.selects_tokens and isinstance(processing_class, ProcessorMixin):
+            raise NotImplementedError(
+                "Image-text models are not supported with top_entropy_quantile < 1.0 yet: the selection has not been "
+                "tested with image inputs. Set top_entropy_quantile=1.0, or pass a tokenizer to train on text alone."
+            )
+        check_tokenizer(processing_class, dataset)
 
     # ------------------------------------------------------------------ selection at generation time
 
@@ -263,8 +267,9 @@ class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
     def _batch_weights(self, output, entropies, priorities):
         mask = _loss_mask(output)
         selected = self._select(entropies, mask, priorities)
+        self._record("train", count_metrics(mask, selected, output["advantages"], ranks=self._ranks))
         if entropies is not None:
-            self._record_metrics("train", entropies, mask, selected, output["advantages"])
+            self._record("train", self._entropy_metrics(entropies, mask, selected))
             if self._savings.partial_forward:  # in place of the average over what the training pass sees
                 sums = self._ranks.sum(torch.stack([(entropies * mask).sum(), mask.sum()]))
                 self._metrics["train"]["entropy"].append((sums[0] / sums[1].clamp(min=1)).item())
@@ -333,28 +338,13 @@ class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
             with row_sparse_head(wanted, batch["completion_mask"]):
                 loss = super().compute_loss(model, batch, return_outputs, num_items_in_batch)
             if self._savings.partial_forward:
-                self._rename_partial_metrics(_loss_mask(batch), wanted)
+                mask = _loss_mask(batch)
+                seen = wanted if self._savings.head_forward else mask
+                counts = self._ranks.sum(torch.stack([(mask != 0).sum(), (seen != 0).sum()])).tolist()
+                rename_partial_metrics(self._metrics["train"], *counts)
             return loss
         finally:
             self._loss_inputs = None
-
-    def _rename_partial_metrics(self, mask, wanted):
-        """
-        Keep TRL's names from meaning something else where the training pass sees part of the tokens.
-
-        `entropy` has been logged from the scoring pass. Clip ratios are over the tokens seen: a ratio is 1, and not
-        clipped, where nothing was scored, so that a mean over `mask` becomes one over `wanted` by their counts.
-        """
-        metrics = self._metrics["train"]
-        metrics["entropy"].pop()
-        seen = wanted if self._savings.head_forward else mask
-        num_valid, num_seen = self._ranks.sum(torch.stack([(mask != 0).sum(), (seen != 0).sum()])).tolist()
-        for name in [name for name in metrics if name.startswith("clip_ratio/")]:
-            value = metrics[name].pop()
-            if not metrics[name]:
-                del metrics[name]
-            if name.endswith("_mean"):
-                metrics[f"forking/{name}"].append(value * num_valid / max(num_seen, 1))
 
     def get_high_entropy_mask(self, entropies, mask, threshold):
         """
@@ -382,12 +372,13 @@ class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
             selected = self._select(entropies, mask, inputs.get(_PRIORITIES))
             scale = inputs[_SCALE] if mode == "train" else self._count_scale(mask, selected)
             weights = selected.float() * scale
-            self._record_metrics(mode, entropies, mask, selected, inputs["advantages"])
+            self._record(mode, count_metrics(mask, selected, inputs["advantages"], ranks=self._ranks))
+            self._record(mode, self._entropy_metrics(entropies, mask, selected))
         else:
             with self._naming_the_step():
                 check_entropies(entropies, mask, self._ranks)
             if self.args.token_selection == "random":  # nobody has looked at entropies yet
-                self._record_metrics(mode, entropies, mask, weights, inputs["advantages"])
+                self._record(mode, self._entropy_metrics(entropies, mask, weights))
         if self.loss_type == "bnpo" and self.args.loss_denominator == "selected":
             weights = weights * (mask.sum() / weights.sum().clamp(min=1.0))
         return weights
@@ -417,16 +408,11 @@ class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
                 "than fp16."
             ) from error
 
-    def _record_metrics(self, mode, entropies, mask, selected, advantages):
-        metrics = selection_metrics(
-            entropies,
-            mask,
-            selected,
-            advantages,
-            rule=self.args.token_selection,
-            scope=self.args.entropy_threshold_scope,
-            ranks=self._ranks,
-        )
+    def _entropy_metrics(self, entropies, mask, selected):
+        rule, scope = self.args.token_selection, self.args.entropy_threshold_scope
+        return entropy_metrics(entropies, mask, selected, rule=rule, scope=scope, ranks=self._ranks)
+
+    def _record(self, mode, metrics):
         for name, value in metrics.items():
             self._metrics[mode][f"forking/{name}"].append(value)
 

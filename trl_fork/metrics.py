@@ -5,59 +5,84 @@ import torch
 from .distributed import Ranks, percentiles
 
 
-def selection_metrics(
-    entropies: torch.Tensor,
-    mask: torch.Tensor,
-    selected: torch.Tensor,
-    advantages: torch.Tensor,
-    *,
-    rule: str,
-    scope: str,
-    ranks: Ranks,
-) -> dict[str, float]:
+def count_metrics(mask, selected, advantages, *, ranks: Ranks) -> dict[str, float]:
     """
-    Describe a selection over the tokens of all ranks.
+    How much was selected, over all ranks.
 
     Args:
-        entropies, mask (`torch.Tensor` of shape `(batch, seq)`): As in [`select_tokens`].
-        selected (`torch.Tensor` of shape `(batch, seq)`): Nonzero where selected.
+        mask, selected (`torch.Tensor` of shape `(batch, seq)`): Nonzero at valid and at selected tokens.
         advantages (`torch.Tensor` of shape `(batch,)`): One per completion.
-        rule, scope (`str`): How `selected` was taken.
         ranks ([`~distributed.Ranks`]): The processes that take part.
 
     Returns:
-        `dict[str, float]`, entropies in nats: `selected_fraction` of the valid tokens; `selected_entropy_mean` and
-        `unselected_entropy_mean`; `entropy_p50`, `entropy_p80`, `entropy_p95` over all valid tokens;
-        `inert_row_fraction` of the completions, those with zero advantage or without a selected token;
-        `entropy_threshold`, the smallest entropy in the forking set (the mean of it over pools where `scope` has
-        several), absent for `"random"`. NaN where there is nothing to average.
+        `dict[str, float]`: `selected_fraction` of the valid tokens, and `inert_row_fraction` of the completions, those
+        with zero advantage or without a selected token. NaN where there is nothing to divide by.
     """
     mask, selected = mask.bool(), selected != 0
-    entropies = entropies.float().masked_fill(~mask, 0.0)
     inert = (advantages == 0) | ~selected.any(1)
     num_rows = torch.tensor(len(inert), device=mask.device)
     counts = ranks.sum(torch.stack([mask.sum(), selected.sum(), inert.sum(), num_rows]))
     num_valid, num_selected, num_inert, num_rows = counts.tolist()
-    sums = ranks.sum(torch.stack([entropies[selected].sum(), entropies[mask & ~selected].sum()]))
-    sum_selected, sum_unselected = sums.tolist()
+    return {
+        "selected_fraction": _ratio(num_selected, num_valid),
+        "inert_row_fraction": _ratio(num_inert, num_rows),
+    }
+
+
+def entropy_metrics(entropies, mask, selected, *, rule: str, scope: str, ranks: Ranks) -> dict[str, float]:
+    """
+    What was selected, over all ranks, in nats.
+
+    Args:
+        entropies (`torch.Tensor` of shape `(batch, seq)`): Token entropies.
+        mask, selected (`torch.Tensor` of shape `(batch, seq)`): Nonzero at valid and at selected tokens.
+        rule, scope (`str`): How `selected` was taken, see [`~selection.select_tokens`].
+        ranks ([`~distributed.Ranks`]): The processes that take part.
+
+    Returns:
+        `dict[str, float]`: `selected_entropy_mean` and `unselected_entropy_mean`; `entropy_p50`, `entropy_p80` and
+        `entropy_p95` over all valid tokens; `entropy_threshold`, the smallest entropy in the forking set (its mean
+        over pools where `scope` has several), absent for `"random"`. NaN where there is nothing to average.
+    """
+    mask, selected = mask.bool(), selected != 0
+    entropies = entropies.float().masked_fill(~mask, 0.0)
+    unselected = mask & ~selected
+    counts = ranks.sum(torch.stack([selected.sum(), unselected.sum()])).tolist()
+    sums = ranks.sum(torch.stack([entropies[selected].sum(), entropies[unselected].sum()])).tolist()
     p50, p80, p95 = percentiles(entropies[mask], [0.5, 0.8, 0.95], ranks)
-
-    def ratio(numerator, denominator):
-        return numerator / denominator if denominator else float("nan")
-
     metrics = {
-        "selected_fraction": ratio(num_selected, num_valid),
-        "selected_entropy_mean": ratio(sum_selected, num_selected),
-        "unselected_entropy_mean": ratio(sum_unselected, num_valid - num_selected),
+        "selected_entropy_mean": _ratio(sums[0], counts[0]),
+        "unselected_entropy_mean": _ratio(sums[1], counts[1]),
         "entropy_p50": p50,
         "entropy_p80": p80,
         "entropy_p95": p95,
-        "inert_row_fraction": ratio(num_inert, num_rows),
     }
     if rule != "random":
-        forking = mask & ~selected if rule == "low_entropy" else selected
-        metrics["entropy_threshold"] = _mean_threshold(entropies, forking, scope, ranks)
+        metrics["entropy_threshold"] = _mean_threshold(
+            entropies, unselected if rule == "low_entropy" else selected, scope, ranks
+        )
     return metrics
+
+
+def rename_partial_metrics(metrics: dict[str, list[float]], num_valid: int, num_seen: int) -> None:
+    """
+    Keep TRL's names from meaning something else after a training pass that has seen `num_seen` of `num_valid` tokens.
+
+    TRL has just appended to `metrics`. Its `entropy` goes: that of the scoring pass has been logged. Its clip ratios
+    become `forking/clip_ratio/*`, over the tokens seen: where nothing was scored a ratio is 1 and not clipped, so that
+    a mean over all valid tokens becomes one over those seen by their counts. Minima and maxima per completion go.
+    """
+    metrics["entropy"].pop()
+    for name in [name for name in metrics if name.startswith("clip_ratio/")]:
+        value = metrics[name].pop()
+        if not metrics[name]:
+            del metrics[name]
+        if name.endswith("_mean"):
+            metrics[f"forking/{name}"].append(value * num_valid / max(num_seen, 1))
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else float("nan")
 
 
 def _mean_threshold(entropies: torch.Tensor, forking: torch.Tensor, scope: str, ranks: Ranks) -> float:
@@ -69,4 +94,4 @@ def _mean_threshold(entropies: torch.Tensor, forking: torch.Tensor, scope: str, 
         ranks = Ranks()  # every rank holds the one threshold now
     exists = lowest.isfinite()
     total, count = ranks.sum(torch.stack([lowest[exists].sum(), exists.sum().float()])).tolist()
-    return total / count if count else float("nan")
+    return _ratio(total, count)
