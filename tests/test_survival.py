@@ -11,6 +11,7 @@ import torch
 from conftest import build_model, build_tokenizer
 from safetensors.torch import load_file
 from test_distributed import kill_family
+from test_features import byte_tokenizer
 
 
 ROOT = Path(__file__).parent.parent
@@ -122,3 +123,29 @@ def test_a_fault_on_one_process_ends_all(fault, cause, tmp_path):
     code, output = launch("ddp", tmp_path, "--resume")
     assert code == 0, output[-3000:]
     assert json.loads((tmp_path / "result.json").read_text())["processes"] == 2
+
+
+@pytest.mark.distributed
+def test_launch_that_would_leave_no_model_is_refused(tmp_path):
+    """`examples/train.py` says so before training; DeepSpeed itself would exit without an error."""
+    pytest.importorskip("deepspeed")
+    settings = json.loads((ROOT / "tests" / "distributed" / "zero3_strict.json").read_text())
+    settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = False
+    (tmp_path / "zero3.json").write_text(json.dumps(settings))
+    config = (ROOT / "tests" / "distributed" / "zero3_strict.yaml").read_text()
+    (tmp_path / "zero3.yaml").write_text(
+        config.replace("tests/distributed/zero3_strict.json", str(tmp_path / "zero3.json"))
+    )
+    tokenizer = byte_tokenizer()
+    build_model(tokenizer).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    command = [
+        *(*_ACCELERATE, "--config_file", str(tmp_path / "zero3.yaml"), "tests/distributed/train_on_cpu.py"),
+        *("--model_name_or_path", str(tmp_path / "model"), "--dataset_name", "tests/data/gsm8k.jsonl"),
+        *("--output_dir", str(tmp_path / "run"), "--use_cpu", "true", "--bf16", "false", "--max_steps", "1"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode != 0
+    assert "would save no model at the end" in done.stderr and "zero3_save_16bit_model: true" in done.stderr
+    assert not list((tmp_path / "run").glob("*.safetensors"))

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from conftest import (
 )
 from oracles import gap_at_threshold, log_probs_and_entropies, loss, select
 from peft import LoraConfig
+from transformers import ProcessorMixin
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
@@ -621,3 +622,59 @@ def test_bad_tokenizer(model, tmp_path):
     tokenizer.pad_token = tokenizer.eos_token = None
     with pytest.raises(ValueError, match="neither a pad_token nor an eos_token"):
         build(tokenizer, "ab")
+
+
+def test_image_text_models_are_refused(model, tokenizer, tmp_path):
+    class Processor(ProcessorMixin):
+        def __init__(self):
+            self.tokenizer = tokenizer
+
+    with pytest.raises(NotImplementedError, match="Image-text models are not supported with top_entropy_quantile < 1"):
+        ForkingGRPOTrainer(
+            model,
+            lambda completions, **kwargs: [0.0] * len(completions),
+            arguments(tmp_path, per_device_train_batch_size=8),
+            FixedRollouts(tokenizer).dataset,
+            processing_class=Processor(),
+        )
+
+
+@pytest.mark.parametrize(
+    ("rewards", "error"),
+    [
+        (lambda n: [1.0] * (n - 1), r"'faulty' returned 31 rewards, but 32 were expected"),
+        (lambda n: 1 / 0, "division by zero"),
+    ],
+)
+def test_faulty_reward_keeps_what_was_saved(rewards, error, model, tokenizer, tmp_path):
+    class Faulty(SpyTrainer):
+        def __init__(self, *args, reward_funcs, **kwargs):
+            def faulty(completions, **kwargs):
+                return [0.0, 1.0] * 16 if self.state.global_step < 2 else rewards(len(completions))
+
+            super().__init__(*args, reward_funcs=faulty, **kwargs)
+
+    with pytest.raises((ValueError, ZeroDivisionError), match=error):
+        train(
+            model, tokenizer, FixedRollouts(tokenizer), tmp_path, Faulty,
+            max_steps=4, save_strategy="steps", save_steps=1,
+        )  # fmt: skip
+    resumed = train(
+        model, tokenizer, FixedRollouts(tokenizer), tmp_path,
+        type("Resumed", (SpyTrainer,), {"train": lambda self: SpyTrainer.train(self, resume_from_checkpoint=True)}),
+        max_steps=3,
+    )  # fmt: skip
+    assert resumed._initial_global_step == 2 and resumed.state.global_step == 3
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_unscorable_completions_have_no_gradient(missing, model, start, tokenizer, tmp_path):
+    rewards = [[0.0, 1.0] * 4, [missing] * 2 + [0.0, 1.0] * 3, [0.5, 0.25] * 4, [missing] * 8]
+    rollouts = FixedRollouts(tokenizer, rewards=rewards)
+    train(model, tokenizer, rollouts, tmp_path)
+    batch = rollouts.generated[0]
+    scored = [r for r in batch if r.reward is not None and r.reward == r.reward]
+    _, selected, _ = batch_selection(start, [replace(r, reward=0.0) for r in batch])
+    advantages = dict.fromkeys(range(32), 0.0) | naive_view(start, scored)[1]
+    expected = loss(start, batch, advantages, selected, len(selected))
+    assert relative_difference(weight_change(start, model), gradient(start, expected)) < 1e-5
