@@ -7,13 +7,14 @@ import pytest
 import torch
 from conftest import FixedRollouts, SpyTrainer, build_model, relative_difference, train, weight_change
 from peft import LoraConfig
+from transformers import GPT2Config, GPT2LMHeadModel
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import add_fused_lm_head
 
 import trl_fork.lm_head as lm_head
 from trl_fork import ForkingGRPOConfig
 from trl_fork.batching import cut_padding, inert_rows, plan_window, take_rows
-from trl_fork.savings import plan_savings
+from trl_fork.savings import has_rotary_positions, plan_savings
 
 
 class Spy(SpyTrainer):
@@ -341,7 +342,23 @@ def test_take_rows():
     assert taken["prompt_ids"].tolist() == [[0, 6, 7], [0, 0, 5]] and taken["num_items_in_batch"] == 5
 
 
-def test_absolute_positions_are_not_shifted(tmp_path):
+def test_absolute_positions_are_not_shifted(tokenizer, tmp_path):
+    """A learned position belongs to the column, padding on the left included: there nothing is cut on the left."""
+
+    def build(tokenizer):
+        torch.manual_seed(0)
+        config = GPT2Config(
+            vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        return GPT2LMHeadModel(config)
+
+    assert has_rotary_positions(build_model(tokenizer).config) and not has_rotary_positions(build(tokenizer).config)
+    difference, lean, _ = compare(tokenizer, tmp_path, build, **ON_POLICY)
+    assert difference < 1e-5 and lean._savings.inert_rows and not lean._savings.left_padding
+
+
+def test_plan_of_savings(tmp_path):
     args = ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False)
     savings = plan_savings(args, rotary_positions=False, image_inputs=False, auxiliary_loss=False)
     assert savings.padding and not savings.left_padding

@@ -45,8 +45,10 @@ class ForkingGRPOConfig(GRPOConfig):
         > Parameters that control the work
 
         skip_inert_compute (`bool`, *optional*, defaults to `True`):
-            Leave out work whose gradient is exactly zero. In this version the completions of a group with one reward
-            get an advantage of exactly 0 where TRL's rounding leaves about 6e-4; the forward passes are still TRL's.
+            Leave out work whose gradient is exactly zero: padding beyond a micro-batch's own longest completion,
+            completions without gradient, the LM head of tokens outside the selection; and give the completions of a
+            group with one reward an advantage of exactly 0, where TRL's rounding leaves about 6e-4. Each saving
+            switches itself off where it would not be exact, and logs why, see [`~savings.plan_savings`].
         dynamic_sampling (`bool`, *optional*, defaults to `False`):
             DAPO's dynamic sampling. Not available in this version: `True` is refused.
         dynamic_sampling_max_rounds (`int`, *optional*, defaults to `10`):
