@@ -132,11 +132,13 @@ def test_named_half_written_checkpoint_is_refused(run_directory, tokenizer):
         run(tokenizer, run_directory / "empty", resume=True)
 
 
-def test_other_layouts_start_a_new_generation_batch(run_directory, tokenizer, caplog, monkeypatch):
+def test_other_settings_start_a_new_generation_batch(run_directory, tokenizer, caplog, monkeypatch):
     monkeypatch.setattr(checkpoints.logger, "propagate", True)
     with caplog.at_level(logging.WARNING):
-        run(tokenizer, run_directory, resume=True, max_steps=4, steps_per_generation=1)
-    assert "saved by 1 processes with 2 steps per generation batch; now it is 1 with 1" in caplog.text
+        run(tokenizer, run_directory, resume=True, max_steps=4, entropy_threshold_scope="micro_batch", beta=0.0)
+    assert "saved within a generation batch by other settings (entropy_threshold_scope was batch, is micro_batch)" in (
+        caplog.text
+    )
     caplog.clear()
     run(tokenizer, run_directory / "stock", GRPOTrainer, GRPOConfig, max_steps=3)
     with caplog.at_level(logging.WARNING):

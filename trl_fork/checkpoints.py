@@ -18,6 +18,23 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ._trl import logger
 
 
+# What the rollouts of an unfinished generation batch depend on: their number and order, and what was computed of them.
+_SETTINGS = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "steps_per_generation",
+    "num_iterations",
+    "num_generations",
+    "top_entropy_quantile",
+    "token_selection",
+    "entropy_threshold_scope",
+    "loss_denominator",
+    "loss_type",
+    "beta",
+    "skip_inert_compute",
+)
+
+
 class ResumableGenerationMixin:
     """
     What [`ForkingGRPOTrainer`] adds to TRL's checkpoints: one file `forking_state_RANK.pt` per process.
@@ -48,17 +65,18 @@ class ResumableGenerationMixin:
         super()._save_checkpoint(model, trial)
 
     def _generation_state(self) -> dict:
-        generate_every = self.args.steps_per_generation * self.num_iterations
-        step = self._step % generate_every
+        step = self._step % (self.args.steps_per_generation * self.num_iterations)
         return {
-            "world_size": self.accelerator.num_processes,
-            "generate_every": generate_every,
+            "settings": self._generation_settings(),
             "step": step,
             # At the start of a generation batch the old rollouts are of no use any more.
             "buffered_inputs": _to("cpu", self._buffered_inputs) if step else None,
             "epochs_drawn": int(self.state.epoch),
             "metrics": dict(self._metrics["train"]),
         }
+
+    def _generation_settings(self) -> dict:
+        return {"processes": self.accelerator.num_processes} | {name: getattr(self.args, name) for name in _SETTINGS}
 
     def _load_generation_state(self, checkpoint: str) -> None:
         path = Path(checkpoint) / _state_name(self.accelerator.process_index)
@@ -72,13 +90,14 @@ class ResumableGenerationMixin:
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
         self._epochs_drawn = state["epochs_drawn"]
-        layout = (self.accelerator.num_processes, self.args.steps_per_generation * self.num_iterations)
-        saved = (state["world_size"], state["generate_every"])
-        if layout != saved:
+        now = self._generation_settings()
+        changed = [f"{name} was {old}, is {now[name]}" for name, old in state["settings"].items() if old != now[name]]
+        if changed and state["step"]:
             logger.warning(
-                f"{checkpoint} was saved by {saved[0]} processes with {saved[1]} steps per generation batch; now it "
-                f"is {layout[0]} with {layout[1]}. Its unfinished generation batch is dropped and a new one generated."
+                f"{checkpoint} was saved within a generation batch by other settings ({'; '.join(changed)}). The "
+                "batch is dropped and a new one generated."
             )
+        if changed:
             return
         self._step = state["step"]
         self._buffered_inputs = _to(self.accelerator.device, state["buffered_inputs"])
