@@ -36,6 +36,22 @@ def log_probs_and_entropies(model, rollout: Rollout, temperature: float = 1.0) -
     return log_probs.gather(1, torch.tensor(rollout.completion)[:, None])[:, 0], entropies
 
 
+def informative_batch(rounds: list[list[Rollout]], num_generations: int, wanted: int) -> list[Rollout]:
+    """
+    What dynamic sampling trains on: the first `wanted` groups with spread in the order of generation, topped up with
+    the first of the others; rows and groups numbered anew.
+    """
+    rows = [rollout for generated in rounds for rollout in generated]
+    groups = [rows[i : i + num_generations] for i in range(0, len(rows), num_generations)]
+    spread = [len({rollout.reward for rollout in group}) > 1 for group in groups]
+    chosen = [i for i, keep in enumerate(spread) if keep][:wanted]
+    chosen += [i for i, keep in enumerate(spread) if not keep][: wanted - len(chosen)]
+    rows = [rollout for i in sorted(chosen) for rollout in groups[i]]
+    return [
+        Rollout(r.prompt, r.completion, r.reward, row // num_generations, row, r.valid) for row, r in enumerate(rows)
+    ]
+
+
 def advantages(rollouts: list[Rollout], scale: bool = True) -> list[float]:
     """`(R - mean) / (std + 1e-4)` within each group, standard deviation with `n - 1`; 0 for equal rewards."""
     result = []

@@ -18,11 +18,19 @@ def count_letters(completions, **kwargs):
     return [len(set(text)) / 10 for text in completions]
 
 
-def run(tokenizer, directory, trainer_class=SpyTrainer, config_class=ForkingGRPOConfig, resume=None, **settings):
+def run(
+    tokenizer,
+    directory,
+    trainer_class=SpyTrainer,
+    config_class=ForkingGRPOConfig,
+    resume=None,
+    reward=count_letters,
+    **settings,
+):
     """Train with real generation on six prompts, three generation batches per epoch."""
     trainer = trainer_class(
         model=build_model(tokenizer),
-        reward_funcs=count_letters,
+        reward_funcs=reward,
         args=config_class(
             str(directory),
             **{
@@ -64,6 +72,7 @@ SETTINGS = [
     {"entropy_threshold_scope": "micro_batch", "num_iterations": 2},
     {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "steps_per_generation": 4},
     {"use_adaptive_entropy": True, "entropy_coef": 0.01, "entropy_target": 5.0},
+    {"dynamic_sampling": True, "dynamic_sampling_max_rounds": 4},
 ]
 
 
@@ -75,6 +84,29 @@ def test_resumed_run_is_the_uninterrupted_one(settings, tokenizer, tmp_path):
         resumed = run(tokenizer, tmp_path, resume=str(tmp_path / f"checkpoint-{step}"), **settings)
         assert torch.equal(weights(resumed), weights(whole))
         assert logs(resumed) == logs(whole)
+
+
+def test_stream_of_refills_goes_on_after_a_resume(tokenizer, tmp_path):
+    """Else a resumed run would train on the first refills again. Few groups have spread in this reward."""
+
+    def rare(completions, **kwargs):
+        return [float("z" in text) for text in completions]
+
+    drawn = []
+
+    class Draws(SpyTrainer):
+        def _refill(self, num_groups):
+            examples = super()._refill(num_groups)
+            drawn.append((self.state.global_step, [example["prompt"] for example in examples]))
+            return examples
+
+    settings = {"dynamic_sampling": True, "max_steps": 8}
+    whole = run(tokenizer, tmp_path, Draws, reward=rare, **settings)
+    assert whole.state.log_history[0]["dynamic_sampling/rounds"] > 1
+    first, drawn[:] = list(drawn), []
+    resumed = run(tokenizer, tmp_path, Draws, reward=rare, resume=str(tmp_path / "checkpoint-4"), **settings)
+    assert drawn == [entry for entry in first if entry[0] >= 4]
+    assert torch.equal(weights(resumed), weights(whole))
 
 
 @pytest.mark.parametrize("step", [3, 10])

@@ -52,11 +52,6 @@ def test_refused(settings, message, tmp_path):
         config(tmp_path, num_generations=4, per_device_train_batch_size=4, **settings)
 
 
-def test_dynamic_sampling_is_not_there_yet(tmp_path):
-    with pytest.raises(NotImplementedError, match="dynamic_sampling=True is not available"):
-        config(tmp_path, dynamic_sampling=True)
-
-
 @pytest.mark.parametrize(
     "settings",
     [

@@ -22,9 +22,18 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import build_model, build_tokenizer, naive_view, relative_difference
+from conftest import NUM_GENERATIONS, build_model, build_tokenizer, naive_view, relative_difference
 from distributed.worker import LORA, SCENARIOS, record_of, run_scenario
-from oracles import Rollout, advantages, gap_at_threshold, log_probs_and_entropies, loss, priority, select
+from oracles import (
+    Rollout,
+    advantages,
+    gap_at_threshold,
+    informative_batch,
+    log_probs_and_entropies,
+    loss,
+    priority,
+    select,
+)
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
@@ -174,7 +183,11 @@ class Run:
     def batches(self) -> list[list[Rollout]]:
         """Generation batches, rows of all ranks."""
         ranks = [record["generated"] for record in self.records]
-        return [[Rollout(**r) for part in parts for r in part] for parts in zip(*ranks, strict=True)]
+        generated = [[Rollout(**r) for part in parts for r in part] for parts in zip(*ranks, strict=True)]
+        settings = self.records[0]["settings"]
+        if settings["dynamic_sampling"]:
+            return [informative_batch(generated, NUM_GENERATIONS, settings["groups"])]
+        return generated
 
     @property
     def log_history(self) -> list[dict]:
@@ -418,6 +431,22 @@ def test_scenarios_are_what_they_are_named_for(two_processes):
         assert not any(any(r.valid) for r in rows("truncated_rank" + suffix, 1))
         assert all(all(r.valid) for r in rows("truncated_rank" + suffix, 0))
         assert {r.reward for r in rows("inert_rank" + suffix, 1)} == {0.7}
+
+    def first_round(scenario, rank):
+        return [r["reward"] for r in two_processes("ddp", scenario).records[rank]["generated"][0]]
+
+    assert len(set(first_round("dynamic_sampling", 0))) > 1
+    assert set(first_round("dynamic_sampling", 1)) == {0.7}
+    for scenario, lowest, highest in (
+        ("dynamic_sampling", 1.0, 1.0),
+        ("dynamic_sampling_straddling", 1.0, 1.0),
+        ("dynamic_sampling_topped_up", 0.25, 0.75),
+    ):
+        run = two_processes("ddp", scenario)
+        (batch,) = run.batches
+        with_spread = sum(len({r.reward for r in batch[i : i + 8]}) > 1 for i in range(0, len(batch), 8))
+        assert lowest <= with_spread / (len(batch) // 8) <= highest
+        assert run.log_history[0]["dynamic_sampling/rounds"] == len(run.records[0]["generated"]) > 1
         assert len({r.reward for r in rows("inert_rank" + suffix, 0)}) > 1
 
     # Ranks that never met would have selected other tokens.

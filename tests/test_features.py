@@ -16,7 +16,7 @@ from conftest import (
     weight_change,
 )
 from datasets import Dataset
-from oracles import forking_count_of, log_probs_and_entropies, loss, select
+from oracles import Rollout, forking_count_of, log_probs_and_entropies, loss, select
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from trl import GRPOConfig, GRPOTrainer
@@ -261,9 +261,14 @@ class Sampler(SpyTrainer):
         self._last_loaded_step = 0  # the weights are the engine's already
 
 
+@pytest.mark.parametrize("dynamic_sampling", [False, True])
 @pytest.mark.parametrize("mode", ["token_truncate", "sequence_mask"])
-def test_importance_correction_multiplies_the_selected_loss(mode, model, start, tokenizer, tmp_path):
-    """As with vLLM: old log-probabilities are always computed, and their pass is the one that is scored."""
+def test_importance_correction_multiplies_the_selected_loss(mode, dynamic_sampling, model, start, tokenizer, tmp_path):
+    """
+    As with vLLM: old log-probabilities are always computed, and their pass is the one that is scored.
+
+    Dynamic sampling takes the sampling log-probabilities of four groups out of two or more rounds.
+    """
 
     def log_probs(model, rollout):
         return log_probs_and_entropies(model, rollout)[0]
@@ -272,19 +277,30 @@ def test_importance_correction_multiplies_the_selected_loss(mode, model, start, 
         def __call__(self, prompts, trainer):
             output = super().__call__(prompts, trainer)
             with torch.no_grad():
-                naive = {r.row: log_probs(start, r) for r in self.generated[-1]}
-            generator = torch.Generator().manual_seed(3)
-            self.shift = {row: 0.1 * torch.randn(len(lp), generator=generator) for row, lp in naive.items()}
-            output["logprobs"] = [(naive[r.row] - self.shift[r.row]).tolist() for r in self.generated[-1]]
+                naive = [log_probs(start, r) for r in self.generated[-1]]
+            shifts = [0.1 * torch.randn(len(lp), generator=generator) for lp in naive]
+            output["logprobs"] = [(lp - shift).tolist() for lp, shift in zip(naive, shifts, strict=True)]
+            self.shift += [
+                shift
+                for shift, rollout in zip(shifts, self.generated[-1], strict=True)
+                if not dynamic_sampling or rollout.group % 2
+            ]
             return output
 
-    rollouts = WithLogProbs(tokenizer)
+    generator = torch.Generator().manual_seed(3)
+    rollouts = WithLogProbs(tokenizer, prompts=4 + 4 * dynamic_sampling)
+    rollouts.shift = []
+    for text, i in rollouts.rewards if dynamic_sampling else ():
+        if rollouts.texts.index(text) % 2 == 0:
+            rollouts.rewards[text, i] = 0.5
     trainer = train(
         model, tokenizer, rollouts, tmp_path, trainer_class=Sampler, vllm_importance_sampling_mode=mode,
-        vllm_importance_sampling_clip_max=1.2,
+        vllm_importance_sampling_clip_max=1.2, dynamic_sampling=dynamic_sampling, shuffle_dataset=False,
     )  # fmt: skip
     assert trainer.scoring_passes == 1
-    batch = rollouts.generated[0]
+    assert (len(rollouts.generated) > 1) == dynamic_sampling
+    kept = [r for generated in rollouts.generated for r in generated if not dynamic_sampling or r.group % 2][:32]
+    batch = [Rollout(r.prompt, r.completion, r.reward, row // 8, row, r.valid) for row, r in enumerate(kept)]
     entropies, advantages = naive_view(start, batch)
     selected = select(batch, entropies, 0.2, "high_entropy", [[r.row for r in batch]])
     total = 0.0

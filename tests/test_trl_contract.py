@@ -58,6 +58,11 @@ class Recorder(SpyTrainer):
         self.calls.append("generate")
         return super()._generate_and_score_completions(inputs)
 
+    def _generate(self, prompts):
+        generated = super()._generate(prompts)
+        self.calls.append(("rollouts", [None if values is None else len(values) for values in generated]))
+        return generated
+
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self.calls.append(("rewards", tuple(rewards.shape)))
@@ -87,7 +92,17 @@ def test_trl_calls_the_hooks_in_order(tokenizer, tmp_path):
         peft_config=LoraConfig(target_modules="all-linear"),
     )  # fmt: skip
     update = ["compute_loss", ("loss", True), ("mask", 0.8)]
-    assert trainer.calls == ["generate", ("old", True), ("reference", True), ("rewards", (32, 1)), *update, *update]
+    # Ids of prompts and completions, tool mask, completions, sampling log-probabilities, extra fields, images (twice)
+    rollouts = ("rollouts", [32, 32, None, 32, None, 1, None, 0])
+    assert trainer.calls == [
+        "generate",
+        rollouts,
+        ("old", True),
+        ("reference", True),
+        ("rewards", (32, 1)),
+        *update,
+        *update,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from transformers.utils import is_peft_available
 from transformers.utils import logging as transformers_logging
 from trl import GRPOTrainer
 from trl.kernels import ChunkedLogProbFunction  # noqa: F401
-from trl.trainer.utils import get_config_model_id  # noqa: F401
+from trl.trainer.utils import get_config_model_id, nanstd  # noqa: F401
 
 
 if is_peft_available():
@@ -33,6 +33,7 @@ HOOKS = {
     "_save_checkpoint": ("self", "model", "trial"),
     "_prepare_inputs": ("self", "generation_batch"),
     "_generate_and_score_completions": ("self", "inputs"),
+    "_generate": ("self", "prompts"),
     "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
     "_get_per_token_logps_and_entropies": (
         "self",

@@ -32,6 +32,7 @@ _SETTINGS = (
     "loss_type",
     "beta",
     "skip_inert_compute",
+    "dynamic_sampling",
 )
 
 
@@ -40,7 +41,8 @@ class ResumableGenerationMixin:
     What [`ForkingGRPOTrainer`] adds to TRL's checkpoints: one file `forking_state_RANK.pt` per process.
 
     It holds the step within the generation batch, that batch's rollouts on this process if updates on it are left, the
-    number of epochs whose order of prompts has been drawn, and the metrics since the last log.
+    number of epochs whose order of prompts has been drawn, that of the prompts dynamic sampling has drawn, and the
+    metrics since the last log.
     """
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
@@ -72,6 +74,7 @@ class ResumableGenerationMixin:
             # At the start of a generation batch the old rollouts are of no use any more.
             "buffered_inputs": _to("cpu", self._buffered_inputs) if step else None,
             "epochs_drawn": int(self.state.epoch),
+            "refills_drawn": self._refills_drawn,
             "metrics": dict(self._metrics["train"]),
         }
 
@@ -90,6 +93,7 @@ class ResumableGenerationMixin:
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
         self._epochs_drawn = state["epochs_drawn"]
+        self._refills_drawn = state.get("refills_drawn", 0)
         now = self._generation_settings()
         changed = [f"{name} was {old}, is {now[name]}" for name, old in state["settings"].items() if old != now[name]]
         if changed and state["step"]:

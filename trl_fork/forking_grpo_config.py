@@ -50,15 +50,16 @@ class ForkingGRPOConfig(GRPOConfig):
             group with one reward an advantage of exactly 0, where TRL's rounding leaves about 6e-4. Each saving
             switches itself off where it would not be exact, and logs why, see [`~savings.plan_savings`].
         dynamic_sampling (`bool`, *optional*, defaults to `False`):
-            DAPO's dynamic sampling. Not available in this version: `True` is refused.
+            DAPO's dynamic sampling: groups whose rewards are all equal are dropped, and fresh prompts generated until
+            the batch is full of groups that carry a signal. The batch keeps its shape and the run its number of steps.
         dynamic_sampling_max_rounds (`int`, *optional*, defaults to `10`):
-            Generation rounds per batch before it is taken as it is.
+            Generation rounds per batch, the first one included, before it is topped up with what there is.
         dynamic_sampling_reward (`str`, *optional*):
-            Name of the reward function whose spread makes a group informative; the weighted sum if not set.
+            Name of the reward function whose spread makes a group informative; the weighted sum if not set. The
+            paper's authors use accuracy, so that a penalty on length does not make one of an unsolved problem.
 
     Raises:
         `ValueError`: for a value out of range, or a combination that cannot be right.
-        `NotImplementedError`: for `dynamic_sampling=True`.
     """
 
     top_entropy_quantile: float = field(
@@ -103,11 +104,13 @@ class ForkingGRPOConfig(GRPOConfig):
     )
     dynamic_sampling: bool = field(
         default=False,
-        metadata={"help": "DAPO's dynamic sampling. Not available in this version."},
+        metadata={
+            "help": "DAPO's dynamic sampling: replace groups whose rewards are all equal by freshly generated ones."
+        },
     )
     dynamic_sampling_max_rounds: int = field(
         default=10,
-        metadata={"help": "Generation rounds per batch before the batch is taken as it is."},
+        metadata={"help": "Generation rounds per batch before it is topped up with what there is."},
     )
     dynamic_sampling_reward: str | None = field(
         default=None,
@@ -132,15 +135,22 @@ class ForkingGRPOConfig(GRPOConfig):
 
     def __post_init__(self):
         self._check_selection()
-        if self.dynamic_sampling:
-            raise NotImplementedError(
-                "dynamic_sampling=True is not available in this version of trl_fork. Set it to False; groups whose "
-                "rewards are all equal stay in the batch with an advantage of exactly 0."
-            )
         if self.dynamic_sampling_max_rounds < 1:
             raise ValueError(
                 f"dynamic_sampling_max_rounds must be at least 1, got {self.dynamic_sampling_max_rounds}: the first "
                 "round generates the batch itself."
+            )
+        if self.dynamic_sampling and self.scale_rewards == "batch":
+            raise ValueError(
+                "scale_rewards='batch' does not go with dynamic_sampling=True: the standard deviation of the batch "
+                "would be that of the groups that were kept, so that advantages depend on what was dropped. Set "
+                "scale_rewards to 'group' (as the paper) or 'none'."
+            )
+        if self.dynamic_sampling and self.multi_objective_aggregation == "normalize_then_sum":
+            raise ValueError(
+                "multi_objective_aggregation='normalize_then_sum' does not go with dynamic_sampling=True: it "
+                "standardises advantages over the batch, so that they depend on what was dropped. Set "
+                "'sum_then_normalize'."
             )
         super().__post_init__()
         self._check_windows()

@@ -20,7 +20,7 @@ from ._trl import (
 from .checkpoints import ResumableGenerationMixin
 from .data import check_tokenizer, check_training_data, refuse_empty_completions
 from .distributed import Ranks
-from .dynamic_sampling import rows_without_spread
+from .dynamic_sampling import DynamicSamplingMixin, check_dynamic_sampling
 from .forking_grpo_config import ForkingGRPOConfig
 from .lm_head import row_sparse_head
 from .metrics import count_metrics, entropy_metrics, rename_partial_metrics
@@ -42,7 +42,7 @@ _ARRANGED = "rows_arranged"  # marks micro-batches that have been through `arran
 _ADDED = (_WEIGHTS, _PRIORITIES, _SCALE, _ARRANGED)
 
 
-class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
+class ForkingGRPOTrainer(ResumableGenerationMixin, DynamicSamplingMixin, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] whose policy gradient sees the forking tokens only.
 
@@ -125,6 +125,13 @@ class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
             prompt_is_optional=given.get("environment_factory") is not None,
             extra_fields=given.get("rollout_func") is not None,
         )
+        check_dynamic_sampling(
+            args,
+            given.get("train_dataset"),
+            given.get("processing_class"),
+            given.get("tools"),
+            given.get("environment_factory"),
+        )
         if given.get("processing_class") is not None:  # before a large model is loaded
             self._check_processing_class(given["processing_class"], given.get("train_dataset"), args)
         if args.selects_tokens and args.importance_sampling_level == "sequence":
@@ -135,6 +142,7 @@ class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
             )
         super().__init__(*call.args[1:], **call.kwargs)
         self._check_processing_class(self.processing_class, self.train_dataset, args)
+        self._init_dynamic_sampling()
         self._ranks = Ranks(self.accelerator)
         self._savings = plan_savings(
             args,
@@ -146,7 +154,6 @@ class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
             logger.info(f"skip_inert_compute: no saving of {saving}: {reason}.")
         # Entropies that TRL's old-log-probability pass has left, with the ids they are of; `None` while nobody asks.
         self._old_policy_scores: list | None = None
-        self._generation_rewards = None  # (rows of all ranks, reward functions), of the latest generation batch
         self._loss_inputs = None  # batch inside `compute_loss`, where `get_high_entropy_mask` needs it
         self._generation_index = {"train": (-1, 0), "eval": (-1, 0)}  # (global step, generations made at that step)
 
@@ -171,8 +178,6 @@ class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
             scores = self._old_policy_scores
         finally:
             self._old_policy_scores = None
-        if self.args.selects_tokens or self.args.skip_inert_compute:
-            self._zero_inert_advantages(output["advantages"], mode)
         if self.args.selects_tokens:
             priorities = None
             if self.args.token_selection == "random":
@@ -190,23 +195,6 @@ class ForkingGRPOTrainer(ResumableGenerationMixin, GRPOTrainer):
             elif priorities is not None:
                 output[_PRIORITIES] = priorities
         return output
-
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._generation_rewards = rewards
-        return rewards
-
-    def _zero_inert_advantages(self, advantages, mode):
-        rewards = self._generation_rewards
-        if self.multi_objective_aggregation == "sum_then_normalize":
-            # TRL's own expression: only the same operations round to the same bits.
-            unscorable = torch.isnan(rewards).all(dim=1)
-            rewards = (rewards * self.reward_weights.to(rewards.device).unsqueeze(0)).nansum(dim=1)
-            rewards[unscorable] = torch.nan
-        num_generations = self.num_generations if mode == "train" else self.num_generations_eval
-        rows = rows_without_spread(rewards, num_generations)
-        first = self.accelerator.process_index * len(advantages)
-        advantages[rows[first : first + len(advantages)]] = 0.0
 
     def _next_generation(self, mode):
         """Name of a generation batch: the same in a resumed run, where a count from the start would not be."""

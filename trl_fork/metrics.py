@@ -2,6 +2,7 @@
 
 import torch
 
+from ._trl import nanstd
 from .distributed import Ranks, percentiles
 
 
@@ -62,6 +63,47 @@ def entropy_metrics(entropies, mask, selected, *, rule: str, scope: str, ranks: 
             entropies, unselected if rule == "low_entropy" else selected, scope, ranks
         )
     return metrics
+
+
+def reward_metrics(rewards, weights, names: list[str], num_generations: int) -> dict[str, float]:
+    """
+    TRL's metrics of rewards, under its names and by its expressions.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(num_groups * num_generations, num_rewards)`):
+            NaN where a function could not score a completion.
+        weights (`torch.Tensor` of shape `(num_rewards,)`):
+            Weights of the functions.
+        names (`list[str]`):
+            Their names.
+        num_generations (`int`):
+            Completions per group.
+
+    Returns:
+        `dict[str, float]`: `reward`, `reward_std`, `frac_reward_zero_std`, and mean and standard deviation by name.
+    """
+    total = weighted_sum(rewards, weights)
+    spread = nanstd(total.view(-1, num_generations), dim=1)
+    metrics = {
+        "reward": torch.nanmean(total).item(),
+        "reward_std": nanstd(total).item(),
+        "frac_reward_zero_std": torch.isclose(spread, torch.zeros_like(spread)).float().mean().item(),
+    }
+    for name, column in zip(names, rewards.T, strict=True):
+        metrics[f"rewards/{name}/mean"] = torch.nanmean(column).item()
+        metrics[f"rewards/{name}/std"] = nanstd(column).item()
+    return metrics
+
+
+def weighted_sum(rewards: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """
+    Total reward of each completion, shape `(rows,)`: NaN where no function could score it.
+
+    TRL's own expression: only the same operations round to the same bits.
+    """
+    total = (rewards * weights.to(rewards.device).unsqueeze(0)).nansum(dim=1)
+    total[torch.isnan(rewards).all(dim=1)] = torch.nan
+    return total
 
 
 def rename_partial_metrics(metrics: dict[str, list[float]], num_valid: int, num_seen: int) -> None:

@@ -54,6 +54,28 @@ SCENARIOS = {
     },
     # Twelve rows per rank: the second of three groups is half on one, half on the other.
     "straddling_group": {"generation": 24, "micro_batch": 12},
+    # At first all informative groups are on one rank; the last round gives more than are missing.
+    "dynamic_sampling": {
+        "micro_batch": 8,
+        "prompts": 12,
+        "inert_prompts": (1, 2, 3, 5, 6, 7, 8, 10),
+        "dynamic_sampling": True,
+    },
+    "dynamic_sampling_straddling": {
+        "generation": 24,
+        "micro_batch": 12,
+        "prompts": 9,
+        "inert_prompts": (0, 2, 3, 5, 6, 8),
+        "dynamic_sampling": True,
+    },
+    "dynamic_sampling_topped_up": {
+        "micro_batch": 8,
+        "prompts": 12,
+        "inert_prompts": (0, 1, 2, 4, 5, 6, 7, 8, 9, 10),
+        "dynamic_sampling": True,
+        "dynamic_sampling_max_rounds": 3,
+        "top_entropy_quantile": 0.22,  # one prompt comes twice: at 0.2 the threshold would fall between its twins
+    },
     # Two optimizer steps on each of two generation batches: TRL scores old log-probabilities, and ratios leave 1.
     "several_updates": {
         "prompts": 8,
@@ -186,10 +208,15 @@ def record_of(trainer: Recorder, rollouts: TrainingRollouts) -> dict:
     """What this rank saw, for JSON: generation batches, and every micro-batch with its rows, weights and loss."""
     steps = trainer.args.steps_per_generation
     micro_batches = []
-    seen = trainer.micro_batches
-    for g, batch in enumerate(rollouts.generated):
-        trainer.micro_batches = seen[g * steps : (g + 1) * steps]
-        for k, rows in enumerate(trainer.rows_of_micro_batches(batch), start=g * steps):
+    # With dynamic sampling there is one batch of several rounds, shared out evenly.
+    rows_per_rank = steps * trainer.args.per_device_train_batch_size
+    first = trainer.accelerator.process_index * rows_per_rank
+    batches = [range(first, first + rows_per_rank)]
+    if not trainer.args.dynamic_sampling:
+        batches = [[rollout.row for rollout in batch] for batch in rollouts.generated]
+    for g, numbers in enumerate(batches):
+        for k in range(g * steps, (g + 1) * steps):
+            rows = [numbers[row] for row in trainer.micro_batches[k]]
             weights = {row: values.tolist() for row, values in zip(rows, trainer.training_weights[k], strict=True)}
             micro_batches.append({"rows": rows, "weights": weights, "loss": trainer.losses[k]})
     return {
@@ -205,6 +232,8 @@ def record_of(trainer: Recorder, rollouts: TrainingRollouts) -> dict:
             "rho": trainer.args.top_entropy_quantile,
             "learning_rate": trainer.args.learning_rate,
             "seed": trainer.args.seed,
+            "dynamic_sampling": trainer.args.dynamic_sampling,
+            "groups": trainer.args.generation_batch_size // NUM_GENERATIONS,
         },
     }
 
