@@ -108,8 +108,8 @@ class DynamicSamplingMixin:
     def _init_dynamic_sampling(self):
         self._refills_drawn = 0  # prompts taken from the stream of refills, over all ranks; saved in checkpoints
         self._final_rows = None  # rows of this rank, while TRL makes its batch of them
-        self._final_rewards = None  # (rows of all ranks, reward functions), likewise
-        self._rewards = None  # of the latest generation batch, after TRL has made its batch
+        self._final_rewards = None  # of all ranks, likewise
+        self._generation_rewards = None  # (rows of all ranks, reward functions), of the latest generation batch
         self._has_topped_up = False
         self._deciding_column = None
         name = self.args.dynamic_sampling_reward
@@ -128,7 +128,7 @@ class DynamicSamplingMixin:
         else:
             output = super()._generate_and_score_completions(inputs)
         if self.args.selects_tokens or self.args.skip_inert_compute:
-            rewards = self._rewards
+            rewards = self._generation_rewards
             if self.multi_objective_aggregation == "sum_then_normalize":
                 rewards = weighted_sum(rewards, self.reward_weights)
             rows = rows_without_spread(rewards, self.num_generations if mode == "train" else self.num_generations_eval)
@@ -140,7 +140,8 @@ class DynamicSamplingMixin:
         if self._final_rows is None:
             return super()._generate(prompts)
         rows, self._final_rows = self._final_rows, None
-        self._pending_extra_logs.update({name: [row["logged"][name] for row in rows] for name in rows[0]["logged"]})
+        for name in {name for row in rows for name in row["logged"]}:
+            self._pending_extra_logs[name] = [row["logged"].get(name) for row in rows]
         prompt_ids, completion_ids, tool_mask, completions, logprobs = (
             [row[key] for row in rows] for key in _GENERATED
         )
@@ -160,7 +161,7 @@ class DynamicSamplingMixin:
         rewards, self._final_rewards = self._final_rewards, None
         if rewards is None:
             rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._rewards = rewards
+        self._generation_rewards = rewards
         return rewards
 
     def _generate_informative_groups(self, inputs):
