@@ -109,14 +109,14 @@ def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_confi
     check_model_will_be_saved(trainer.accelerator)
     trainer.train(resume_from_checkpoint=_boolean_or_path(args.resume_from_checkpoint))
 
-    trainer.save_model(args.output_dir)
     trainer.save_state()
     if trainer.accelerator.is_main_process:
         plot_training(trainer.state.log_history, Path(args.output_dir) / "training.png")
-    trainer.accelerator.print(f"Model, trainer_state.json and training.png are in {args.output_dir}.")
-    if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=arguments.dataset_name)
+    if not args.push_to_hub:
+        trainer.save_model(args.output_dir)
+    elif trainer.push_to_hub(dataset_name=arguments.dataset_name):  # saves the model first
         trainer.accelerator.print(f"Pushed to https://huggingface.co/{trainer.hub_model_id}.")
+    trainer.accelerator.print(f"Model, trainer_state.json and training.png are in {args.output_dir}.")
 
 
 def _boolean_or_path(value: str | None) -> bool | str | None:

@@ -46,6 +46,10 @@ HOOKS = {
     ),
     "compute_loss": ("self", "model", "inputs", "return_outputs", "num_items_in_batch"),
     "get_high_entropy_mask": ("self", "entropies", "mask", "threshold"),
+    "create_model_card": ("self", "model_name", "dataset_name", "tags"),
+    "init_hf_repo": ("self", "token", "private"),
+    "push_to_hub": ("self", "commit_message", "blocking", "token", "revision", "private"),
+    "_push_from_checkpoint": ("self", "checkpoint_folder"),
 }
 
 _warned_untested = False

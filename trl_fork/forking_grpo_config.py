@@ -155,6 +155,10 @@ class ForkingGRPOConfig(GRPOConfig):
         super().__post_init__()
         self._check_windows()
 
+    def __getstate__(self):
+        # `training_args.bin` is this object, pickled. It lies in every checkpoint and is pushed to the Hub.
+        return {name: None if name.endswith("_token") else value for name, value in self.__dict__.items()}
+
     def _check_selection(self):
         rho = self.top_entropy_quantile
         if not isinstance(rho, (int, float)) or not 0 < rho <= 1:

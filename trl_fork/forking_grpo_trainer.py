@@ -1,7 +1,6 @@
 """The trainer: a thin adapter between TRL's hooks and the functions of this package."""
 
 import inspect
-import textwrap
 from contextlib import contextmanager
 
 import torch
@@ -22,8 +21,10 @@ from .data import check_tokenizer, check_training_data, refuse_empty_completions
 from .distributed import Ranks
 from .dynamic_sampling import DynamicSamplingMixin, check_dynamic_sampling
 from .forking_grpo_config import ForkingGRPOConfig
+from .hub import PublishingMixin
 from .lm_head import row_sparse_head
 from .metrics import count_metrics, entropy_metrics, rename_partial_metrics
+from .model_card import CITATION
 from .savings import arrange, has_rotary_positions, plan_savings, score_by_length
 from .selection import (
     NaNEntropyError,
@@ -42,7 +43,7 @@ _ARRANGED = "rows_arranged"  # marks micro-batches that have been through `arran
 _ADDED = (_WEIGHTS, _PRIORITIES, _SCALE, _ARRANGED)
 
 
-class ForkingGRPOTrainer(ResumableGenerationMixin, DynamicSamplingMixin, GRPOTrainer):
+class ForkingGRPOTrainer(PublishingMixin, ResumableGenerationMixin, DynamicSamplingMixin, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] whose policy gradient sees the forking tokens only.
 
@@ -91,16 +92,7 @@ class ForkingGRPOTrainer(ResumableGenerationMixin, DynamicSamplingMixin, GRPOTra
         "title": "Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective Reinforcement Learning for LLM "
         "Reasoning",
         "id": "2506.01939",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @inproceedings{wang2025beyond,
-                title        = {{Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective Reinforcement
-                                Learning for LLM Reasoning}},
-                author       = {Shenzhi Wang and Le Yu and Chang Gao and Chujie Zheng and others},
-                year         = 2025,
-                booktitle    = {Advances in Neural Information Processing Systems},
-                eprint       = {arXiv:2506.01939},
-            }"""),
+        "citation": CITATION,
     }
 
     def __init__(self, model, reward_funcs=None, args: ForkingGRPOConfig | None = None, *positional, **keywords):
