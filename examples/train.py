@@ -12,6 +12,7 @@ of the script arguments below can stand in the YAML file or on the command line;
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers import ProgressCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
@@ -19,6 +20,7 @@ from trl_fork.checkpoints import check_model_will_be_saved
 from trl_fork.data import load_split, to_prompt_and_solution
 from trl_fork.report import plot_training, require_matplotlib
 from trl_fork.rewards import get_reward_function
+from trl_fork.telemetry import SummaryCallback
 
 
 @dataclass
@@ -106,6 +108,9 @@ def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_confi
         quantization_config=get_quantization_config(model_config),
         peft_config=get_peft_config(model_config),
     )
+    if not args.disable_tqdm:  # one line per log, where the Trainer prints a dictionary of fifty numbers
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(SummaryCallback)
     check_model_will_be_saved(trainer.accelerator)
     trainer.train(resume_from_checkpoint=_boolean_or_path(args.resume_from_checkpoint))
 

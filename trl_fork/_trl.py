@@ -34,6 +34,7 @@ HOOKS = {
     "_prepare_inputs": ("self", "generation_batch"),
     "_generate_and_score_completions": ("self", "inputs"),
     "_generate": ("self", "prompts"),
+    "_generate_single_turn": ("self", "prompt_ids", "images", "multimodal_fields", "num_generations"),
     "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
     "_get_per_token_logps_and_entropies": (
         "self",
@@ -44,6 +45,8 @@ HOOKS = {
         "batch_size",
         "compute_entropy",
     ),
+    "training_step": ("self", "model", "inputs", "num_items_in_batch"),
+    "log": ("self", "logs", "start_time"),
     "compute_loss": ("self", "model", "inputs", "return_outputs", "num_items_in_batch"),
     "get_high_entropy_mask": ("self", "entropies", "mask", "threshold"),
     "create_model_card": ("self", "model_name", "dataset_name", "tags"),

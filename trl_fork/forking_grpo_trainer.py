@@ -33,6 +33,7 @@ from .selection import (
     select_in_scope,
     selected_count,
 )
+from .telemetry import TelemetryMixin
 
 
 # What this trainer adds to TRL's batches, for `compute_loss` to take out again.
@@ -43,7 +44,7 @@ _ARRANGED = "rows_arranged"  # marks micro-batches that have been through `arran
 _ADDED = (_WEIGHTS, _PRIORITIES, _SCALE, _ARRANGED)
 
 
-class ForkingGRPOTrainer(PublishingMixin, ResumableGenerationMixin, DynamicSamplingMixin, GRPOTrainer):
+class ForkingGRPOTrainer(PublishingMixin, ResumableGenerationMixin, DynamicSamplingMixin, TelemetryMixin, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] whose policy gradient sees the forking tokens only.
 
@@ -135,6 +136,7 @@ class ForkingGRPOTrainer(PublishingMixin, ResumableGenerationMixin, DynamicSampl
         super().__init__(*call.args[1:], **call.kwargs)
         self._check_processing_class(self.processing_class, self.train_dataset, args)
         self._init_dynamic_sampling()
+        self._init_telemetry()
         self._ranks = Ranks(self.accelerator)
         self._savings = plan_savings(
             args,
