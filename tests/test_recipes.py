@@ -169,19 +169,27 @@ def test_header_names_what_exists(name):
         assert all(f"# {entry}" in header for entry in ("Hardware", "Memory", "Tokens per step", "Time", "Launch"))
 
 
-@pytest.mark.parametrize("name", ["gsm8k_single_gpu", "qwen3_0.6b_lora_8gb"])
-def test_small_recipe_runs(name, tmp_path, monkeypatch):
-    """With a tiny model in place of the real one, a file in place of the Hub, and small numbers."""
+@pytest.mark.parametrize("name", ["gsm8k_single_gpu", "qwen3_0.6b_lora_8gb", "qwen3_8b_forking"])
+def test_recipe_runs(name, tmp_path, monkeypatch):
+    """With a tiny model in place of the real one, a file in place of the Hub, no vLLM, and small numbers."""
+    recipe = yaml.safe_load((DIRECTORY / f"{name}.yaml").read_text())
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None  # as far as a base model is concerned
     build_model(tokenizer, max_position_embeddings=2048, initializer_range=0.02).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
+    # One more reward: the accuracy of a model that cannot count has no gradient.
+    (tmp_path / "letters_for_recipes.py").write_text(
+        "def letters(completions, **kwargs):\n    return [float(len(set(text))) for text in completions]\n"
+    )
+    rewards = [*recipe["reward_funcs"], "letters_for_recipes.letters"]
     overrides = {
         "model_name_or_path": tmp_path / "model",
         "dataset_name": ROOT / "tests" / "data" / "gsm8k.jsonl",
         "output_dir": tmp_path / "run",
         "bf16": "false",
+        "use_vllm": "false",
         "max_steps": 2,
+        "num_generations": 4,
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 4,
         "generation_batch_size": 8,
@@ -190,12 +198,12 @@ def test_small_recipe_runs(name, tmp_path, monkeypatch):
         "save_strategy": "no",
         "dataloader_pin_memory": "false",
     }
+    if "soft_overlong_punish_cache" in recipe:
+        overrides |= {"soft_overlong_max_completion_len": 16, "soft_overlong_punish_cache": 16}
     words = [str(word) for key, value in overrides.items() for word in (f"--{key}", value)]
-    # A second reward: the accuracy of a model that cannot count has no gradient.
-    (tmp_path / "letters_for_recipes.py").write_text(
-        "def letters(completions, **kwargs):\n    return [float(len(set(text))) for text in completions]\n"
-    )
-    arguments = parse(name, monkeypatch, *words, "--reward_funcs", "accuracy_reward", "letters_for_recipes.letters")
+    words += ["--reward_funcs", *rewards, "--reward_weights", *["1.0"] * len(rewards)]
+    monkeypatch.setitem(PROCESSES, name, 1)
+    arguments = parse(name, monkeypatch, *words)
     monkeypatch.undo()
     monkeypatch.syspath_prepend(tmp_path)
     script.main(*arguments)
@@ -204,14 +212,17 @@ def test_small_recipe_runs(name, tmp_path, monkeypatch):
     history = json.loads((run / "trainer_state.json").read_text())["log_history"]
     steps = [entry for entry in history if "loss" in entry]
     assert [entry["step"] for entry in steps] == [1, 2]
-    assert all(entry["rewards/accuracy_reward/mean"] == 0.0 for entry in steps)  # not NaN: answers were parsed
-    assert all(entry["grad_norm"] > 0 for entry in steps)
-    assert all(entry["forking/selected_fraction"] == pytest.approx(0.2, abs=0.02) for entry in steps)
+    for entry in steps:
+        assert entry["rewards/accuracy_reward/mean"] == 0.0  # not NaN: answers were parsed
+        assert entry["grad_norm"] > 0
+        assert entry["forking/selected_fraction"] == pytest.approx(0.2, abs=0.02)
+        if "soft_overlong_punishment" in rewards:  # 16 tokens before the limit of 16: a sixteenth for each
+            penalty = -entry["completions/mean_length"] / 16
+            assert entry["rewards/soft_overlong_punishment_reward/mean"] == pytest.approx(penalty)
     if "lora" not in name:
         assert (run / "model.safetensors").exists()
         return
     adapter = json.loads((run / "adapter_config.json").read_text())
-    recipe = yaml.safe_load((DIRECTORY / f"{name}.yaml").read_text())
     assert (adapter["r"], adapter["lora_alpha"]) == (recipe["lora_r"], recipe["lora_alpha"])
     assert {module.split(".")[-1] for module in adapter["target_modules"]} == {
         *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
