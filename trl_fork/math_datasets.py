@@ -209,7 +209,7 @@ def strip_instruction(text: str) -> str:
     return text.strip()
 
 
-_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+_NUMBER = re.compile(r"-?(\d+|\d{1,3}( \d{3})+)(\.\d+)?")  # "1 000" too, which is no formula
 _SCIENTIFIC = re.compile(r"(-?\d+(?:\.\d+)?)[eE]([+-]?\d+)")
 # A formula may hold words inside \text{} only; two words side by side are a sentence.
 _SENTENCE = re.compile(r"\\boxed|(?<!\\)\$|\n|[A-Za-z]{2,} +[A-Za-z]{2,}")
