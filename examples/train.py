@@ -17,7 +17,8 @@ from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_qu
 
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 from trl_fork.checkpoints import check_model_will_be_saved
-from trl_fork.data import load_split, to_prompt_and_solution
+from trl_fork.data import load_benchmark, load_training_set
+from trl_fork.math_datasets import BENCHMARKS
 from trl_fork.report import plot_training, require_matplotlib
 from trl_fork.rewards import get_reward_function
 from trl_fork.telemetry import SummaryCallback
@@ -30,19 +31,32 @@ class ForkingScriptArguments(ScriptArguments):
 
     Args:
         dataset_name (`str`):
-            Hub name, folder of `save_to_disk`, or JSON, JSONL, Parquet or CSV file.
+            `dapo-math-17k`, `dapo-math-17k-processed`, `guru-math` or `gsm8k` for these data sets as the paper uses
+            them; or a Hub name, a folder of `save_to_disk`, or a JSON, JSONL, Parquet or CSV file.
         eval_dataset_name (`str`, *optional*):
-            Where the evaluation problems are; by default the split `dataset_test_split` of `dataset_name`.
+            Where the evaluation problems are, or a benchmark by its short name (`aime24`, `math500`, `gsm8k`, ...); by
+            default the split `dataset_test_split` of `dataset_name`.
         prompt_column, solution_column (`str`, *optional*):
             Columns of question and answer; found by their usual names if not given.
-        instruction (`str`, *optional*, defaults to `"{question}"`):
-            Text of the user message.
+        instruction (`str`, *optional*):
+            Text of the user message, for models with a chat template; `{question}` stands for the question. By default
+            the question alone, and a request for `\\boxed{}` with the data sets above.
+        prompt_template (`str`, *optional*):
+            Prompt as plain text, for base models; `{question}` stands for the question.
+        deduplicate (`bool`, *optional*):
+            Whether to train on each problem once; by default only where a data set above repeats them.
         reward_funcs (`list[str]`, *optional*, defaults to `["accuracy_reward"]`):
             Names of TRL rewards, or dotted paths of your own.
+        soft_overlong_max_completion_len (`int`, *optional*):
+            Length in tokens at which the reward `soft_overlong_punishment` reaches -1; by default
+            `max_completion_length`.
+        soft_overlong_punish_cache (`int`, *optional*):
+            Number of tokens before it over which that reward falls from 0.
     """
 
     eval_dataset_name: str | None = field(
-        default=None, metadata={"help": "Evaluation data; the test split of dataset_name if not given."}
+        default=None,
+        metadata={"help": "Evaluation data or benchmark; the test split of dataset_name if not given."},
     )
     prompt_column: str | None = field(
         default=None, metadata={"help": "Column of the question; prompt, question or problem if not given."}
@@ -50,23 +64,56 @@ class ForkingScriptArguments(ScriptArguments):
     solution_column: str | None = field(
         default=None, metadata={"help": "Column of the answer; ground_truth, answer or solution if not given."}
     )
-    instruction: str = field(
-        default="{question}", metadata={"help": "Text of the user message; {question} stands for the question."}
+    instruction: str | None = field(
+        default=None, metadata={"help": "Text of the user message; {question} stands for the question."}
+    )
+    prompt_template: str | None = field(
+        default=None,
+        metadata={"help": "Prompt as plain text, for base models; {question} stands for the question."},
+    )
+    deduplicate: bool | None = field(
+        default=None,
+        metadata={"help": "Train on each problem once; by default only where a known data set repeats them."},
     )
     reward_funcs: list[str] = field(
         default_factory=lambda: ["accuracy_reward"],
         metadata={"help": "TRL rewards by name, or dotted paths of your own."},
     )
+    soft_overlong_max_completion_len: int | None = field(
+        default=None,
+        metadata={"help": "Tokens at which soft_overlong_punishment reaches -1; max_completion_length if not given."},
+    )
+    soft_overlong_punish_cache: int | None = field(
+        default=None,
+        metadata={"help": "Tokens before that over which soft_overlong_punishment falls from 0."},
+    )
 
 
-def load_data(arguments: ForkingScriptArguments, name: str, split: str):
-    dataset = load_split(name, split, arguments.dataset_config, arguments.dataset_streaming)
-    return to_prompt_and_solution(
-        dataset,
+def load_data(arguments: ForkingScriptArguments, name: str, split: str, *, evaluation: bool = False):
+    prompts = {"instruction": arguments.instruction, "prompt_template": arguments.prompt_template}
+    if evaluation and name in BENCHMARKS:
+        return load_benchmark(name, **prompts)
+    return load_training_set(
+        name,
+        split,
+        config=arguments.dataset_config,
+        streaming=arguments.dataset_streaming,
+        deduplicate=False if evaluation else arguments.deduplicate,
         prompt_column=arguments.prompt_column,
         solution_column=arguments.solution_column,
-        instruction=arguments.instruction,
+        **prompts,
     )
+
+
+def load_rewards(arguments: ForkingScriptArguments, args: ForkingGRPOConfig) -> list:
+    return [
+        get_reward_function(
+            name,
+            max_completion_len=arguments.soft_overlong_max_completion_len or args.max_completion_length,
+            soft_punish_cache=arguments.soft_overlong_punish_cache,
+        )
+        for name in arguments.reward_funcs
+    ]
 
 
 def refuse_other_run(args: ForkingGRPOConfig) -> None:
@@ -96,12 +143,15 @@ def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_confi
     eval_dataset = None
     if args.eval_strategy != "no":
         eval_dataset = load_data(
-            arguments, arguments.eval_dataset_name or arguments.dataset_name, arguments.dataset_test_split
+            arguments,
+            arguments.eval_dataset_name or arguments.dataset_name,
+            arguments.dataset_test_split,
+            evaluation=True,
         )
 
     trainer = ForkingGRPOTrainer(
         model=model_config.model_name_or_path,
-        reward_funcs=[get_reward_function(name) for name in arguments.reward_funcs],
+        reward_funcs=load_rewards(arguments, args),
         args=args,
         train_dataset=load_data(arguments, arguments.dataset_name, arguments.dataset_train_split),
         eval_dataset=eval_dataset,

@@ -1,4 +1,4 @@
-"""Datasets as they lie on disk, and rewards by name."""
+"""Data sets as they lie on disk."""
 
 import json
 
@@ -6,8 +6,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from trl.rewards import accuracy_reward
 
-from trl_fork.data import final_answer, load_split, to_prompt_and_solution
-from trl_fork.rewards import get_reward_function
+from trl_fork.data import final_answer, load_split, load_training_set, to_prompt_and_solution
 
 
 ROWS = [{"question": f"{i} + 1?", "answer": f"Add one. #### {i + 1},000"} for i in range(4)]
@@ -57,8 +56,38 @@ def test_instruction_and_given_columns():
         data, prompt_column="text", solution_column="gold.value", instruction=r"{question} Use \boxed{}."
     )
     assert row == {"prompt": [{"role": "user", "content": r"2? Use \boxed{}."}], "solution": "2"}
-    with pytest.raises(ValueError, match=r"instruction must contain '\{question\}', got 'Answer:'"):
-        to_prompt_and_solution(data, prompt_column="text", solution_column="gold.value", instruction="Answer:")
+    (row,) = to_prompt_and_solution(
+        data, prompt_column="text", solution_column="gold.value", prompt_template="Q: {question}\nA:"
+    )
+    assert row == {"prompt": "Q: 2?\nA:", "solution": "2"}
+    for argument in ("instruction", "prompt_template"):
+        with pytest.raises(ValueError, match=rf"{argument} must contain '\{{question\}}', got 'Answer:'"):
+            to_prompt_and_solution(data, prompt_column="text", solution_column="gold.value", **{argument: "Answer:"})
+    with pytest.raises(ValueError, match="prompt_template and instruction are both set"):
+        to_prompt_and_solution(data, instruction="{question}", prompt_template="{question}")
+
+
+def test_conversations_are_written_anew_only_when_asked():
+    system = {"role": "system", "content": "s"}
+    data = Dataset.from_list([{"prompt": [{"role": "user", "content": " q "}], "answer": "1"}])
+    assert to_prompt_and_solution(data)[0]["prompt"] == [{"role": "user", "content": " q "}]
+    assert to_prompt_and_solution(data, prompt_template="{question}!")[0]["prompt"] == "q!"
+    assert to_prompt_and_solution(data, instruction="{question}!")[0]["prompt"] == [{"role": "user", "content": "q!"}]
+    longer = Dataset.from_list([{"prompt": [system, {"role": "user", "content": "q"}], "answer": "1"}])
+    assert to_prompt_and_solution(longer)[0]["prompt"][0] == system
+    with pytest.raises(ValueError, match=r"messages of \['system', 'user'\].* must be one message of the user"):
+        to_prompt_and_solution(longer, prompt_template="{question}!")
+
+
+def test_any_file_can_be_deduplicated(tmp_path, capsys):
+    Dataset.from_list([*ROWS, *ROWS, {"question": "0 + 1? ", "answer": "again"}]).to_json(tmp_path / "a.jsonl")
+    data = load_training_set(str(tmp_path / "a.jsonl"), deduplicate=True)
+    assert data["solution"][:] == ["1000", "2000", "3000", "4000"]  # of each problem the first row
+    assert "4 different problems in 9 rows" in capsys.readouterr().out
+    assert len(load_training_set(str(tmp_path / "a.jsonl"))) == 9
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="a stream cannot drop the repetitions"):
+        load_training_set(str(tmp_path / "a.jsonl"), deduplicate=True, streaming=True)
 
 
 def test_missing_column_names_what_there_is():
@@ -73,24 +102,46 @@ def test_missing_column_names_what_there_is():
         to_prompt_and_solution(Dataset.from_list([]))
 
 
-def test_final_answers_are_what_the_reward_parses():
-    assert final_answer("48/2 = <<48/2=24>>24 clips.\n#### 72") == "72"
-    assert final_answer("a #### b #### 1,234,567") == "1234567"
-    assert final_answer(5) == "5"
-    completions = [[{"role": "assistant", "content": text}] for text in (r"\boxed{72}", r"\boxed{71}", "72")]
-    assert accuracy_reward(completions, [final_answer("#### 72")] * 3) == [1.0, 0.0, 0.0]
+@pytest.mark.parametrize(
+    ("answer", "text", "right", "wrong"),
+    [
+        ("48/2 = <<48/2=24>>24 clips.\n#### 72", "72", "72", "48"),
+        ("a #### b #### 1,234,567", "1234567", "1234567", "1"),
+        (5, "5", "5", "6"),
+        ("27.0", "27.0", "27", "27.1"),
+        (27.0, "27.0", "27", "2"),
+        ("1 000", "1 000", "1000", "1"),
+        # Without dollars math-verify reads the first number of these.
+        (r"11\sqrt{2}", r"$11\sqrt{2}$", r"11\sqrt{2}", "11"),
+        ("2n+1", "$2n+1$", "1 + 2n", "2"),
+        ("2,3", "$2,3$", "3, 2", "2.3"),
+        ("3:4", "$3:4$", "3:4", "3"),
+        ("[0,1)", "$[0,1)$", "[0,1)", "(0,1)"),
+        ("10,000", "$10,000$", "10000", "10"),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"$\left( 3, \frac{\pi}{2} \right)$", r"(3, \pi/2)", "3"),
+        (r"3 \times 10^5", r"$3 \times 10^5$", "300000", "100000"),
+        ("4.5e33", r"$4.5 \times 10^{33}$", r"4.5 \times 10^{33}", "4.5"),
+        # Nothing at all of these.
+        ("p - q", "$p - q$", "-q + p", "p"),
+        (r"\text{June 20}", r"$\text{June 20}$", r"\text{June 20}", r"\text{June 21}"),
+        ("east", "$east$", r"\text{east}", r"\text{west}"),
+        (r"\$32.50", r"$\$32.50$", "32.50", "32"),
+        # OlympiadBench
+        (["$2$", "$3$"], "$2, 3$", "3,2", "2"),
+        (["$(1,8,19), (2,7,13)$"], "$(1,8,19), (2,7,13)$", "(2,7,13), (1,8,19)", "(1,8,19)"),
+        (["$2$, $3$"], "$2$, $3$", "2,3", "3"),
+        (["4"], "4", "4", "5"),
+        # A worked solution
+        (r"So \boxed{\frac{1}{2}}.", r"So \boxed{\frac{1}{2}}.", r"\frac{1}{2}", "1"),
+        ("So the answer is 3", "So the answer is 3", "3", "4"),
+    ],
+    ids=str,
+)
+def test_final_answers_are_what_the_reward_parses(answer, text, right, wrong):
+    assert final_answer(answer) == text
+    completions = [[{"role": "assistant", "content": f"It is \\boxed{{{value}}}."}] for value in (right, wrong)]
+    assert accuracy_reward(completions, [text] * 2) == [1.0, 0.0]
 
 
-def test_rewards_by_name_and_path(tmp_path, monkeypatch):
-    assert get_reward_function("accuracy_reward") is accuracy_reward
-    (tmp_path / "own_rewards_for_test.py").write_text("def exact(completions, **kwargs):\n    return [1.0]\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend("")
-    assert get_reward_function("own_rewards_for_test.exact")(None) == [1.0]
-    for name, message in (
-        ("acuracy_reward", r"unknown reward function 'acuracy_reward'. Pass one of \['accuracy_reward'"),
-        ("no_such_module_here.f", "cannot import 'no_such_module_here.f'"),
-        ("own_rewards_for_test.missing", "cannot import"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            get_reward_function(name)
+def test_a_missing_answer_is_left_out_by_the_reward():
+    assert accuracy_reward([[{"role": "assistant", "content": r"\boxed{None}"}]], [final_answer(None)]) == [None]

@@ -124,9 +124,3 @@ def test_bad_input_stops_before_training(change, message, recipe, tmp_path):
     with pytest.raises(ValueError, match=message):
         script.main(*arguments)
     assert not list((tmp_path / "run").glob("checkpoint-*"))
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_parses(path):
-    arguments, args, model_config = parse("--config", str(path))
-    assert arguments.dataset_name and model_config.model_name_or_path and args.output_dir

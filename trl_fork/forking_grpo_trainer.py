@@ -17,7 +17,7 @@ from ._trl import (
     training_adapter_is_active,
 )
 from .checkpoints import ResumableGenerationMixin
-from .data import check_tokenizer, check_training_data, refuse_empty_completions
+from .data_checks import check_tokenizer, check_training_data, refuse_empty_completions
 from .distributed import Ranks
 from .dynamic_sampling import DynamicSamplingMixin, check_dynamic_sampling
 from .forking_grpo_config import ForkingGRPOConfig

@@ -4,34 +4,71 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from functools import wraps
 
-from trl.rewards import accuracy_reward, reasoning_accuracy_reward, think_format_reward
+from trl.rewards import (
+    accuracy_reward,
+    get_soft_overlong_punishment,
+    reasoning_accuracy_reward,
+    think_format_reward,
+)
+
+
+SOFT_OVERLONG_PUNISHMENT = "soft_overlong_punishment"
+
+
+def reads_text(function: Callable) -> Callable:
+    """Let a reward that reads messages score plain text too: TRL's own fail where prompts are no conversations."""
+
+    @wraps(function)
+    def reward(completions, *args, **kwargs):
+        completions = [[{"role": "assistant", "content": c}] if isinstance(c, str) else c for c in completions]
+        return function(completions, *args, **kwargs)
+
+    return reward
 
 
 REWARD_FUNCTIONS = {
-    function.__name__: function for function in (accuracy_reward, reasoning_accuracy_reward, think_format_reward)
+    function.__name__: reads_text(function)
+    for function in (accuracy_reward, reasoning_accuracy_reward, think_format_reward)
 }
 
 
-def get_reward_function(name: str) -> Callable:
+def get_reward_function(
+    name: str, *, max_completion_len: int | None = None, soft_punish_cache: int | None = None
+) -> Callable:
     """
     A reward function by its name in TRL, or by the dotted path of a callable of your own.
 
     Args:
         name (`str`):
-            One of `REWARD_FUNCTIONS`, or a path such as `my_rewards.exact_match`, looked up from the working directory
-            too.
+            One of `REWARD_FUNCTIONS`, `soft_overlong_punishment` ([`~trl.rewards.get_soft_overlong_punishment`]), or a
+            path such as `my_rewards.exact_match`, looked up from the working directory too.
+        max_completion_len (`int`, *optional*):
+            Length in tokens at which `soft_overlong_punishment` reaches -1.
+        soft_punish_cache (`int`, *optional*):
+            Number of tokens before it over which `soft_overlong_punishment` falls from 0. The authors' values are
+            20,480 and 4,096.
 
     Raises:
-        `ValueError`: if there is no such function, naming those there are.
+        `ValueError`: if there is no such function, naming those there are; or for lengths that make no slope.
     """
+    if name == SOFT_OVERLONG_PUNISHMENT:
+        if not soft_punish_cache or not max_completion_len or not 0 < soft_punish_cache <= max_completion_len:
+            raise ValueError(
+                f"reward_funcs: {name} falls from 0 to -1 over the last soft_punish_cache tokens before "
+                f"max_completion_len, so that 0 < soft_punish_cache <= max_completion_len; got {soft_punish_cache} "
+                f"and {max_completion_len}. The authors' values are 4096 and 20480."
+            )
+        return get_soft_overlong_punishment(max_completion_len, soft_punish_cache)
     if name in REWARD_FUNCTIONS:
         return REWARD_FUNCTIONS[name]
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
         raise ValueError(
-            f"reward_funcs: unknown reward function {name!r}. Pass one of {sorted(REWARD_FUNCTIONS)}, or a dotted "
-            "path such as 'my_rewards.exact_match'."
+            f"reward_funcs: unknown reward function {name!r}. Pass one of "
+            f"{sorted([*REWARD_FUNCTIONS, SOFT_OVERLONG_PUNISHMENT])}, or a dotted path such as "
+            "'my_rewards.exact_match'."
         )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
