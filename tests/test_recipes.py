@@ -36,6 +36,7 @@ PAPER = {
     "beta": 0.0,
     "entropy_coef": 0.0,
     "num_iterations": 1,
+    "dynamic_sampling": True,
     "scale_rewards": "group",
     "importance_sampling_level": "token",
     "multi_objective_aggregation": "sum_then_normalize",
@@ -71,16 +72,10 @@ METHOD = [
 ]
 
 
-def temporary_without_dynamic_sampling(arguments):
-    """REMOVE AT MERGE, with its one use: `dynamic_sampling: true` is refused in this branch."""
-    return [*arguments, "--dynamic_sampling", "false"]
-
-
 def parse(name, monkeypatch, *overrides):
     """A recipe with the parser of the script, as each of its processes does."""
     monkeypatch.setattr(TrainingArguments, "world_size", property(lambda args: PROCESSES.get(name, 1)))
     arguments = ["--config", str(DIRECTORY / f"{name}.yaml"), "--use_cpu", "true", *overrides]
-    arguments = temporary_without_dynamic_sampling(arguments)
     return TrlParser((script.ForkingScriptArguments, ForkingGRPOConfig, ModelConfig)).parse_args_and_config(arguments)
 
 
@@ -122,8 +117,6 @@ def test_large_recipes_are_the_papers(name, monkeypatch):
     # vLLM holds a prompt of 2,048 tokens and the longest completion, on groups of GPUs of one machine
     assert args.use_vllm and args.vllm_max_model_length == 2048 + 20480
     assert 8 % args.vllm_tensor_parallel_size == 0
-    # Dynamic sampling itself is read from the file while `temporary_without_dynamic_sampling` is needed.
-    assert yaml.safe_load((DIRECTORY / f"{name}.yaml").read_text())["dynamic_sampling"] is True
 
 
 def test_large_recipes_differ_in_what_the_model_size_asks_for():
