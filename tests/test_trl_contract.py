@@ -13,7 +13,7 @@ from peft import LoraConfig
 from trl import GRPOTrainer
 
 import trl_fork._trl as contract
-from trl_fork import ForkingGRPOTrainer
+from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 
 
 def test_hooks_are_in_place():
@@ -145,6 +145,29 @@ def test_batches_carry_added_tensors_and_keep_their_rows(tokenizer, tmp_path):
         per_device_train_batch_size=8, gradient_accumulation_steps=4,
     )  # fmt: skip
     assert len(trainer.micro_batches) == 4
+
+
+def test_weights_that_trl_would_round_are_told_of(tokenizer, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(contract.logger, "propagate", True)
+
+    def warnings(**settings):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            ForkingGRPOTrainer(
+                model=build_model(tokenizer),
+                reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
+                args=ForkingGRPOConfig(
+                    str(tmp_path), num_generations=4, per_device_train_batch_size=4, use_cpu=True, report_to="none",
+                    **settings,
+                ),
+                train_dataset=FixedRollouts(tokenizer).dataset,
+                processing_class=tokenizer,
+            )  # fmt: skip
+        return [r.message for r in caplog.records if "converts the float32 weights" in r.message]
+
+    assert len(warnings(use_transformers_continuous_batching=True, bf16=True)) == 1
+    assert not warnings(use_transformers_continuous_batching=True, bf16=False)
+    assert not warnings(bf16=True)
 
 
 @pytest.mark.parametrize("where", ["module", "file", "model"])

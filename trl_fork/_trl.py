@@ -123,6 +123,23 @@ def old_logps_are_computed(trainer: GRPOTrainer) -> bool:
     )
 
 
+def warn_of_cast_weights(trainer: GRPOTrainer) -> None:
+    """
+    Warn where TRL will round the weights that are trained, in place and for good.
+
+    Before each generation by `use_transformers_continuous_batching`, TRL 1.16 converts the model to bf16 or fp16 where
+    the run computes in it. Weights in float32 are so for a reason: a step of 1e-6 is lost in 16 bits.
+    """
+    halved = trainer.args.bf16 or trainer.args.fp16
+    trained = (parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad)
+    if trainer.args.use_transformers_continuous_batching and halved and torch.float32 in trained:
+        logger.warning(
+            "use_transformers_continuous_batching=True: TRL converts the float32 weights that are trained to "
+            f"{'bf16' if trainer.args.bf16 else 'fp16'} before each generation, and leaves them so: small steps are "
+            "rounded away. Set it to False, or bf16 and fp16 to False, or use vLLM."
+        )
+
+
 def training_adapter_is_active(model) -> bool:
     """`False` inside TRL's reference pass over a PEFT model, which is the same module with another adapter or none."""
     if not is_peft_model(model):

@@ -15,6 +15,7 @@ from ._trl import (
     old_logps_are_computed,
     refuse_unsloth,
     training_adapter_is_active,
+    warn_of_cast_weights,
 )
 from .checkpoints import ResumableGenerationMixin
 from .data_checks import check_tokenizer, check_training_data, refuse_empty_completions
@@ -135,6 +136,7 @@ class ForkingGRPOTrainer(PublishingMixin, ResumableGenerationMixin, DynamicSampl
             )
         super().__init__(*call.args[1:], **call.kwargs)
         self._check_processing_class(self.processing_class, self.train_dataset, args)
+        warn_of_cast_weights(self)
         self._init_dynamic_sampling()
         self._init_telemetry()
         self._ranks = Ranks(self.accelerator)
