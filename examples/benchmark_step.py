@@ -8,7 +8,8 @@ What a training step costs, against TRL's own `top_entropy_quantile` on the same
 A step is everything but the rollout: scoring, reference and training passes. The variants take turns, one measured
 step each per round, so that a machine that slows down slows all of them. Each row prints
 
-- the median of its seconds, and of how many times faster than TRL it was in the same round, with the extremes;
+- the median of its seconds, and of how many times faster than TRL it was in the same round, with the extremes; the
+  same in processor time, which other work on the machine hardly changes (of no meaning on a GPU);
 - peak memory: what PyTorch holds at most during a step, beyond what it held before it (the weights). On a GPU that is
   the allocator's own figure; on the CPU it is summed from the allocations that the profiler sees in one more step;
 - valid completion tokens per second;
@@ -158,21 +159,22 @@ class Rollouts:
 
 
 class Clock(TrainerCallback):
-    """Seconds of each optimizer step, the rollout included: it takes none here."""
+    """Seconds of the latest optimizer step, and processor seconds of this process. The rollout takes none here."""
 
     def __init__(self, device):
-        self.device, self.seconds = device, []
+        self.device = device
 
     def now(self):
         if self.device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return time.perf_counter(), time.process_time()
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.start = self.now()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self.seconds.append(self.now() - self.start)
+        seconds, processor = (end - start for start, end in zip(self.start, self.now(), strict=True))
+        self.elapsed = {"seconds": seconds, "processor_seconds": processor}
 
 
 class GradientError(TrainerCallback):
@@ -248,11 +250,9 @@ def count_head_rows():
 # ---------------------------------------------------------------------- what is measured
 
 
-STEPS = 2  # of each variant in a round. The first warms up, and in the first round its memory is measured.
-
-
 def run(variant, rollouts, exact, options, device, *, measure_memory):
-    """Two steps with a learning rate of zero."""
+    """A step with a learning rate of zero, after one in which memory is measured, or a GPU warms up."""
+    steps = 2 if measure_memory or device == "cuda" else 1
     ours = variant != BASELINE
     trainer = (ForkingGRPOTrainer if ours else GRPOTrainer)(
         model=build_model(options, device),
@@ -261,7 +261,7 @@ def run(variant, rollouts, exact, options, device, *, measure_memory):
             tempfile.mkdtemp(),
             top_entropy_quantile=RHO,
             epsilon_high=0.28,
-            max_steps=STEPS,
+            max_steps=steps,
             per_device_train_batch_size=options.micro_batch,
             gradient_accumulation_steps=options.groups * GENERATIONS // options.micro_batch,
             num_generations=GENERATIONS,
@@ -298,11 +298,11 @@ def run(variant, rollouts, exact, options, device, *, measure_memory):
     with count_head_rows() as rows:
         trainer.train()
     return {
-        "seconds": clock.seconds[-1],
+        **clock.elapsed,
         "memory": memory.peak,
         "fill": seen["tokens"] / seen["positions"],
-        "head_forward": rows["forward"] // STEPS,
-        "head_backward": rows["backward"] // STEPS,
+        "head_forward": rows["forward"] // steps,
+        "head_backward": rows["backward"] // steps,
         "error": error.relative,
     }
 
@@ -334,7 +334,7 @@ def naive_gradient(rollouts, options, device):
     return [torch.zeros_like(p, device="cpu") if p.grad is None else p.grad.cpu() for p in trained]
 
 
-def floor_seconds(rollouts, options, device):
+def floor(rollouts, options, device):
     """Forward over the valid tokens, forward and backward over those of rows with a gradient, without any padding."""
     prompt, vocabulary = len(rollouts.prompts[0]), SHAPES[options.shape][6]
     model = build_model(options, device)
@@ -364,12 +364,12 @@ def floor_seconds(rollouts, options, device):
                     model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs.sum().backward()
 
     clock = Clock(device)
-    for _ in range(STEPS):
+    for _ in range(2):
         model.zero_grad()
         clock.on_step_begin(None, None, None)
         step()
         clock.on_pre_optimizer_step(None, None, None)
-    return clock.seconds[-1]
+    return clock.elapsed
 
 
 # ---------------------------------------------------------------------- the table
@@ -385,24 +385,27 @@ def measure(workload, options, device):
         for variant in variants:
             release(device)
             if variant == "floor":
-                result = {"seconds": floor_seconds(rollouts, options, device)}
+                result = floor(rollouts, options, device)
             else:
                 result = run(variant, rollouts, exact, options, device, measure_memory=number == 0)
             results[variant].append(result)
     rows = []
     for variant, rounds in results.items():
-        seconds = [result["seconds"] for result in rounds]
-        ratios = [result["seconds"] / own for result, own in zip(results[BASELINE], seconds, strict=True)]
+        seconds = statistics.median(result["seconds"] for result in rounds)
+
+        def ratios(clock, rounds=rounds):
+            return [trl[clock] / own[clock] for trl, own in zip(results[BASELINE], rounds, strict=True)]
+
         rows.append(
             {
                 **rounds[0],
                 "workload": workload,
                 "variant": variant,
-                "seconds": statistics.median(seconds),
-                "ratio": statistics.median(ratios),
-                "ratio_min": min(ratios),
-                "ratio_max": max(ratios),
-                "tokens_per_second": rollouts.num_tokens / statistics.median(seconds),
+                "seconds": seconds,
+                "ratio": statistics.median(ratios("seconds")),
+                "ratio_range": [min(ratios("seconds")), max(ratios("seconds"))],
+                "processor_ratio": statistics.median(ratios("processor_seconds")),
+                "tokens_per_second": rollouts.num_tokens / seconds,
                 "num_tokens": rollouts.num_tokens,
             }
         )
@@ -419,14 +422,25 @@ def print_table(rows, options, device):
     kind = "LoRA, " if options.lora else ""
     title = f"{options.shape} on {device}, {kind}{rows[0]['workload']}: {rows[0]['num_tokens']:,} completion tokens"
     table = Table(title=title)
-    for column in ("", "seconds", "x TRL", "peak MiB", "tokens/s", "fill", "head rows fwd / bwd", "gradient error"):
+    measures = (
+        "seconds",
+        "x TRL",
+        "CPU time",
+        "peak MiB",
+        "tokens/s",
+        "fill",
+        "head rows fwd / bwd",
+        "gradient error",
+    )
+    for column in ("", *measures):
         table.add_column(column, justify="right" if column else "left")
     for row in rows:
         measured = "memory" in row  # not of the floor
         table.add_row(
             "  " * row["variant"].startswith("without") + row["variant"],
             f"{row['seconds']:.3f}",
-            f"{row['ratio']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})",
+            "{:.2f} ({:.2f} to {:.2f})".format(row["ratio"], *row["ratio_range"]),
+            f"{row['processor_ratio']:.2f}",
             f"{row['memory'] / 2**20:,.0f}" if measured else "",
             f"{row['tokens_per_second']:,.0f}",
             f"{row['fill']:.0%}" if measured else "100%",
