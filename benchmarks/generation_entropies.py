@@ -11,7 +11,7 @@ other rows, so that sums are rounded otherwise. Printed per precision: how far t
 the top 20 % are other tokens than those of the scoring pass. For comparison, the same between two scoring passes that
 only differ in their number of rows, and in nothing that a user would think of.
 
-What a scoring pass costs is measured by `whole_step.py`.
+The last column is what the scoring pass costs and what the recorder does; `whole_step.py` has the share of a step.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import os
 import random
 import sys
 import tempfile
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -43,18 +44,28 @@ PRECISIONS = {  # weights, and whether TRL trains in bf16: it scores under autoc
     "bf16 weights": (torch.bfloat16, True),
     "fp32 weights, bf16 training": (torch.float32, True),
 }
-COLUMNS = "{:<28} {:>7} {:>18} {:>22} {:>24}"
+COLUMNS = "{:<28} {:>7} {:>18} {:>17} {:>21} {:>17}"
 
 
 class EntropyRecorder(LogitsProcessor):
     """Entropies of the distributions that tokens are drawn from: one float32 per row and step."""
 
     def __init__(self, temperature):
-        self.temperature, self.columns = temperature, []
+        self.temperature, self.columns, self.seconds = temperature, [], 0.0
 
     def __call__(self, input_ids, scores):
+        start = now()
         self.columns.append(token_entropy(scores, self.temperature))
+        self.seconds += now() - start
         return scores
+
+
+def now():
+    """Processor seconds, which other work on the machine hardly changes; on a GPU the wall clock."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
 
 
 def random_model(dtype):
@@ -133,7 +144,7 @@ def measure(model, tokenizer, prompts, bf16):
     def score(batch_size):
         with torch.no_grad():
             _, entropies, _ = trainer._get_per_token_logps_and_entropies(
-                trainer.model_wrapped if trainer.model_wrapped is not None else trainer.model,
+                trainer.model,
                 torch.cat([prompt_ids, ids], 1),
                 torch.cat([prompt_mask, mask], 1),
                 ids.shape[1],
@@ -142,7 +153,9 @@ def measure(model, tokenizer, prompts, bf16):
             )
         return entropies
 
+    start = now()
     scored = score(8)
+    seconds = f"{now() - start:.2f} s, {recorder.seconds:.2f} s"
     reference = select_tokens(scored, mask, RHO)
 
     def compare(entropies):
@@ -150,7 +163,7 @@ def measure(model, tokenizer, prompts, bf16):
         changed = (reference & ~selected).sum() / reference.sum()
         return f"{(entropies - scored)[mask.bool()].abs().mean():.1e}, {changed:.2%}"
 
-    return int(mask.sum()), scored[mask.bool()], compare(generated), compare(score(2))
+    return int(mask.sum()), scored[mask.bool()], compare(generated), compare(score(2)), seconds
 
 
 def main():
@@ -158,7 +171,8 @@ def main():
     parser.add_argument("--warmed_up", type=Path, help="directory of the quickstart's model before RL")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    print(COLUMNS.format("mean difference, changed", "tokens", "p5 / p80 / p95", "generation", "scored 2 rows, not 8"))
+    titles = ("tokens", "p5 / p80 / p95", "generation", "scored 2 rows, not 8", "scoring, recorder")
+    print(COLUMNS.format("mean difference, changed", *titles))
     for name, (dtype, bf16) in PRECISIONS.items():
         if options.warmed_up:
             model, tokenizer = warmed_up_model(options.warmed_up, dtype)
@@ -167,9 +181,9 @@ def main():
             model, tokenizer = random_model(dtype)
             prompts = random_prompts(tokenizer)
         torch.manual_seed(0)
-        tokens, entropies, generation, control = measure(model, tokenizer, prompts, bf16)
+        tokens, entropies, *results = measure(model, tokenizer, prompts, bf16)
         quantiles = " / ".join(f"{q:.2f}" for q in entropies.quantile(torch.tensor([0.05, 0.8, 0.95])).tolist())
-        print(COLUMNS.format(name, tokens, quantiles, generation, control), flush=True)
+        print(COLUMNS.format(name, tokens, quantiles, *results), flush=True)
 
 
 if __name__ == "__main__":
