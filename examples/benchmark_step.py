@@ -3,42 +3,62 @@ What a training step costs, against TRL's own `top_entropy_quantile` on the same
 
     python examples/benchmark_step.py                          # a tiny model on the CPU, minutes
     python examples/benchmark_step.py --shape qwen3-0.6b       # random weights on a GPU, bf16
+    python examples/benchmark_step.py --shape qwen3-4b --lora --max_length 8192 --groups 4 --output 4b.json
 
-A step is everything but the rollout: scoring, reference and training passes. Each row prints its time, how many times
-faster than TRL it is, the peak memory above the model's (GPU only), valid tokens per second, the part of the computed
-positions that were tokens, the rows that the LM head projected, and how far its gradient is from the naive objective
-in float32: one completion at a time, full logits, no padding. TRL's has another objective (one threshold per
-micro-batch, all tokens in the denominator), so that its distance is large and no error. The floor is the same work on
-rows of equal length: a forward pass over the valid tokens, a forward and backward pass over those of rows with a
-gradient, the LM head of the training pass on the selected tokens.
+A step is everything but the rollout: scoring, reference and training passes. The variants take turns, one measured
+step each per round, so that a machine that slows down slows all of them. Each row prints
+
+- the median of its seconds, and of how many times faster than TRL it was in the same round, with the extremes; the
+  same in processor time, which other work on the machine hardly changes (of no meaning on a GPU);
+- peak memory: what PyTorch holds at most during a step, beyond what it held before it (the weights). On a GPU that is
+  the allocator's own figure; on the CPU it is summed from the allocations that the profiler sees in one more step;
+- valid completion tokens per second;
+- fill: the part of the positions in all forward passes that were tokens;
+- the rows that the LM head projected in forward and backward passes. A saving that did not run shows here and in fill;
+- how far the gradient is from the naive objective in float32: one completion at a time, full logits, no padding. TRL's
+  has another objective (one threshold per micro-batch, all tokens in the denominator), so that its distance is large
+  and no error. In bf16 tokens near the threshold are selected differently, whatever is left out: compare with the row
+  that leaves nothing out.
+
+The floor is the same work on rows of equal length: a forward pass over the valid tokens, a forward and backward pass
+over those of rows with a gradient, the LM head of the training pass on the selected tokens.
 """
 
 import argparse
 import dataclasses
+import gc
 import json
 import os
 import statistics
 import tempfile
 import time
 import warnings
+from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the profiler's remarks
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
+import trl.trainer.utils
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import add_fused_lm_head
 
-from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer, lm_head, select_tokens, token_entropy
+from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer, select_tokens, token_entropy
+from trl_fork.lm_head import row_sparse_head
 
 
 RHO, GENERATIONS = 0.2, 8
@@ -49,23 +69,23 @@ SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, head dimensi
     "qwen3-4b": (2560, 9728, 36, 32, 8, 128, 151936, True),
 }
 WORKLOADS = {  # lengths, share of inert groups
-    "long tail, half inert": ("lognormal", 0.5),
+    "long tail, 40 % inert": ("lognormal", 0.4),
     "long tail": ("lognormal", 0.0),
     "equal lengths": ("equal", 0.0),
 }
-VARIANTS = {
-    "TRL": None,
+BASELINE = "TRL"
+VARIANTS = {  # savings that are taken away
     "ours, nothing left out": ("padding", "left_padding", "ordering", "inert_rows", "head_backward", "head_forward"),
     "ours": (),
-    "  without cut padding": ("padding", "left_padding"),
-    "  without ordering": ("ordering", "inert_rows"),
-    "  without inert rows": ("inert_rows",),
-    "  without sparse head": ("head_backward", "head_forward"),
+    "without cut padding": ("padding", "left_padding"),
+    "without ordering": ("ordering", "inert_rows"),
+    "without inert rows": ("inert_rows",),
+    "without sparse head": ("head_backward", "head_forward"),
 }
 
 
-def build_model(shape, device):
-    hidden, intermediate, layers, heads, key_values, head_dim, vocabulary, tied = SHAPES[shape]
+def build_model(options, device):
+    hidden, intermediate, layers, heads, key_values, head_dim, vocabulary, tied = SHAPES[options.shape]
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=vocabulary,
@@ -77,13 +97,23 @@ def build_model(shape, device):
         head_dim=head_dim,
         max_position_embeddings=32768,
         tie_word_embeddings=tied,
-        initializer_range=0.1 if shape == "tiny" else 0.02,
+        initializer_range=0.1 if options.shape == "tiny" else 0.02,
         bos_token_id=None,
         eos_token_id=1,
         pad_token_id=0,
     )
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    return Qwen3ForCausalLM(config).to(device=device, dtype=dtype)
+    with torch.device(device):
+        model = Qwen3ForCausalLM(config)
+        if options.shape != "tiny":
+            # Entropies of freshly initialised large models are all alike; this spreads them
+            torch.nn.init.normal_(model.get_input_embeddings().weight, std=4 / hidden**0.5)
+    model = model.to(torch.float32 if device == "cpu" else torch.bfloat16)
+    if options.lora:
+        # Random in both factors: a zero in the second would make the first one's gradient zero
+        config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
+        model = get_peft_model(model, config)
+        model.enable_input_require_grads()
+    return model
 
 
 def build_tokenizer(vocabulary):
@@ -95,19 +125,23 @@ def build_tokenizer(vocabulary):
 class Rollouts:
     """The same completions and rewards for every variant."""
 
-    def __init__(self, groups, max_length, lengths, inert, vocabulary):
+    def __init__(self, options, lengths, inert):
         generator = torch.Generator().manual_seed(0)
-        rows = groups * GENERATIONS
+        vocabulary, max_length = SHAPES[options.shape][6], options.max_length
+        rows = options.groups * GENERATIONS
         if lengths == "equal":
             sizes = [max_length // 3] * rows
         else:  # a median of an eighth of the longest, sigma 0.8: most are short, a few are cut off
             normal = torch.randn(rows, generator=generator)
             sizes = [min(max(int(max_length / 8 * (0.8 * z).exp()), 4), max_length) for z in normal]
             sizes[0] = max_length
-        self.prompts = [torch.randint(2, vocabulary, (24,), generator=generator).tolist() for _ in range(groups)]
+        self.prompts = [
+            torch.randint(2, vocabulary, (24,), generator=generator).tolist() for _ in range(options.groups)
+        ]
         self.completions = [[*torch.randint(2, vocabulary, (n - 1,), generator=generator).tolist(), 1] for n in sizes]
-        live = groups - round(groups * inert)
+        live = options.groups - round(options.groups * inert)
         self.rewards = [float(row % 2) if row // GENERATIONS < live else 0.0 for row in range(rows)]
+        self.is_live = [row // GENERATIONS < live for row in range(rows)]
         self.num_tokens = sum(sizes)
 
     def __call__(self, prompts, trainer):
@@ -121,68 +155,113 @@ class Rollouts:
         return self.rewards
 
 
-def timed(base):
-    """A trainer that measures its steps, the rollout left out, and what its forward passes see."""
-
-    class Timed(base):
-        removed = ()
-
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            if self.removed:
-                self._savings = dataclasses.replace(self._savings, **dict.fromkeys(self.removed, False))
-            self.seconds, self.positions, self.tokens = [], 0, 0
-            self.model.get_decoder().register_forward_pre_hook(self.count, with_kwargs=True)
-
-        def count(self, module, args, kwargs):
-            self.positions += kwargs["attention_mask"].numel()
-            self.tokens += int(kwargs["attention_mask"].sum())
-
-        def training_step(self, *args, **kwargs):
-            synchronize(self.accelerator.device.type)
-            start = time.perf_counter()
-            loss = super().training_step(*args, **kwargs)
-            synchronize(self.accelerator.device.type)
-            self.seconds[-1] += time.perf_counter() - start
-            return loss
-
-        def get_batch_samples(self, *args, **kwargs):
-            self.seconds.append(0.0)  # a new optimizer step
-            return super().get_batch_samples(*args, **kwargs)
-
-    return Timed
+# ---------------------------------------------------------------------- instruments
 
 
-class KeepGradient(TrainerCallback):
-    def __init__(self, gradients):
-        self.gradients = gradients
+class Clock(TrainerCallback):
+    """Seconds of the latest optimizer step, and processor seconds of this process. The rollout takes none here."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def now(self):
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter(), time.process_time()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.start = self.now()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        seconds, processor = (end - start for start, end in zip(self.start, self.now(), strict=True))
+        self.elapsed = {"seconds": seconds, "processor_seconds": processor}
+
+
+class GradientError(TrainerCallback):
+    """Distance of the step's gradient to the exact one, relative to the norm of that."""
+
+    def __init__(self, exact):
+        self.exact = exact
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients["all"] = torch.cat([p.grad.float().flatten().cpu() for p in model.parameters()])
+        found = [p.grad for p in model.parameters() if p.requires_grad]
+        distance = sum((g.float().cpu() - e).square().sum() for g, e in zip(found, self.exact, strict=True))
+        self.relative = (distance / sum(e.square().sum() for e in self.exact)).sqrt().item()
 
 
-def synchronize(device):
-    if device == "cuda":
-        torch.cuda.synchronize()
+class PeakMemory(TrainerCallback):
+    """Bytes that PyTorch holds at most during the first step, beyond what it held at its start."""
+
+    def __init__(self, device, vocabulary):
+        self.device, self.vocabulary, self.peak = device, vocabulary, None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.peak is not None:
+            return
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            # TRL's head allocates tiles of this many columns, whatever the vocabulary. Of a smaller one the rest is
+            # never touched, so that it takes no memory, but would be counted.
+            self.tile = trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE
+            trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(self.tile, self.vocabulary)
+            self.profile = torch.profiler.profile(
+                activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+            )
+            self.profile.start()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if self.peak is not None:
+            return
+        if self.device == "cuda":
+            self.peak = torch.cuda.max_memory_allocated() - self.before
+        else:
+            self.profile.stop()
+            trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = self.tile
+            events = self.profile.profiler.kineto_results.events()
+            changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+            self.peak = max(accumulate(change for _, change in changes))
 
 
-def run(variant, rollouts, shape, options, device):
-    """Train for a few steps with a learning rate of zero; the gradients of the last one stay."""
-    removed = VARIANTS[variant]
-    ours = removed is not None
-    trainer_class = timed(ForkingGRPOTrainer if ours else GRPOTrainer)
-    if ours:
-        trainer_class.removed = removed
-    model = build_model(shape, device)
-    gradients = {}
-    trainer = trainer_class(
-        model=model,
+@contextmanager
+def count_head_rows():
+    """Rows that TRL's fused head is given, by whomever."""
+    rows = {"forward": 0, "backward": 0}
+    forward, backward = ChunkedLogProbFunction.forward, ChunkedLogProbFunction.backward
+
+    def counted_forward(ctx, hidden, *arguments):
+        rows["forward"] += len(hidden)
+        return forward(ctx, hidden, *arguments)
+
+    def counted_backward(ctx, *gradients):
+        rows["backward"] += len(ctx.saved_tensors[0])
+        return backward(ctx, *gradients)
+
+    ChunkedLogProbFunction.forward = staticmethod(counted_forward)
+    ChunkedLogProbFunction.backward = staticmethod(counted_backward)
+    try:
+        yield rows
+    finally:
+        ChunkedLogProbFunction.forward = staticmethod(forward)
+        ChunkedLogProbFunction.backward = staticmethod(backward)
+
+
+# ---------------------------------------------------------------------- what is measured
+
+
+def run(variant, rollouts, exact, options, device, *, measure_memory):
+    """A step with a learning rate of zero, after one in which memory is measured, or a GPU warms up."""
+    steps = 2 if measure_memory or device == "cuda" else 1
+    ours = variant != BASELINE
+    trainer = (ForkingGRPOTrainer if ours else GRPOTrainer)(
+        model=build_model(options, device),
         reward_funcs=rollouts.reward,
         args=(ForkingGRPOConfig if ours else GRPOConfig)(
             tempfile.mkdtemp(),
             top_entropy_quantile=RHO,
             epsilon_high=0.28,
-            max_steps=options.repeats + 1,  # the first warms up
+            max_steps=steps,
             per_device_train_batch_size=options.micro_batch,
             gradient_accumulation_steps=options.groups * GENERATIONS // options.micro_batch,
             num_generations=GENERATIONS,
@@ -200,30 +279,39 @@ def run(variant, rollouts, shape, options, device):
             shuffle_dataset=False,
         ),
         train_dataset=Dataset.from_dict({"prompt": ["w2"] * options.groups}),
-        processing_class=build_tokenizer(model.config.vocab_size),
+        processing_class=build_tokenizer(SHAPES[options.shape][6]),
         rollout_func=rollouts,
     )
-    trainer.add_callback(KeepGradient(gradients))
+    if ours:
+        trainer._savings = dataclasses.replace(trainer._savings, **dict.fromkeys(VARIANTS[variant], False))
+    seen = {"tokens": 0, "positions": 0}
+
+    def count(module, args, kwargs):
+        seen["positions"] += kwargs["attention_mask"].numel()
+        seen["tokens"] += int(kwargs["attention_mask"].sum())
+
+    trainer.model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
     trainer.remove_callback(PrinterCallback)
-    before = torch.cuda.memory_allocated() if device == "cuda" else 0
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    for count in lm_head.rows_projected:
-        lm_head.rows_projected[count] = 0
-    trainer.train()
-    steps = options.repeats + 1
+    clock, memory, error = Clock(device), PeakMemory(device, SHAPES[options.shape][6]), GradientError(exact)
+    for callback in (clock, memory, error) if measure_memory else (clock, error):
+        trainer.add_callback(callback)
+    with count_head_rows() as rows:
+        trainer.train()
     return {
-        "seconds": statistics.median(trainer.seconds[1:]),
-        "memory": (torch.cuda.max_memory_allocated() - before) / 2**30 if device == "cuda" else None,
-        "fill": trainer.tokens / trainer.positions,
-        "rows": tuple(count // steps for count in lm_head.rows_projected.values()) if ours else None,
-        "gradient": gradients["all"],
+        **clock.elapsed,
+        "memory": memory.peak,
+        "fill": seen["tokens"] / seen["positions"],
+        "head_forward": rows["forward"] // steps,
+        "head_backward": rows["backward"] // steps,
+        "error": error.relative,
     }
 
 
-def naive_gradient(rollouts, shape, device):
+def naive_gradient(rollouts, options, device):
     """The objective as it is defined, in float32, one completion at a time."""
-    model = build_model(shape, device).float()
+    model = build_model(options, device).float()
+    model.gradient_checkpointing_enable()
+    model.train()  # or nothing would be checkpointed; there is no dropout
 
     def logits_of(row):
         prompt, completion = rollouts.prompts[row // GENERATIONS], rollouts.completions[row]
@@ -242,108 +330,158 @@ def naive_gradient(rollouts, shape, device):
             logits, ids = logits_of(row)
             log_probs = logits[mask].log_softmax(-1).gather(1, ids[mask][:, None])
             (-advantage * log_probs.sum() / selected.sum()).backward()
-    zero = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
-    return torch.cat([gradient.flatten().cpu() for gradient in zero])
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [torch.zeros_like(p, device="cpu") if p.grad is None else p.grad.cpu() for p in trained]
 
 
-def floor_seconds(rollouts, shape, options, device):
+def floor(rollouts, options, device):
     """Forward over the valid tokens, forward and backward over those of rows with a gradient, without any padding."""
-    model = build_model(shape, device)
+    prompt, vocabulary = len(rollouts.prompts[0]), SHAPES[options.shape][6]
+    model = build_model(options, device)
     model.gradient_checkpointing_enable()
     model.train()
-    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    lengths = [len(rollouts.prompts[0]) + len(c) for c in rollouts.completions]
-    live = [n for n, reward in zip(lengths, _spread(rollouts.rewards), strict=True) if reward]
+    add_fused_lm_head(model.get_base_model() if options.lora else model, outputs=("log_probs", "entropy"))
+    lengths = [prompt + len(completion) for completion in rollouts.completions]
+    live = [n for n, is_live in zip(lengths, rollouts.is_live, strict=True) if is_live]
 
-    def rectangle(sizes):
-        return torch.randint(2, model.config.vocab_size, (len(sizes), sum(sizes) // len(sizes)), device=device)
+    def rectangles(sizes):
+        rows = torch.randint(2, vocabulary, (len(sizes), sum(sizes) // len(sizes)), device=device)
+        return rows.split(options.micro_batch)
 
     def step():
-        prompt = len(rollouts.prompts[0])
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device != "cpu"):
             with torch.no_grad():
-                for ids in rectangle(lengths).split(options.micro_batch):
-                    done = torch.ones_like(ids[:, prompt:])
-                    with lm_head.row_sparse_head(done, done):
+                for ids in rectangles(lengths):
+                    everything = torch.ones_like(ids[:, prompt:])
+                    with row_sparse_head(everything, everything):
                         model(input_ids=ids, labels=ids, fused_lm_head=True)
-            for ids in rectangle(live).split(options.micro_batch):
-                done = torch.ones_like(ids[:, prompt:])
-                wanted = torch.rand(done.shape, device=device) < RHO
-                with lm_head.row_sparse_head(wanted, done):
-                    model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs.sum().backward()
+            for ids in rectangles(live):
+                everything = torch.ones_like(ids[:, prompt:])
+                wanted = torch.rand(everything.shape, device=device) < RHO
+                # As in the trainer: no label for the prompt
+                labels = ids.masked_fill(torch.arange(ids.shape[1], device=device) < prompt, -100)
+                with row_sparse_head(wanted, everything):
+                    model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs.sum().backward()
 
-    seconds = []
-    for _ in range(options.repeats + 1):
+    clock = Clock(device)
+    for _ in range(2):
         model.zero_grad()
-        synchronize(device)
-        start = time.perf_counter()
+        clock.on_step_begin(None, None, None)
         step()
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+        clock.on_pre_optimizer_step(None, None, None)
+    return clock.elapsed
 
 
-def _spread(rewards):
-    groups = [rewards[i : i + GENERATIONS] for i in range(0, len(rewards), GENERATIONS)]
-    return [len(set(group)) > 1 for group in groups for _ in group]
+# ---------------------------------------------------------------------- the table
+
+
+def measure(workload, options, device):
+    """Rows of one workload: every variant once per round, and the floor."""
+    rollouts = Rollouts(options, *WORKLOADS[workload])
+    exact = naive_gradient(rollouts, options, device)
+    variants = [BASELINE, *options.variant, "floor"]
+    results = {variant: [] for variant in variants}
+    for number in range(options.repeats):
+        for variant in variants:
+            release(device)
+            if variant == "floor":
+                result = floor(rollouts, options, device)
+            else:
+                result = run(variant, rollouts, exact, options, device, measure_memory=number == 0)
+            results[variant].append(result)
+    rows = []
+    for variant, rounds in results.items():
+        seconds = statistics.median(result["seconds"] for result in rounds)
+
+        def ratios(clock, rounds=rounds):
+            return [trl[clock] / own[clock] for trl, own in zip(results[BASELINE], rounds, strict=True)]
+
+        rows.append(
+            {
+                **rounds[0],
+                "workload": workload,
+                "variant": variant,
+                "seconds": seconds,
+                "ratio": statistics.median(ratios("seconds")),
+                "ratio_range": [min(ratios("seconds")), max(ratios("seconds"))],
+                "processor_ratio": statistics.median(ratios("processor_seconds")),
+                "tokens_per_second": rollouts.num_tokens / seconds,
+                "num_tokens": rollouts.num_tokens,
+            }
+        )
+    return rows
+
+
+def release(device):
+    gc.collect()  # a trainer is a cycle: until it is collected its model stays
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def print_table(rows, options, device):
+    kind = "LoRA, " if options.lora else ""
+    title = f"{options.shape} on {device}, {kind}{rows[0]['workload']}: {rows[0]['num_tokens']:,} completion tokens"
+    table = Table(title=title)
+    measures = (
+        "seconds",
+        "x TRL",
+        "CPU time",
+        "peak MiB",
+        "tokens/s",
+        "fill",
+        "head rows fwd / bwd",
+        "gradient error",
+    )
+    for column in ("", *measures):
+        table.add_column(column, justify="right" if column else "left")
+    for row in rows:
+        measured = "memory" in row  # not of the floor
+        table.add_row(
+            "  " * row["variant"].startswith("without") + row["variant"],
+            f"{row['seconds']:.3f}",
+            "{:.2f} ({:.2f} to {:.2f})".format(row["ratio"], *row["ratio_range"]),
+            f"{row['processor_ratio']:.2f}",
+            f"{row['memory'] / 2**20:,.0f}" if measured else "",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['fill']:.0%}" if measured else "100%",
+            f"{row['head_forward']:,} / {row['head_backward']:,}" if measured else "",
+            f"{row['error']:.1e}" if measured else "",
+        )
+    Console(width=140).print(table)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=list(SHAPES), default="tiny")
+    parser.add_argument("--lora", action="store_true", help="train LoRA adapters of rank 16 on all linear layers")
     parser.add_argument("--workload", choices=list(WORKLOADS), nargs="+", default=list(WORKLOADS))
-    parser.add_argument("--variant", choices=list(VARIANTS), nargs="+", default=list(VARIANTS))
-    parser.add_argument("--groups", type=int, default=8, help="prompts of a step, with 8 completions each")
+    parser.add_argument("--variant", choices=list(VARIANTS), nargs="+", default=list(VARIANTS), help="beside TRL")
+    parser.add_argument("--groups", type=int, default=10, help="prompts of a step, with 8 completions each")
     parser.add_argument("--micro_batch", type=int, default=8, help="completions of a micro-batch")
     parser.add_argument("--max_length", type=int, default=512, help="tokens of the longest completion")
-    parser.add_argument("--repeats", type=int, default=3, help="steps; their median is reported")
-    parser.add_argument("--output", help="write the rows to this JSON file")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds over all variants; medians are reported")
+    parser.add_argument("--output", help="write the rows to this JSON file, as far as they are measured")
     options = parser.parse_args()
+    if options.groups * GENERATIONS % options.micro_batch:
+        parser.error(f"--micro_batch must divide the {options.groups * GENERATIONS} completions of a step")
     warnings.simplefilter("ignore")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    console = Console(width=140)
     rows = []
     for workload in options.workload:
-        lengths, inert = WORKLOADS[workload]
-        rollouts = Rollouts(options.groups, options.max_length, lengths, inert, SHAPES[options.shape][6])
-        exact = naive_gradient(rollouts, options.shape, device)
-        table = Table(title=f"{options.shape} on {device}, {workload}: {rollouts.num_tokens:,} completion tokens")
-        for column in (
-            "",
-            "seconds",
-            "x TRL",
-            "peak GiB",
-            "tokens/s",
-            "fill",
-            "head rows fwd / bwd",
-            "gradient error",
-        ):
-            table.add_column(column, justify="right" if column else "left")
-        reference = None
-        for variant in options.variant:
-            result = run(variant, rollouts, options.shape, options, device)
-            reference = reference or result["seconds"]
-            error = ((result.pop("gradient") - exact).norm() / exact.norm()).item()
-            ratio = reference / result["seconds"]
-            rows.append({"workload": workload, "variant": variant.strip(), "ratio": ratio, "error": error, **result})
-            table.add_row(
-                variant,
-                f"{result['seconds']:.3f}",
-                f"{ratio:.2f}",
-                "-" if result["memory"] is None else f"{result['memory']:.2f}",
-                f"{rollouts.num_tokens / result['seconds']:,.0f}",
-                f"{result['fill']:.0%}",
-                "-" if result["rows"] is None else "{:,} / {:,}".format(*result["rows"]),
-                f"{error:.1e}",
-            )
-        seconds = floor_seconds(rollouts, options.shape, options, device)
-        rows.append({"workload": workload, "variant": "floor", "ratio": reference / seconds, "seconds": seconds})
-        table.add_row("floor", f"{seconds:.3f}", f"{reference / seconds:.2f}", "", "", "100%", "", "")
-        console.print(table)
-    if options.output:
-        Path(options.output).write_text(
-            json.dumps({"options": vars(options), "device": device, "rows": rows}, indent=2)
-        )
+        rows += measure(workload, options, device)
+        print_table(rows[-len(options.variant) - 2 :], options, device)
+        if options.output:
+            result = {
+                "options": vars(options),
+                "device": device_name(device),
+                "torch": torch.__version__,
+                "rows": rows,
+            }
+            Path(options.output).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def device_name(device):
+    return torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

@@ -180,3 +180,13 @@ def loss(
             estimate = (difference.exp() - difference - 1) * log_ratios.exp()  # TRL's bias correction by the ratio
             kl = kl + (estimate * valid).sum()
     return total / divisor + beta * kl / kl_divisor
+
+
+def naive_head(hidden, weight, bias, targets, temperature, softcap, scale):
+    """Log-probabilities of the targets and entropies, in float64: hidden states `(rows, width)`, full logits."""
+    logits = hidden.double() @ weight.double().T + (0 if bias is None else bias.double())
+    logits = logits * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    log_probs = (logits / temperature).log_softmax(-1)
+    return log_probs.gather(-1, targets[:, None])[:, 0], -(log_probs.exp() * log_probs).sum(-1)

@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 from conftest import FixedRollouts, SpyTrainer, build_model, relative_difference, train, weight_change
+from oracles import naive_head
 from peft import LoraConfig
 from transformers import GPT2Config, GPT2LMHeadModel
 from trl.kernels import ChunkedLogProbFunction
@@ -182,15 +183,6 @@ def test_metrics_keep_their_meaning(tokenizer, tmp_path):
 
 
 # ---------------------------------------------------------------------- the head
-
-
-def naive_head(hidden, weight, bias, targets, temperature, softcap, scale):
-    logits = hidden.double() @ weight.double().T + (0 if bias is None else bias.double())
-    logits = logits * scale
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    log_probs = (logits / temperature).log_softmax(-1)
-    return log_probs.gather(-1, targets[:, None])[:, 0], -(log_probs.exp() * log_probs).sum(-1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
