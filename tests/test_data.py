@@ -4,9 +4,9 @@ import json
 
 import pytest
 from datasets import Dataset, DatasetDict
-from trl.rewards import accuracy_reward
 
 from trl_fork.data import final_answer, load_split, to_prompt_and_solution
+from trl_fork.grading import accuracy_reward
 from trl_fork.rewards import get_reward_function
 
 
