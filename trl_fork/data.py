@@ -113,6 +113,23 @@ def to_prompt_and_solution(
     return dataset.map(convert, remove_columns=[f"_{name}" for name in sources])
 
 
+def load_benchmark(name: str, *, prompt_template: str | None = None) -> Dataset:
+    """
+    Load the problems of a benchmark.
+
+    Args:
+        name (`str`): Local file or folder, or name on the Hub.
+        prompt_template (`str`, *optional*): Text of the prompt; `{question}` stands for the question.
+
+    Returns:
+        [`~datasets.Dataset`] with the columns `prompt`, `solution` and `id`.
+    """
+    data = to_prompt_and_solution(load_split(name, "test"), instruction=prompt_template or "{question}")
+    ids = [str(i) for i in (data["id"] if "id" in data.column_names else range(len(data)))]
+    data = data.select_columns(["prompt", "solution"])
+    return data.add_column("id", ids)
+
+
 def final_answer(solution) -> str:
     """The answer that a reward compares with: `"... #### 1,018"` is `"1018"`; any other text is itself."""
     text = str(solution)
