@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import evaluate as script
 import pytest
@@ -20,6 +21,7 @@ from test_features import byte_tokenizer
 from transformers import AutoModelForCausalLM
 
 from trl_fork.data import final_answer
+from trl_fork.sampling import TransformersEngine, load_model, load_tokenizer
 
 
 ROOT = Path(__file__).parent.parent
@@ -95,8 +97,8 @@ def test_results_follow_from_the_completions(reference):
     tokenizer = byte_tokenizer()
     problems, learned = {}, 0
     for line in lines:
-        row = ROWS[int(line["problem_id"])]
-        assert line["dataset"] == str(GSM8K) and row["question"] in line["prompt"]
+        (row,) = [row for row in ROWS if row["question"] in line["prompt"]]
+        assert line["dataset"] == str(GSM8K)
         assert line["prompt"].startswith("<|im_start|>user") and line["prompt"].endswith("assistant\n")
         assert line["solution"] == final_answer(row["answer"])
         assert line["correct"] == verify(parse(line["solution"]), parse(line["completion"]))
@@ -229,17 +231,19 @@ def test_compare_loads_no_model(model, reference, tmp_path, capsys, monkeypatch)
     assert low <= 100 * (b - a) <= high and low < high and row[8] == "16"
 
 
-def test_plain_prompts_are_taken_as_they_are_and_unreadable_solutions_left_out(model, tmp_path, capsys):
+def test_prompt_template_and_unreadable_solutions(model, tmp_path, capsys):
     path = tmp_path / "problems.jsonl"
-    rows = [{"prompt": f"{i} + 1?", "solution": str(i + 1), "id": f"p{i}"} for i in range(3)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "solution": "so be it", "id": "x"}]))
+    rows = [{"prompt": f"{i} + 1?", "solution": str(i + 1)} for i in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "?", "solution": "so be it"}]))
     template = "User:\n{question}\n\nAssistant:\n"
     lines = run(model, tmp_path / "evaluation", dataset=path, num_samples=2, prompt_template=template)
     assert "1 of 4 problems are left out, because math-verify cannot read their solution (the first: 'so be it')" in (
         capsys.readouterr().out
     )
-    assert {key[1] for key in lines} == {"p0", "p1", "p2"}
-    assert all(template.replace("{question}", "1 + 1?") in line["prompt"] for k, line in lines.items() if k[1] == "p1")
+    assert len({key[1] for key in lines}) == 3 and len(lines) == 6
+    assert {line["solution"] for line in lines.values()} == {"1", "2", "3"}
+    prompts = {line["prompt"] for line in lines.values()}
+    assert all(any(f"{i} + 1?" in prompt and "\n\nAssistant:\n" in prompt for prompt in prompts) for i in range(3))
 
 
 @pytest.mark.parametrize(
@@ -266,6 +270,53 @@ def test_bad_models(model, tmp_path):
         run(model, tmp_path / "b", base_model="x")
     with pytest.raises(ImportError, match=r"pip install trl_fork\[vllm\]`, or use --engine transformers"):
         run(model, tmp_path / "c", engine="vllm")
+
+
+class StandInLLM:
+    """What vLLM 0.22 promises of `LLM`, answered by transformers."""
+
+    def __init__(self, *, model, dtype, max_model_len, tensor_parallel_size, enable_lora=False, max_lora_rank=16):
+        assert max_lora_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)
+        assert (dtype, tensor_parallel_size) == ("auto", 1)
+        self.model, self.enable_lora, self.max_model_len = str(model), enable_lora, max_model_len
+
+    def generate(self, prompts, sampling_params, *, use_tqdm=True, lora_request=None):
+        assert self.enable_lora or lora_request is None
+        name = lora_request[2] if lora_request else self.model
+        for prompt, parameters in zip(prompts, sampling_params, strict=True):
+            assert set(prompt) == {"prompt_token_ids"}
+            assert len(prompt["prompt_token_ids"]) + parameters.max_tokens <= self.max_model_len
+        p = sampling_params[0]
+        engine = TransformersEngine(
+            load_model(name),
+            load_tokenizer(name),
+            temperature=p.temperature,
+            top_p=p.top_p,
+            max_new_tokens=p.max_tokens,
+        )
+        assert p.stop_token_ids == engine.stop_ids
+        samples = engine.generate(
+            [prompt["prompt_token_ids"] for prompt in prompts], [p.seed for p in sampling_params]
+        )
+        for sample in samples:
+            reason = "length" if sample.truncated else "stop"
+            output = SimpleNamespace(text=sample.text, token_ids=[0] * sample.length, finish_reason=reason)
+            yield SimpleNamespace(outputs=[output])
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_vllm_engine_keeps_to_vllms_contract(model, reference, tmp_path, monkeypatch, adapter):
+    vllm, request = ModuleType("vllm"), ModuleType("vllm.lora.request")
+    vllm.LLM, vllm.SamplingParams, request.LoRARequest = StandInLLM, SimpleNamespace, lambda *fields: fields
+    for name, module in {"vllm": vllm, "vllm.lora": ModuleType("vllm.lora"), request.__name__: request}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    expected = lines_of(reference)
+    if adapter:
+        torch.manual_seed(0)
+        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+        get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(tmp_path / "adapter")
+        expected, model = run(tmp_path / "adapter", tmp_path / "transformers"), tmp_path / "adapter"
+    assert run(model, tmp_path / "vllm", engine="vllm") == expected
 
 
 @pytest.mark.distributed

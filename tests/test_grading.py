@@ -1,5 +1,6 @@
 """Answers graded in worker processes: honest ones as TRL grades them, hostile ones without harm."""
 
+import inspect
 import json
 import random
 import subprocess
@@ -11,9 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 from trl.rewards import accuracy_reward as trl_accuracy_reward
+from trl.rewards import reasoning_accuracy_reward as trl_reasoning_reward
 
 from trl_fork import grading
-from trl_fork.grading import GradingPool, accuracy_reward
+from trl_fork.grading import GradingPool, accuracy_reward, reasoning_accuracy_reward
 from trl_fork.rewards import get_reward_function
 
 
@@ -264,6 +266,30 @@ def test_reward_is_trls_for_messages_and_works_on_text_and_in_a_thread():
     assert found == [expected]
 
 
-def test_training_uses_it_by_name():
-    assert get_reward_function("accuracy_reward") is accuracy_reward
-    assert accuracy_reward.__name__ == trl_accuracy_reward.__name__  # the name of the metric
+def test_reasoning_reward_is_trls():
+    texts = [
+        r"<think>\boxed{1}</think> \boxed{3}",
+        r"<think>\boxed{3}</think> \boxed{1}",
+        r"<think>\boxed{3}",
+        r"a</think>b</think>\boxed{3}",
+        r"a[end]\boxed{3}</think>\boxed{1}",
+        r"x</think>\boxed{3}",
+    ]
+    golds = [*["3"] * 5, "no number"]
+    messages = [[{"role": "assistant", "content": text}] for text in texts]
+    for delimiters in (None, ["[end]", "</think>"]):
+        logged, expected_log = {}, {}
+        expected = trl_reasoning_reward(messages, golds, delimiters, expected_log.__setitem__)
+        assert reasoning_accuracy_reward(messages, golds, delimiters, logged.__setitem__) == expected
+        assert logged == expected_log
+        assert reasoning_accuracy_reward(texts, golds, delimiters) == expected
+
+
+@pytest.mark.parametrize(
+    ("ours", "trls"),
+    [(accuracy_reward, trl_accuracy_reward), (reasoning_accuracy_reward, trl_reasoning_reward)],
+    ids=["accuracy", "reasoning"],
+)
+def test_training_uses_them_by_name(ours, trls):
+    assert inspect.unwrap(get_reward_function(trls.__name__)) is ours
+    assert ours.__name__ == trls.__name__  # the name of the metric

@@ -245,13 +245,60 @@ def accuracy_reward(
     [1.0, 0.0]
     ```
     """
-    answers = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-    verdicts = default_pool().grade(answers, solution)
+    verdicts = default_pool().grade([_text(completion) for completion in completions], solution)
+    _log_table(log_extra, solution, verdicts)
+    return [verdict.reward for verdict in verdicts]
+
+
+def reasoning_accuracy_reward(
+    completions: list,
+    solution: list[str],
+    reasoning_delimiters: list[str] | None = None,
+    log_extra: Callable[[str, list], None] | None = None,
+    **kwargs,
+) -> list[float | None]:
+    """
+    TRL's `reasoning_accuracy_reward`, safe against hostile answers: only what follows the reasoning is graded, and
+    reasoning without an end gives 0.0.
+
+    Args:
+        completions (`list[list[dict[str, str]]]` or `list[str]`):
+            Completions, as messages or as plain text.
+        solution (`list[str]`):
+            Gold solutions.
+        reasoning_delimiters (`list[str]`, *optional*):
+            What ends the reasoning; the first of them that occurs counts. By default `["</think>"]`.
+        log_extra (`callable`, *optional*):
+            Given by the trainer: logs what was parsed to the table of completions.
+
+    Returns:
+        `list[float | None]`: one reward per completion.
+    """
+    answers = [_after_reasoning(_text(c), reasoning_delimiters or ["</think>"]) for c in completions]
+    complete = [(a, gold) for a, gold in zip(answers, solution, strict=True) if a is not None]
+    graded = iter(default_pool().grade([a for a, _ in complete], [gold for _, gold in complete]))
+    incomplete = Verdict(0.0, "[incomplete reasoning]", "[incomplete reasoning]")
+    verdicts = [incomplete if answer is None else next(graded) for answer in answers]
+    _log_table(log_extra, solution, verdicts)
+    return [verdict.reward for verdict in verdicts]
+
+
+def _text(completion) -> str | None:
+    return completion if isinstance(completion, str) else completion[0]["content"]
+
+
+def _after_reasoning(text: str | None, delimiters: list[str]) -> str | None:
+    for delimiter in delimiters:
+        if text and delimiter in text:
+            return text.rsplit(delimiter, 1)[1]
+    return None
+
+
+def _log_table(log_extra, solution, verdicts: list[Verdict]) -> None:
     if log_extra is not None:
         log_extra("solution", list(solution))
         log_extra("gold_parsed", [verdict.gold_parsed for verdict in verdicts])
         log_extra("answer_parsed", [verdict.answer_parsed for verdict in verdicts])
-    return [verdict.reward for verdict in verdicts]
 
 
 _pool: tuple[int, GradingPool] | None = None

@@ -5,9 +5,9 @@ import os
 import sys
 from collections.abc import Callable
 
-from trl.rewards import reasoning_accuracy_reward, think_format_reward
+from trl.rewards import think_format_reward
 
-from .grading import accuracy_reward
+from .grading import accuracy_reward, reasoning_accuracy_reward
 
 
 REWARD_FUNCTIONS = {

@@ -126,6 +126,9 @@ class _SeededSampling(LogitsProcessor):
         return torch.full_like(scores, float("-inf")).scatter(1, tokens.to(scores.device), 0.0)
 
 
+_VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what `max_lora_rank` may be
+
+
 class VLLMEngine:
     """
     Samples with vLLM, on one process (`tensor_parallel_size` GPUs). Every sample has its own seed.
@@ -167,7 +170,8 @@ class VLLMEngine:
         settings = {}
         self.lora = None
         if adapter:
-            settings = {"enable_lora": True, "max_lora_rank": json.loads(Path(adapter).read_text())["r"]}
+            rank = json.loads(Path(adapter).read_text())["r"]
+            settings = {"enable_lora": True, "max_lora_rank": min(r for r in _VLLM_LORA_RANKS if r >= rank)}
             self.lora = LoRARequest("adapter", 1, str(Path(adapter).parent))
         weights = base_of_adapter(model, base_model) if adapter else model
         self.llm = LLM(
