@@ -1,8 +1,8 @@
-"""
+r"""
 Evaluate a model as in Table 2 of the paper: mean accuracy of K samples per problem, and their length.
 
-    accelerate launch examples/evaluate.py --model outputs/gsm8k --dataset aime24 math500 --num_samples 16 \
-        --output outputs/gsm8k/evaluation
+    accelerate launch examples/evaluate.py \
+        --model outputs/gsm8k --dataset aime24 math500 --num_samples 16 --output outputs/gsm8k/evaluation
     python examples/evaluate.py --compare outputs/base/results.json outputs/gsm8k/evaluation/results.json
 
 The model is a name on the Hub, a folder, a checkpoint, or a LoRA adapter. `accelerate launch` splits the problems over
@@ -17,6 +17,7 @@ from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from datasets.utils.logging import disable_progress_bar
 from tqdm import tqdm
@@ -74,15 +75,19 @@ def load_problems(options: argparse.Namespace, tokenizer, pool: GradingPool) -> 
                 f"read their solution (the first: {data['solution'][readable.index(False)]!r})."
             )
         for row in (row for row, keep in zip(data, readable, strict=True) if keep):
-            if isinstance(row["prompt"], str):  # for base models: text as it is
-                text, special = row["prompt"], True
-            else:
-                text, special = (
-                    tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True),
-                    False,
+            is_text = isinstance(row["prompt"], str)
+            if not is_text and tokenizer.chat_template is None:
+                raise ValueError(
+                    f"The tokenizer of {options.model!r} has no chat template. For a base model give the text of the "
+                    r"prompt, such as --prompt_template $'User:\n{question}\n\nAssistant:\n'."
                 )
-            ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+            text = row["prompt"]
+            if not is_text:
+                text = tokenizer.apply_chat_template(text, tokenize=False, add_generation_prompt=True)
+            ids = tokenizer(text, add_special_tokens=is_text)["input_ids"]
             problems.append(Problem(name, row["id"], text, ids, row["solution"]))
+    if not problems:
+        raise ValueError(f"There are no problems in {options.dataset}.")
     return problems
 
 
@@ -130,21 +135,23 @@ class Progress:
 
     def __init__(self, total: int, state: PartialState):
         self.bar = tqdm(total=total, unit="sample", disable=not state.is_main_process)
-        self.correct = 0
+        self.correct = self.graded = 0
 
     def __call__(self, samples: list[dict]) -> None:
         self.correct += sum(sample["correct"] for sample in samples)
+        self.graded += len(samples)
         self.bar.set_description(dataset_label(samples[-1]["dataset"]))
         self.bar.update(len(samples))
-        self.bar.set_postfix(accuracy=f"{self.correct / self.bar.n:.3f}")
+        self.bar.set_postfix(accuracy=f"{self.correct / self.graded:.3f}")
 
 
 def main(options: argparse.Namespace) -> None:
     if options.compare:
         print_comparison(*options.compare)
         return
-    # Processes that finish early wait for the last one.
-    state = PartialState(timeout=timedelta(days=7))
+    # Without being told that there is no GPU, every process would think that it is alone. Those that finish early
+    # wait for the last one.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     if options.engine == "vllm" and state.num_processes > 1:
         raise ValueError("--engine vllm runs in one process: use --tensor_parallel_size for several GPUs.")
     disable_progress_bar()

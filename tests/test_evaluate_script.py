@@ -141,10 +141,10 @@ def launch(model, output, *launcher, **changes):
     )
 
 
-def kill_when_it_has_begun(process, output, pattern="completions.jsonl"):
-    """SIGKILL to it and its processes as soon as each file of the pattern has a few lines."""
+def kill_when_it_has_begun(process, output, *names):
+    """SIGKILL to it and its processes as soon as each of the files has a few lines."""
     deadline = time.monotonic() + 240
-    while not all(path.read_bytes().count(b"\n") >= 4 for path in [*output.glob(pattern)] or [Path(os.devnull)]):
+    while not all((output / name).exists() and (output / name).read_text().count("\n") >= 4 for name in names):
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
@@ -155,7 +155,7 @@ def kill_when_it_has_begun(process, output, pattern="completions.jsonl"):
 def test_a_killed_run_continues(model, reference, tmp_path, monkeypatch, capsys):
     output = tmp_path / "evaluation"
     process = launch(model, output, batch_size=2)
-    kill_when_it_has_begun(process, output)
+    kill_when_it_has_begun(process, output, "completions.jsonl")
     text = (output / "completions.jsonl").read_bytes()
     before = text[: text.rindex(b"\n") + 1].decode().splitlines()
     assert 4 <= len(before) < SAMPLES
@@ -321,10 +321,13 @@ def test_vllm_engine_keeps_to_vllms_contract(model, reference, tmp_path, monkeyp
 
 @pytest.mark.distributed
 def test_two_processes_killed_and_continued_on_one_and_on_two(model, reference, tmp_path):
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0")
+    launcher = (
+        *("-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs" / "accelerate" / "ddp.yaml")),
+        *("--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"),
+    )
     output = tmp_path / "evaluation"
     process = launch(model, output, *launcher, batch_size=2)
-    kill_when_it_has_begun(process, output, pattern="completions*.jsonl")
+    kill_when_it_has_begun(process, output, "completions.jsonl", "completions-rank1.jsonl")
     for again in (False, True):
         process = launch(model, output, *(launcher if again else ()))
         text, _ = process.communicate(timeout=250)
