@@ -27,7 +27,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 MEMORY_LIMIT = 2 * 2**30  # bytes of address space of a grader
 RECYCLE_ABOVE = 512 * 2**20  # bytes resident: a grader that has grown makes room for a fresh one
 RECYCLED = 3  # its exit status then
-WALL_CLOCK_LIMIT = 60.0  # seconds; stops what waits without computing
+WALL_CLOCK_LIMIT = 120.0  # seconds; stops what waits without computing
 SHOWN = 1000  # characters of a parsed expression
 UNREADABLE_GOLD = [None, "[unparseable]", "[skipped]"]
 

@@ -12,7 +12,6 @@ each time one is replaced.
 import atexit
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
+from multiprocessing.connection import wait
 from pathlib import Path
 from queue import LifoQueue
 from threading import Lock
@@ -37,7 +37,7 @@ ALLOWANCE = 30.0
 ALLOWANCE_PER_ANSWER = 0.02
 SHORT_LIMIT = 0.1
 
-_REPLY_DEADLINE = 120.0  # seconds; beyond the worker's own wall-clock limit
+_REPLY_DEADLINE = 180.0  # seconds; beyond the worker's own wall-clock limit
 _START_DEADLINE = 300.0
 
 
@@ -80,14 +80,15 @@ class GradingPool:
     def __init__(self, num_workers: int | None = None, time_limit: float = 5.0):
         if num_workers is not None and num_workers < 1:
             raise ValueError(f"num_workers must be at least 1, got {num_workers}.")
-        if time_limit <= 0:
-            raise ValueError(f"time_limit must be positive (CPU seconds per answer), got {time_limit}.")
+        if not 0 < time_limit <= 60:
+            raise ValueError(f"time_limit must be in (0, 60] (CPU seconds per answer), got {time_limit}.")
         self.num_workers = num_workers or _default_num_workers()
         self.time_limit = time_limit
         self.failures: Counter[str] = Counter()
         self.num_graded = 0
         self._lost = 0.0  # CPU seconds spent on answers that exhausted their limit
         self._lock = Lock()
+        self._pid = os.getpid()
         self._workers = [_Worker() for _ in range(self.num_workers)]
         self._idle: LifoQueue[_Worker] = LifoQueue()  # last in, first out: a few answers start one worker only
         for worker in self._workers:
@@ -120,7 +121,9 @@ class GradingPool:
         return [verdicts[pair] for pair in pairs]
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers. A forked child leaves those of its parent alone."""
+        if os.getpid() != self._pid:
+            return
         atexit.unregister(self.close)
         for worker in self._workers:
             worker.stop()
@@ -135,7 +138,7 @@ class GradingPool:
         if verdict.failure:
             with self._lock:
                 self.failures[verdict.failure] += 1
-                self._lost += limit
+                self._lost += limit * (verdict.failure == "timeout")
         return verdict
 
     def _limit(self) -> float:
@@ -159,26 +162,31 @@ class _Worker:
         self._numbers = count(1)
 
     def grade(self, answer: str, gold: str, limit: float) -> Verdict:
-        number = next(self._numbers)
+        for _ in range(2):
+            try:
+                return self._ask(answer, gold, limit)
+            except (OSError, EOFError, ValueError):  # killed from outside, which is no fault of the answer
+                self.stop()
+        return Verdict(0.0, "[not shown]", "[not graded]", "crash")
+
+    def _ask(self, answer: str, gold: str, limit: float) -> Verdict:
         if self._process is None:
             self._start()
-        try:
-            self._process.stdin.write(json.dumps([number, answer, gold, limit]).encode() + b"\n")
-            self._process.stdin.flush()
-            reply = self._receive(_REPLY_DEADLINE)
-            while reply[0] != number:  # of a grader that was killed from outside while it was idle
-                reply = self._receive(_REPLY_DEADLINE)
-        except (OSError, EOFError, ValueError):
-            self.stop()
-            return Verdict(0.0, "[not shown]", "[not graded]", "crash")
-        return Verdict(*reply[1:])
+        number = next(self._numbers)
+        self._process.stdin.write(json.dumps([number, answer, gold, limit]).encode() + b"\n")
+        self._process.stdin.flush()
+        while True:
+            found, *verdict = self._receive(_REPLY_DEADLINE)
+            if found == number:  # or else it is about a grader that was killed from outside while it was idle
+                return Verdict(*verdict)
 
     def stop(self) -> None:
         process, self._process = self._process, None
         if process is None:
             return
         # Its graders too, which are in its process group: one may be busy.
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
         with suppress(BrokenPipeError):
@@ -207,8 +215,7 @@ class _Worker:
     def _receive(self, deadline: float) -> list:
         stdout = self._process.stdout.fileno()
         while b"\n" not in self._received:
-            ready, _, _ = select.select([stdout], [], [], deadline)
-            if not ready:
+            if not wait([stdout], deadline):
                 raise OSError("no reply")
             data = os.read(stdout, 2**16)
             if not data:

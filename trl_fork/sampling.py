@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from accelerate.utils import is_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -59,9 +60,9 @@ class TransformersEngine:
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=self.stop_ids, pad_token_id=self.pad_id
         )
-        (model.get_base_model() if hasattr(model, "peft_config") else model).generation_config = settings
-        if hasattr(model, "peft_config"):
-            model.generation_config = settings
+        model.generation_config = settings
+        if is_peft_model(model):
+            model.get_base_model().generation_config = settings
 
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], seeds: list[int]) -> list[Sample]:
