@@ -42,7 +42,7 @@ class ForkingScriptArguments(ScriptArguments):
             Text of the user message, for models with a chat template; `{question}` stands for the question. By default
             the question alone, and a request for `\\boxed{}` with the data sets above.
         prompt_template (`str`, *optional*):
-            Prompt as plain text, for base models; `{question}` stands for the question.
+            Prompt as plain text, for base models; `{question}` stands for the question. `paper` is the paper's.
         deduplicate (`bool`, *optional*):
             Whether to train on each problem once; by default only where a data set above repeats them.
         reward_funcs (`list[str]`, *optional*, defaults to `["accuracy_reward"]`):
@@ -69,7 +69,7 @@ class ForkingScriptArguments(ScriptArguments):
     )
     prompt_template: str | None = field(
         default=None,
-        metadata={"help": "Prompt as plain text, for base models; {question} stands for the question."},
+        metadata={"help": "Prompt as plain text with {question} in it, for base models; or 'paper' for the paper's."},
     )
     deduplicate: bool | None = field(
         default=None,

@@ -1,13 +1,13 @@
 """Rewards by name, and the penalty for overlong completions against the authors' formula."""
 
 import pytest
-from trl.rewards import accuracy_reward
 
+from trl_fork.grading import accuracy_reward
 from trl_fork.rewards import get_reward_function
 
 
 def test_by_name_and_path(tmp_path, monkeypatch):
-    assert get_reward_function("accuracy_reward").__wrapped__ is accuracy_reward
+    assert get_reward_function("accuracy_reward") is accuracy_reward
     (tmp_path / "own_rewards_for_test.py").write_text("def exact(completions, **kwargs):\n    return [1.0]\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend("")
@@ -28,7 +28,7 @@ def test_plain_text_is_scored_as_a_message_is(name):
     messages = [[{"role": "assistant", "content": text}] for text in texts]
     scores = reward(completions=texts, solution=["2"] * 3)
     assert scores == reward(completions=messages, solution=["2"] * 3)
-    assert scores == reward.__wrapped__(messages, solution=["2"] * 3)
+    assert scores == getattr(trl.rewards, name)(messages, solution=["2"] * 3)
     assert len(set(scores)) > 1, "one score for all would hide a difference"
 
 

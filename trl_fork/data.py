@@ -11,6 +11,7 @@ from ._trl import logger
 from .math_datasets import (
     BENCHMARKS,
     BOXED_INSTRUCTION,
+    PAPER_PROMPT,
     TRAINING_SETS,
     MathDataset,
     as_gold,
@@ -214,7 +215,7 @@ def to_prompt_and_solution(
         instruction (`str`, *optional*):
             Text of the user message; `{question}` stands for the question. By default the question alone.
         prompt_template (`str`, *optional*):
-            Prompt as plain text, for base models; `{question}` stands for the question.
+            Prompt as plain text, for base models; `{question}` stands for the question. `"paper"` is the paper's.
 
     Returns:
         The mapped data set.
@@ -297,6 +298,8 @@ def _prompt_maker(prompt_template: str | None, instruction: str | None):
             "prompt_template and instruction are both set, but a prompt is a plain text (prompt_template, for base "
             "models) or a message (instruction, for models with a chat template). Remove one of them."
         )
+    if prompt_template == "paper":
+        prompt_template = PAPER_PROMPT
     for name, text in (("prompt_template", prompt_template), ("instruction", instruction)):
         if text is not None and "{question}" not in text:
             raise ValueError(f"{name} must contain '{{question}}', got {text!r}: the model would not see it.")

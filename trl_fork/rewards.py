@@ -6,19 +6,16 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 
-from trl.rewards import (
-    accuracy_reward,
-    get_soft_overlong_punishment,
-    reasoning_accuracy_reward,
-    think_format_reward,
-)
+from trl.rewards import get_soft_overlong_punishment, think_format_reward
+
+from .grading import accuracy_reward, reasoning_accuracy_reward
 
 
 SOFT_OVERLONG_PUNISHMENT = "soft_overlong_punishment"
 
 
 def reads_text(function: Callable) -> Callable:
-    """Let a reward that reads messages score plain text too: TRL's own fail where prompts are no conversations."""
+    """Let a reward that reads messages score plain text too: TRL's fail where prompts are no conversations."""
 
     @wraps(function)
     def reward(completions, *args, **kwargs):
@@ -28,9 +25,10 @@ def reads_text(function: Callable) -> Callable:
     return reward
 
 
+# TRL's by name and meaning; those that math-verify grades do so where a hostile answer cannot stall the run.
 REWARD_FUNCTIONS = {
-    function.__name__: reads_text(function)
-    for function in (accuracy_reward, reasoning_accuracy_reward, think_format_reward)
+    function.__name__: function
+    for function in (accuracy_reward, reasoning_accuracy_reward, reads_text(think_format_reward))
 }
 
 

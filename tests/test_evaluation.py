@@ -1,0 +1,215 @@
+"""Statistics of sampled completions against brute force, and the store that a killed run continues."""
+
+import itertools
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+import torch
+from conftest import LETTERS, build_model
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import GenerationConfig
+
+from trl_fork import tables
+from trl_fork.completions import FIELDS, CompletionStore, read_completions
+from trl_fork.evaluation import Problem, compare, pass_at_k, sample_seed, summarize, todo_of
+from trl_fork.sampling import TransformersEngine
+
+
+def sample(dataset="d", problem_id="0", number=0, correct=False, length=1, truncated=False, failure=None):
+    return dict.fromkeys(FIELDS, "") | {
+        "dataset": dataset,
+        "problem_id": problem_id,
+        "sample": number,
+        "length": length,
+        "truncated": truncated,
+        "correct": correct,
+        "grading_failure": failure,
+    }
+
+
+def samples_of(right: dict[str, list[int]], dataset="d"):
+    return [sample(dataset, name, i, bool(c)) for name, row in right.items() for i, c in enumerate(row)]
+
+
+@given(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(case):
+    n, c, k = case
+    subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
+    assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
+
+
+def test_pass_at_k_of_many_samples_does_not_overflow():
+    assert pass_at_k(10_000, 3, 1) == pytest.approx(3e-4)
+    assert pass_at_k(2_000, 1_000, 1_000) == 1.0
+    for case in ((4, 5, 1), (4, -1, 1), (4, 1, 0), (4, 1, 5)):
+        with pytest.raises(ValueError, match=r"pass@k needs"):
+            pass_at_k(*case)
+
+
+def test_summary():
+    rows = samples_of({"a": [1, 1, 0], "b": [0, 0, 0], "c": [1, 0, 0]})
+    for row, length in zip(rows, range(10, 19), strict=True):
+        row["length"], row["truncated"] = length, length > 16
+    rows[3]["grading_failure"] = "timeout"
+    result = summarize([*rows[::-1], *samples_of({"a": [1]}, "single")])
+    assert list(result) == ["d", "single"]
+    accuracies = [2 / 3, 0.0, 1 / 3]
+    assert result["d"] == pytest.approx(
+        {
+            "avg@3": 1 / 3,
+            "avg@3_stderr": statistics.stdev(accuracies) / math.sqrt(3),
+            "pass@1": 1 / 3,
+            "pass@2": (1 + 0 + 2 / 3) / 3,
+            "pass@3": 2 / 3,
+            "mean_length": 14.0,
+            "truncated_fraction": 2 / 9,
+            "num_problems": 3,
+            "num_samples": 3,
+            "grading_failures": 1,
+        }
+    )
+    assert result["single"]["avg@1"] == 1.0 and result["single"]["avg@1_stderr"] is None
+    with pytest.raises(ValueError, match="problems of 'd' have between 2 and 3 samples"):
+        summarize(rows[:-1])
+
+
+def test_sizes_of_pass_at_k():
+    names = {k: [n for n in summarize(samples_of({"a": [1] * k}))["d"] if n.startswith("pass")] for k in (1, 8, 12)}
+    assert names == {
+        1: ["pass@1"],
+        8: ["pass@1", "pass@2", "pass@4", "pass@8"],
+        12: ["pass@1", "pass@2", "pass@4", "pass@8", "pass@12"],
+    }
+
+
+def test_comparison_is_paired_by_problem():
+    # B solves one more sample of every problem than A: no doubt, however much the problems differ.
+    right = {str(i): [1] * (i % 4) + [0] * (4 - i % 4) for i in range(40)}
+    better = {name: [1, *row][:4] if sum(row) < 4 else row for name, row in right.items()}
+    difference = compare(samples_of(right), samples_of(dict(reversed(better.items()))))["d"]
+    assert (difference.num_problems, difference.mean) == (40, 0.25)
+    assert (difference.low, difference.high) == (0.25, 0.25)
+    # Only common problems and data sets count
+    difference = compare(samples_of({"1": [1], "2": [0]}), samples_of({"2": [1], "3": [1]}))["d"]
+    assert (difference.num_problems, difference.mean, difference.low) == (1, 1.0, None)
+    assert compare(samples_of(right), samples_of(right, "other")) == {}
+
+
+def test_interval_has_its_coverage():
+    """Of independent pairs of models that are equally good, the interval misses zero in about one case of 20."""
+    generator = np.random.default_rng(1)
+    missed = 0
+    for _ in range(100):
+        chance = generator.random(60)
+        a, b = ({str(i): (generator.random(8) < p).tolist() for i, p in enumerate(chance)} for _ in range(2))
+        difference = compare(samples_of(a), samples_of(b), resamples=200)["d"]
+        missed += not difference.low <= 0 <= difference.high
+    assert 1 <= missed <= 16  # about 5 expected
+
+
+def test_tables_without_rich(tmp_path, monkeypatch, capsys):
+    for name, right in (("a", {"0": [1, 0], "1": [0, 0]}), ("b", {"0": [1, 1], "1": [0, 1]})):
+        (tmp_path / name).mkdir()
+        rows = samples_of(right) + samples_of(right, f"only {name}")
+        (tmp_path / name / "results.json").write_text(json.dumps(summarize(rows)))
+        CompletionStore(tmp_path / name).append(rows)
+    paths = [str(tmp_path / name / "results.json") for name in "ab"]
+    for rich in (True, False):
+        if not rich:
+            monkeypatch.setattr(tables, "find_spec", lambda name: None)
+        tables.print_results(summarize(rows))
+        tables.print_comparison(*paths)
+        lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+        assert ["d", "2", "2", "75.00%", "25.00%", "100.00%", "1", "0.0%"] in lines
+        assert ["d", "25.00%", "1", "75.00%", "1", "+50.00", "[+50.00,", "+50.00]", "2"] in lines
+        assert ["only", "a", "25.00%", "1", "-", "-", "-", "-", "0"] in lines
+    (tmp_path / "a" / "completions.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"There is no .*completions\.jsonl\. --compare needs"):
+        tables.print_comparison(*paths)
+
+
+def test_store_merges_parts_and_drops_a_half_written_line(tmp_path):
+    stores = [CompletionStore(tmp_path, rank) for rank in range(3)]
+    rows = [sample(problem_id=str(i)) | {"completion": "\ud800 \u2028 ü\n"} for i in range(6)]
+    for rank, store in enumerate(stores):
+        store.append(rows[rank::3])
+    with open(tmp_path / "completions-rank1.jsonl", "ab") as file:
+        file.write(b'{"dataset": "d", "problem_id": "7", "sam')
+    with open(stores[0].path, "ab") as file:
+        file.write(json.dumps(rows[1]).encode() + b"\n" + json.dumps(rows[5]).encode()[:-1])  # killed while merging
+    merged = stores[0].merge()
+    assert sorted(merged, key=lambda row: row["problem_id"]) == rows
+    assert read_completions(stores[0].path) == merged == stores[0].merge()
+    assert [path.name for path in tmp_path.iterdir()] == ["completions.jsonl"]
+    stores[0].path.write_text("{}\nbroken\n{}\n")
+    with pytest.raises(ValueError, match=r"completions\.jsonl, line 2, is damaged"):
+        stores[0].merge()
+
+
+def test_other_settings_are_refused(tmp_path):
+    store = CompletionStore(tmp_path / "new")
+    store.check_settings({"seed": 1})
+    store.save_settings({"seed": 1, "names": ("a",), "limit": None}, {"torch": "2"})
+    store.check_settings({"seed": 1, "names": ["a"], "limit": None})
+    with pytest.raises(ValueError, match=r"seed was 1, is now 2; limit was None, is now 5.*choose another --output"):
+        store.check_settings({"seed": 2, "names": ("a",), "limit": 5})
+    store.append([sample()])
+    (tmp_path / "new" / "settings.json").unlink()
+    with pytest.raises(ValueError, match=r"no settings\.json beside it"):
+        store.check_settings({"seed": 1})
+
+
+def test_what_is_left_to_do():
+    problems = [Problem(d, i, "", [0] * n, "") for d, i, n in (("x", "0", 2), ("x", "1", 5), ("a", "0", 9))]
+    todo = [(p.dataset, p.problem_id, n) for p, n in todo_of(problems, 2, {("x", "1", 0), ("a", "1", 0)})]
+    assert todo == [("x", "1", 1), ("x", "0", 0), ("x", "0", 1), ("a", "0", 0), ("a", "0", 1)]
+    seeds = {sample_seed(seed, p, n) for seed in (0, 1) for p in problems for n in range(50)}
+    assert len(seeds) == 300
+
+
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]
+
+
+def test_samples_do_not_depend_on_the_batch(tokenizer):
+    engine = TransformersEngine(build_model(tokenizer), tokenizer, temperature=1.2, top_p=0.9, max_new_tokens=12)
+    together = engine.generate(PROMPTS, [1, 2, 3, 4])
+    assert together == [
+        engine.generate([prompt], [seed])[0] for prompt, seed in zip(PROMPTS, [1, 2, 3, 4], strict=True)
+    ]
+    assert together == engine.generate(PROMPTS[::-1], [4, 3, 2, 1])[::-1]
+    assert together != engine.generate(PROMPTS, [5, 6, 7, 8])
+
+
+def test_greedy_is_transformers_greedy(tokenizer):
+    model = build_model(tokenizer)
+    expected = model.generate(torch.tensor([PROMPTS[0]]), do_sample=False, max_new_tokens=10)[0, 3:].tolist()
+    model.generation_config = GenerationConfig(eos_token_id=1, do_sample=True, repetition_penalty=5.0, top_k=1)
+    engine = TransformersEngine(model, tokenizer, temperature=0, max_new_tokens=10)
+    (found,) = engine.generate(PROMPTS[:1], [0])
+    ends = expected.index(1) + 1 if 1 in expected else None
+    assert found.text == tokenizer.decode(expected[:ends], skip_special_tokens=True)
+    assert (found.length, found.truncated) == (len(expected[:ends]), ends is None)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.6)])
+def test_samples_have_the_models_distribution(tokenizer, temperature, top_p):
+    model = build_model(tokenizer)
+    with torch.no_grad():
+        probabilities = (model(torch.tensor([PROMPTS[0]])).logits[0, -1] / temperature).double().softmax(-1)
+    order = probabilities.argsort(descending=True)
+    before = probabilities[order].cumsum(0) - probabilities[order]
+    probabilities[order[before >= top_p]] = 0
+    probabilities /= probabilities.sum()
+    engine = TransformersEngine(model, tokenizer, temperature=temperature, top_p=top_p, max_new_tokens=1)
+    n = 4000
+    found = engine.generate([PROMPTS[0]] * n, list(range(n)))
+    letters = [s.text for s in found if s.text]
+    assert all(s.truncated for s in found if s.text)
+    for i, letter in enumerate(LETTERS, start=4):
+        p = probabilities[i].item()
+        count = letters.count(letter)
+        assert count == 0 if p == 0 else abs(count - n * p) < 5 * math.sqrt(n * p * (1 - p)) + 1

@@ -1,0 +1,273 @@
+"""Engines that sample completions of prompts: transformers, and vLLM."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate.utils import is_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TopPLogitsWarper,
+)
+from transformers.utils import find_adapter_config_file
+
+
+class Sample(NamedTuple):
+    """
+    One sampled completion.
+
+    Args:
+        text (`str`): Its text, without special tokens.
+        length (`int`): Its length in tokens, the end-of-sequence token included.
+        truncated (`bool`): Whether it reached the limit without an end-of-sequence token.
+    """
+
+    text: str
+    length: int
+    truncated: bool
+
+
+class TransformersEngine:
+    """
+    Samples with `generate` of transformers.
+
+    Every row draws from its own stream of random numbers, one number per token, so that what else is in the batch
+    changes a sample only through the rounding of its logits: not at all or almost never in float32, now and then in
+    bfloat16.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model, on its device.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
+        temperature (`float`, *optional*, defaults to `1.0`): 0 is greedy.
+        top_p (`float`, *optional*, defaults to `1.0`): Nucleus sampling.
+        max_new_tokens (`int`, *optional*, defaults to `20480`): Limit of a completion, in tokens.
+    """
+
+    def __init__(self, model, tokenizer, *, temperature=1.0, top_p=1.0, max_new_tokens=20480):
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.temperature, self.top_p, self.max_new_tokens = temperature, top_p, max_new_tokens
+        self.stop_ids = stop_token_ids(model.generation_config, tokenizer)
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_ids[0]
+        # transformers fills whatever a generation config leaves open from the model's own, and a chat model's may
+        # hold a repetition penalty or top_k that nobody asked for.
+        settings = GenerationConfig(
+            max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=self.stop_ids, pad_token_id=self.pad_id
+        )
+        model.generation_config = settings
+        if is_peft_model(model):
+            model.get_base_model().generation_config = settings
+
+    @torch.inference_mode()
+    def generate(self, prompts: list[list[int]], seeds: list[int]) -> list[Sample]:
+        """
+        Sample one completion per prompt.
+
+        Args:
+            prompts (`list[list[int]]`): Token ids.
+            seeds (`list[int]`): One seed per prompt.
+
+        Returns:
+            `list[Sample]`: one per prompt.
+
+        Raises:
+            `RuntimeError`: if the device is out of memory, with the remedy.
+        """
+        width = max(map(len, prompts))
+        ids = torch.tensor([[self.pad_id] * (width - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        sampler = [_SeededSampling(seeds, width, self)] if self.temperature > 0 else []
+        try:
+            output = self.model.generate(
+                input_ids=ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                logits_processor=sampler,
+            )
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"Out of memory with {len(prompts)} completions at a time. Run the same command with a smaller "
+                "--batch_size: it continues where it stopped."
+            ) from error
+        return [self._sample(row) for row in output[:, width:].tolist()]
+
+    def _sample(self, ids: list[int]) -> Sample:
+        ends = [position for position, token in enumerate(ids) if token in self.stop_ids]
+        ids = ids[: ends[0] + 1] if ends else ids
+        return Sample(self.tokenizer.decode(ids, skip_special_tokens=True), len(ids), truncated=not ends)
+
+
+class _SeededSampling(LogitsProcessor):
+    """Leaves the sampled token only, by inverting the distribution function at the row's next random number."""
+
+    def __init__(self, seeds: list[int], prompt_length: int, engine: TransformersEngine):
+        self.uniforms = torch.stack(
+            [torch.rand(engine.max_new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        )  # (batch, tokens)
+        self.prompt_length = prompt_length
+        self.temperature = engine.temperature
+        self.nucleus = TopPLogitsWarper(engine.top_p) if engine.top_p < 1 else None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        logits = scores.float() / self.temperature
+        if self.nucleus is not None:
+            logits = self.nucleus(input_ids, logits)
+        if logits.device.type == "mps":  # has no float64
+            logits = logits.cpu()
+        # float64: rounding must not let a token of probability zero through.
+        cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)  # (batch, vocabulary)
+        total = cumulative[:, -1:]
+        uniforms = self.uniforms[:, input_ids.shape[1] - self.prompt_length, None].to(cumulative)
+        tokens = torch.searchsorted(cumulative, (uniforms * total).minimum(total.nextafter(total * 0)), right=True)
+        return torch.full_like(scores, float("-inf")).scatter(1, tokens.to(scores.device), 0.0)
+
+
+_VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what `max_lora_rank` may be
+
+
+class VLLMEngine:
+    """
+    Samples with vLLM, on one process (`tensor_parallel_size` GPUs). Every sample has its own seed.
+
+    Args:
+        model (`str`): Model, checkpoint or LoRA adapter.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
+        base_model (`str`, *optional*): Base of an adapter, if not the one its configuration names.
+        dtype (`str`, *optional*, defaults to `"auto"`): Of the weights.
+        max_length (`int`, *optional*): Longest prompt and completion together, in tokens.
+        tensor_parallel_size (`int`, *optional*, defaults to `1`): GPUs.
+        temperature, top_p, max_new_tokens: See [`TransformersEngine`].
+
+    Raises:
+        `ImportError`: without vLLM.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        base_model: str | None = None,
+        dtype: str = "auto",
+        max_length: int | None = None,
+        tensor_parallel_size: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 20480,
+    ):
+        try:
+            from vllm import LLM, SamplingParams
+            from vllm.lora.request import LoRARequest
+        except ImportError as error:
+            raise ImportError(
+                "--engine vllm needs vLLM: `pip install trl_fork[vllm]`, or use --engine transformers."
+            ) from error
+        adapter = find_adapter_config_file(model)
+        settings = {}
+        self.lora = None
+        if adapter:
+            rank = json.loads(Path(adapter).read_text())["r"]
+            settings = {"enable_lora": True, "max_lora_rank": min(r for r in _VLLM_LORA_RANKS if r >= rank)}
+            self.lora = LoRARequest("adapter", 1, str(Path(adapter).parent))
+        weights = base_of_adapter(model, base_model) if adapter else model
+        self.llm = LLM(
+            model=weights,
+            dtype=dtype,
+            max_model_len=max_length,
+            tensor_parallel_size=tensor_parallel_size,
+            **settings,
+        )
+        stop_ids = stop_token_ids(_generation_config(weights), tokenizer)
+
+        def parameters(seed: int):
+            return SamplingParams(
+                temperature=temperature, top_p=top_p, max_tokens=max_new_tokens, seed=seed, stop_token_ids=stop_ids
+            )
+
+        self._parameters = parameters
+
+    def generate(self, prompts: list[list[int]], seeds: list[int]) -> list[Sample]:
+        """Sample one completion per prompt; see [`TransformersEngine.generate`]."""
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": prompt} for prompt in prompts],
+            [self._parameters(seed) for seed in seeds],
+            lora_request=self.lora,
+            use_tqdm=False,
+        )
+        completions = [output.outputs[0] for output in outputs]
+        return [Sample(c.text, len(c.token_ids), c.finish_reason == "length") for c in completions]
+
+
+def load_model(
+    name: str,
+    *,
+    base_model: str | None = None,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    device: torch.device | str = "cpu",
+) -> PreTrainedModel:
+    """
+    Load a model: a name on the Hub, a folder or checkpoint, or a LoRA adapter on its base model.
+
+    Args:
+        name (`str`): What to load.
+        base_model (`str`, *optional*): Base of an adapter, if not the one its configuration names.
+        dtype (`str`, *optional*, defaults to `"auto"`): Of the weights; by default that of the checkpoint.
+        attn_implementation (`str`, *optional*): Attention of transformers.
+        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where it goes.
+
+    Raises:
+        `ValueError`: if the base of an adapter cannot be loaded, or one is given for a model that is no adapter.
+    """
+    base = base_of_adapter(name, base_model)
+    settings = {"dtype": dtype, "attn_implementation": attn_implementation}
+    if base is None:
+        return AutoModelForCausalLM.from_pretrained(name, **settings).to(device)
+    from peft import PeftModel
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base, **settings)
+    except OSError as error:
+        raise ValueError(
+            f"The adapter {name!r} belongs to the model {base!r}, which cannot be loaded. Name where it is with "
+            "--base_model."
+        ) from error
+    return PeftModel.from_pretrained(model, name).to(device)
+
+
+def load_tokenizer(name: str, *, base_model: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model or adapter, or else that of the adapter's base model."""
+    base = base_of_adapter(name, base_model)
+    has_its_own = not Path(name).is_dir() or (Path(name) / "tokenizer_config.json").is_file()
+    return AutoTokenizer.from_pretrained(name if base is None or has_its_own else base)
+
+
+def base_of_adapter(name: str, base_model: str | None = None) -> str | None:
+    """The base model of a LoRA adapter; `None` for what is no adapter."""
+    config = find_adapter_config_file(name)
+    if config is not None:
+        return base_model or json.loads(Path(config).read_text())["base_model_name_or_path"]
+    if base_model is not None:
+        raise ValueError(f"--base_model {base_model!r} is for LoRA adapters; {name!r} has no adapter_config.json.")
+    return None
+
+
+def stop_token_ids(generation_config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids that end a completion: those of the model and that of its tokenizer."""
+    ids = generation_config.eos_token_id
+    ids = {*(ids if isinstance(ids, list) else [ids]), tokenizer.eos_token_id} - {None}
+    if not ids:
+        raise ValueError("Neither the model nor its tokenizer has an end-of-sequence token.")
+    return sorted(ids)
+
+
+def _generation_config(name: str) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(name)
+    except OSError:  # the model has none
+        return GenerationConfig()
