@@ -1,6 +1,7 @@
 """Rewards by name, and the penalty for overlong completions against the authors' formula."""
 
 import pytest
+import trl.rewards
 
 from trl_fork.grading import accuracy_reward
 from trl_fork.rewards import get_reward_function
