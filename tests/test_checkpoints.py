@@ -103,6 +103,7 @@ def test_stream_of_refills_goes_on_after_a_resume(tokenizer, tmp_path):
     settings = {"dynamic_sampling": True, "max_steps": 8}
     whole = run(tokenizer, tmp_path, Draws, reward=rare, **settings)
     assert whole.state.log_history[0]["dynamic_sampling/rounds"] > 1
+    assert len({tuple(prompts) for _, prompts in drawn}) > 3, "the stream goes on"
     first, drawn[:] = list(drawn), []
     resumed = run(tokenizer, tmp_path, Draws, reward=rare, resume=str(tmp_path / "checkpoint-4"), **settings)
     assert drawn == [entry for entry in first if entry[0] >= 4]
@@ -154,6 +155,17 @@ def test_newest_complete_checkpoint_is_taken(broken, run_directory, tokenizer, c
     assert f"Half-written checkpoints are skipped ({newest}: " in caplog.text
     assert f"Resuming from {run_directory / 'checkpoint-2'} instead" in caplog.text
     assert not checkpoints._what_is_missing(newest, 0, 1), "saved anew"
+
+
+def test_file_of_another_process_is_missed(run_directory):
+    """Else that process would train on the first one's rollouts."""
+    checkpoint = run_directory / "checkpoint-3"
+    state = torch.load(checkpoint / "forking_state_0.pt")
+    state["settings"]["processes"] = 2
+    torch.save(state, checkpoint / "forking_state_0.pt")
+    assert checkpoints._what_is_missing(checkpoint, 0, 2) is None
+    assert checkpoints._what_is_missing(checkpoint, 1, 2) == "forking_state_1.pt is missing"
+    assert checkpoints._what_is_missing(checkpoint, 1, 3) is None, "saved by fewer processes: its rollouts are dropped"
 
 
 def test_named_half_written_checkpoint_is_refused(run_directory, tokenizer):

@@ -1,5 +1,8 @@
 """Errors name the field, the value, the rule and the remedy, before anything is loaded."""
 
+import copy
+import pickle
+
 import pytest
 from trl import GRPOConfig, TrlParser
 
@@ -85,3 +88,10 @@ def test_help_and_command_line(tmp_path, capsys):
     )
     (args,) = parser.parse_args_and_config(command.split())
     assert (args.top_entropy_quantile, args.token_selection) == (0.1, "random")
+
+
+def test_token_is_not_pickled_but_copied(tmp_path):
+    """`training_args.bin` is the pickled configuration, and is pushed to the Hub."""
+    args = config(tmp_path, hub_token="hf_secret")
+    assert b"hf_secret" not in pickle.dumps(args) and pickle.loads(pickle.dumps(args)).hub_token is None
+    assert copy.deepcopy(args).hub_token == args.hub_token == "hf_secret"

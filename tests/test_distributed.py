@@ -457,3 +457,25 @@ def test_scenarios_are_what_they_are_named_for(two_processes):
         alone = select(batch, entropies, 0.2, "high_entropy", pools_of("local", batch, cut_of(run, 0)))
         found = selected_by(run, 0)
         assert {(row, t) for row in found for t in found[row]} != alone
+
+
+@pytest.mark.distributed
+def test_processes_may_call_tools_a_different_number_of_times(tmp_path):
+    """TRL generates once per tool turn of a process: nothing of ours may wait for the others there."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/ddp.yaml"]
+    command += ["--num_processes", "2", "--main_process_port", str(free_port()), "--mixed_precision", "no"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    process = subprocess.Popen(
+        [*command, "tests/distributed/tool_worker.py", str(tmp_path)],
+        cwd=ROOT,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=150)
+    finally:
+        kill_family(process)
+    assert process.returncode == 0, output[-3000:]
+    assert "calls: 0.25" in output

@@ -21,6 +21,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 import trl_fork.dynamic_sampling as dynamic_sampling
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
+from trl_fork.dynamic_sampling import draw_prompts
+from trl_fork.metrics import LENGTH_METRICS, combine_rounds
 
 
 SPREAD = [0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 1.0]
@@ -138,22 +140,39 @@ def test_nothing_to_learn_from_changes_nothing(model, start, tokenizer, tmp_path
     assert weight_change(start, model).abs().max() == 0
 
 
+class Refills(SpyTrainer):
+    """Records the rows of the data set that refills have taken."""
+
+    def __init__(self, *args, **kwargs):
+        self.refilled = []
+        super().__init__(*args, **kwargs)
+
+    def _refill(self, num_groups):
+        examples = super()._refill(num_groups)
+        prompts = self.train_dataset["prompt"]
+        self.refilled += [prompts.index(example["prompt"]) for example in examples[::NUM_GENERATIONS]]
+        return examples
+
+
 def test_number_of_steps_stays(tokenizer, tmp_path):
     """Refills come from a stream of their own: an epoch is as long as without them."""
+    refilled = []
 
     def run(**settings):
         rollouts = rollouts_with(tokenizer, [n % 3 == 0 for n in range(12)])
         trainer = train(
-            build_model(tokenizer), tokenizer, rollouts, tmp_path, max_steps=-1, num_train_epochs=2, learning_rate=0.0,
-            **settings,
+            build_model(tokenizer), tokenizer, rollouts, tmp_path, Refills, max_steps=-1, num_train_epochs=2,
+            learning_rate=0.0, **settings,
         )  # fmt: skip
         first_rounds = [r for r in rollouts.generated if len(r) == 32]
+        refilled[:] = trainer.refilled
         return trainer.state.global_step, [[x.prompt for x in r] for r in first_rounds], len(rollouts.generated)
 
     steps, prompts, rounds = run()
     sampled_steps, sampled_prompts, sampled_rounds = run(dynamic_sampling=True)
     assert steps == sampled_steps == 6
     assert sampled_rounds > rounds
+    assert len(refilled) > 3 and refilled == draw_prompts(12, 42, 0, len(refilled))
     assert all(batch in sampled_prompts for batch in prompts), "first rounds take the dataloader's prompts"
 
 
@@ -274,6 +293,69 @@ def test_refill_is_sized_to_what_is_missing(share, multiple):
         expected = (wanted - informative) * generated / max(informative, 1)
         assert size == wanted or size >= expected
     assert dynamic_sampling.refill_size(60, 80, wanted, 1) <= 8
+
+
+def test_refill_has_a_reserve_of_one_standard_deviation():
+    # 9 missing at a share of 1/4: 36 groups hold 9 on average; (9 + sqrt(9 * 3 / 4)) * 4 = 46.4
+    assert dynamic_sampling.refill_size(16, 64, 25, 1) == 25, "never more than a batch"
+    assert dynamic_sampling.refill_size(55, 220, 64, 1) == 47
+    assert dynamic_sampling.refill_size(55, 220, 64, 8) == 48
+
+
+def test_batch_is_made_in_the_order_of_generation():
+    flags = [False, True, False, True, True, False, True]
+    assert dynamic_sampling.choose_groups(flags, 3) == [1, 3, 4]
+    assert dynamic_sampling.choose_groups(flags, 6) == [0, 1, 2, 3, 4, 6]
+    assert dynamic_sampling.choose_groups(flags, 7) == [*range(7)]
+
+
+def test_lengths_of_several_rounds_are_those_of_one():
+    lengths, truncated = [[3, 8, 8, 5], [2, 6]], [[0, 1, 1, 0], [0, 0]]
+    rounds = {name: [] for name in LENGTH_METRICS}
+    for values, cut in zip(lengths, truncated, strict=True):
+        ended = [n for n, c in zip(values, cut, strict=True) if not c]
+        for prefix, sample in (("", values), ("terminated_", ended)):
+            rounds[f"completions/mean_{prefix}length"].append(sum(sample) / len(sample))
+            rounds[f"completions/min_{prefix}length"].append(min(sample))
+            rounds[f"completions/max_{prefix}length"].append(max(sample))
+        rounds["completions/clipped_ratio"].append(sum(cut) / len(cut))
+    assert combine_rounds(rounds, [4, 2]) == pytest.approx({
+        "completions/mean_length": 32 / 6, "completions/min_length": 2, "completions/max_length": 8,
+        "completions/clipped_ratio": 2 / 6, "completions/mean_terminated_length": 16 / 4,
+        "completions/min_terminated_length": 2, "completions/max_terminated_length": 6,
+    })  # fmt: skip
+
+
+# ---------------------------------------------------------------------- overrides of a subclass
+
+
+class Shaped(SpyTrainer):
+    """Gives every completion a bonus of its own, on top of what the reward functions say."""
+
+    def _calculate_rewards(self, *args):
+        rewards = super()._calculate_rewards(*args)
+        rewards = rewards + torch.arange(len(rewards)).view(-1, 1).float()
+        self.final_rewards = rewards[:, 0].tolist()
+        return rewards
+
+
+class Own(SpyTrainer):
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        return torch.arange(len(prompts)).view(-1, 1).float()
+
+
+@pytest.mark.parametrize("trainer_class", [Shaped, Own])
+def test_rewards_of_a_subclass_are_what_counts(trainer_class, tokenizer, tmp_path):
+    rollouts = rollouts_with(tokenizer, [False] * 4)
+    trainer = train(build_model(tokenizer), tokenizer, rollouts, tmp_path, trainer_class)
+    assert trainer.state.log_history[0]["grad_norm"] > 0.1
+
+
+def test_bonus_of_a_subclass_is_given_once(tokenizer, tmp_path):
+    rollouts = rollouts_with(tokenizer, [n % 2 == 0 for n in range(8)])
+    trainer = train(build_model(tokenizer), tokenizer, rollouts, tmp_path, Shaped, dynamic_sampling=True)
+    expected = [r.reward + row for row, r in enumerate(final_batch(rollouts.generated))]
+    assert sorted(trainer.final_rewards) == sorted(expected)
 
 
 # ---------------------------------------------------------------------- refused

@@ -8,14 +8,14 @@ import torch
 from conftest import FixedRollouts, SpyTrainer, build_model, relative_difference, train, weight_change
 from oracles import naive_head
 from peft import LoraConfig
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, Llama4TextConfig
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import add_fused_lm_head
 
 import trl_fork.lm_head as lm_head
 from trl_fork import ForkingGRPOConfig
 from trl_fork.batching import cut_padding, inert_rows, plan_window, take_rows
-from trl_fork.savings import has_rotary_positions, plan_savings
+from trl_fork.savings import kind_of_positions, plan_savings
 
 
 class Spy(SpyTrainer):
@@ -178,8 +178,21 @@ def test_metrics_keep_their_meaning(tokenizer, tmp_path):
     names = {"forking/clip_ratio/low_mean", "forking/clip_ratio/high_mean", "forking/clip_ratio/region_mean"}
     assert names <= set(ours[0])
     assert any(entry["forking/clip_ratio/region_mean"] > 0 for entry in ours[:-1])
-    assert all(0 <= entry[name] <= 1 + 1e-6 for entry in ours[:-1] for name in names)
+    # Over the tokens trained on. TRL counts those that are not as well: of its clipped tokens a part is not selected.
+    for name in names:
+        assert any(entry[name] > theirs[i][name.removeprefix("forking/")] for i, entry in enumerate(ours[:-1]))
+    # Eight steps on one batch, which is scored once: then no entropy, rather than an empty one
+    assert ["entropy" in entry for entry in ours[:8]] == [True] + [False] * 7
     assert {name for name in theirs[0] if "clip_ratio" in name} >= {"clip_ratio/low_mean", "clip_ratio/high_max"}
+
+
+@pytest.mark.parametrize(("loss_type", "name"), [("cispo", "cispo_clip_ratio"), ("vespo", "vespo/phi_seq_mean")])
+def test_metrics_of_other_losses_are_renamed_or_absent(loss_type, name, tokenizer, tmp_path):
+    settings = {**OFF_POLICY, "learning_rate": 0.05, "loss_type": loss_type, "epsilon_high": 1.0}
+    _, lean, full = compare(tokenizer, tmp_path, **settings)
+    assert lean._savings.inert_rows
+    assert name in full.state.log_history[0] and name not in lean.state.log_history[0]
+    assert ("forking/" + name in lean.state.log_history[0]) == (loss_type == "cispo")
 
 
 # ---------------------------------------------------------------------- the head
@@ -345,16 +358,56 @@ def test_absolute_positions_are_not_shifted(tokenizer, tmp_path):
         )  # fmt: skip
         return GPT2LMHeadModel(config)
 
-    assert has_rotary_positions(build_model(tokenizer).config) and not has_rotary_positions(build(tokenizer).config)
+    assert kind_of_positions(build_model(tokenizer).config) == "relative"
+    assert kind_of_positions(build(tokenizer).config) == "absolute"
     difference, lean, _ = compare(tokenizer, tmp_path, build, **ON_POLICY)
     assert difference < 1e-5 and lean._savings.inert_rows and not lean._savings.left_padding
 
 
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4,
+    "original_max_position_embeddings": 14, "factor": 4.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("updates", [ON_POLICY, OFF_POLICY], ids=["on policy", "off policy"])
+def test_rotary_factors_that_depend_on_the_length(updates, tokenizer, tmp_path):
+    """As in Phi-3 and Phi-4: a row scored in a shorter batch would be scored by another model."""
+
+    def build(tokenizer):
+        return build_model(tokenizer, rope_parameters=LONGROPE)
+
+    difference, lean, _ = compare(tokenizer, tmp_path, build, **updates)
+    assert difference < 1e-5
+    assert not lean._savings.padding and "padded length" in lean._savings.reasons["padding"]
+
+
+def test_llama4_scales_attention_by_position():
+    assert kind_of_positions(Llama4TextConfig(attn_temperature_tuning=True)) == "absolute"
+    assert kind_of_positions(Gemma3TextConfig()) == "relative"
+
+
+def test_steps_over_two_generation_batches_keep_their_rows(tokenizer, tmp_path):
+    """Three micro-batches per generation, two per step: allowed where all tokens are trained on."""
+    settings = {
+        "top_entropy_quantile": 1.0, "steps_per_generation": 3, "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 8, "max_steps": 3, "learning_rate": 0.01, "shuffle_dataset": False,
+    }  # fmt: skip
+    changes = []
+    for skip_inert_compute in (True, False):
+        model = build_model(tokenizer)
+        start = copy.deepcopy(model)
+        rollouts = FixedRollouts(tokenizer, prompts=12, rewards=[[0.0, 1.0] * 4] * 12)
+        train(model, tokenizer, rollouts, tmp_path, skip_inert_compute=skip_inert_compute, **settings)
+        changes.append(weight_change(start, model))
+    assert relative_difference(*changes) < 1e-5
+
+
 def test_plan_of_savings(tmp_path):
     args = ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False)
-    savings = plan_savings(args, rotary_positions=False, image_inputs=False, auxiliary_loss=False)
+    savings = plan_savings(args, positions="absolute", image_inputs=False, auxiliary_loss=False)
     assert savings.padding and not savings.left_padding
-    images = plan_savings(args, rotary_positions=True, image_inputs=True, auxiliary_loss=False)
+    images = plan_savings(args, positions="relative", image_inputs=True, auxiliary_loss=False)
     assert not images.padding and not images.inert_rows and images.head_backward
     off = ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, skip_inert_compute=False)
-    assert not any(vars(plan_savings(off, rotary_positions=True, image_inputs=False, auxiliary_loss=False)).values())
+    assert not any(vars(plan_savings(off, positions="relative", image_inputs=False, auxiliary_loss=False)).values())

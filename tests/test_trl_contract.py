@@ -186,3 +186,7 @@ def test_unsloth_is_refused(where, tokenizer):
         contract.refuse_unsloth(trainer_class, model)
     contract.refuse_unsloth(ForkingGRPOTrainer, build_model(tokenizer))
     contract.refuse_unsloth(ForkingGRPOTrainer, "some/model")
+    # A folder may be named as it likes
+    scope = {}
+    exec(compile("def compute_loss(self): pass", "/home/me/unsloth-or-trl/trl/grpo_trainer.py", "exec"), scope)
+    contract.refuse_unsloth(type("T", (ForkingGRPOTrainer,), scope), build_model(tokenizer))

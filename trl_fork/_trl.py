@@ -9,6 +9,7 @@ every two to three weeks. `check_hooks` refuses a TRL whose hooks have moved bef
 import inspect
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 import trl.trainer.utils as trl_utils
@@ -98,7 +99,7 @@ def refuse_unsloth(trainer_class: type, model) -> None:
     suspects = [f"{cls.__module__}.{cls.__qualname__}" for cls in trainer_class.__mro__]
     for name in HOOKS:
         code = getattr(inspect.unwrap(getattr(trainer_class, name)), "__code__", None)
-        suspects.append(getattr(code, "co_filename", ""))
+        suspects.append(Path(getattr(code, "co_filename", "")).name)
     if not isinstance(model, str):
         suspects += [f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__]
     for suspect in suspects:

@@ -53,9 +53,21 @@ def inert_rows(batch: dict, weights: torch.Tensor | None) -> torch.Tensor:
     Every term of such a row's loss is multiplied by a zero. Without KL term, entropy bonus and auxiliary loss, the row
     has no other.
     """
-    mask = batch["completion_mask"] if "tool_mask" not in batch else batch["completion_mask"] * batch["tool_mask"]
+    mask = loss_mask(batch)
     used = mask if weights is None else mask * (weights != 0)
-    return (batch["advantages"] == 0) | ~(used != 0).any(1)
+    return without_advantage(batch["advantages"]) | ~(used != 0).any(1)
+
+
+def loss_mask(batch: dict) -> torch.Tensor:
+    """Tokens that TRL's loss is over: completion tokens that the model has written, `(batch, seq)`."""
+    mask = batch["completion_mask"]
+    return mask if "tool_mask" not in batch else mask * batch["tool_mask"]
+
+
+def without_advantage(advantages: torch.Tensor) -> torch.Tensor:
+    """Rows whose advantage is zero, shape `(batch,)`: of one per completion, or of one per token (TRL takes both)."""
+    zero = advantages == 0
+    return zero if zero.dim() == 1 else zero.all(1)
 
 
 def lengths(batch: dict) -> torch.Tensor:

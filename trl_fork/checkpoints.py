@@ -31,6 +31,13 @@ _SETTINGS = (
     "loss_denominator",
     "loss_type",
     "beta",
+    "temperature",
+    "entropy_coef",
+    "use_adaptive_entropy",
+    "importance_sampling_level",
+    "use_vllm",
+    "vllm_importance_sampling_correction",
+    "vllm_importance_sampling_mode",
     "skip_inert_compute",
     "dynamic_sampling",
 )
@@ -52,7 +59,7 @@ class ResumableGenerationMixin:
         Raises:
             `ValueError`: if there is no complete checkpoint, or the one named is half-written.
         """
-        self._epochs_drawn = 0
+        self._epochs_drawn = self._refills_drawn = 0
         if resume_from_checkpoint:
             resume_from_checkpoint = self._complete_checkpoint(resume_from_checkpoint)
             self._load_generation_state(resume_from_checkpoint)
@@ -60,10 +67,11 @@ class ResumableGenerationMixin:
 
     def _save_checkpoint(self, model, trial):
         if not self.args.save_only_model:
-            # Before the rest: `trainer_state.json`, written last, then vouches for this file too.
+            # Before the rest: `trainer_state.json`, written last, then vouches for the files of all processes.
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
             torch.save(self._generation_state(), folder / _state_name(self.accelerator.process_index))
+            self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
 
     def _generation_state(self) -> dict:
@@ -82,8 +90,9 @@ class ResumableGenerationMixin:
         return {"processes": self.accelerator.num_processes} | {name: getattr(self.args, name) for name in _SETTINGS}
 
     def _load_generation_state(self, checkpoint: str) -> None:
+        self._step, self._buffered_inputs = 0, None
         path = Path(checkpoint) / _state_name(self.accelerator.process_index)
-        if not path.exists():
+        if not path.exists():  # saved by fewer processes, whose settings say so
             path = path.with_name(_state_name(0))
         if not path.exists():
             logger.warning(
@@ -128,6 +137,10 @@ class ResumableGenerationMixin:
         for others in gather_object([problems]):  # a checkpoint is as good as its worst process finds it
             for path in problems:
                 problems[path] = problems[path] or others.get(path, "it is not visible to every process")
+        for path in map(str, found):
+            states = gather_object([_saved_by_us(Path(path))])
+            if len(set(states)) > 1:
+                problems[path] = problems[path] or "its forking_state files are not visible to every process"
         complete = [path for path, problem in problems.items() if problem is None]
         incomplete = "; ".join(f"{path}: {problem}" for path, problem in problems.items() if problem is not None)
         if not complete:
@@ -169,8 +182,12 @@ def check_model_will_be_saved(accelerator) -> None:
             )
 
 
-def _state_name(rank: int) -> str:
+def _state_name(rank: int | str) -> str:
     return f"forking_state_{rank}.pt"
+
+
+def _saved_by_us(checkpoint: Path) -> bool:
+    return any(checkpoint.glob(_state_name("*")))
 
 
 def _what_is_missing(checkpoint: Path, rank: int, processes: int) -> str | None:
@@ -183,7 +200,14 @@ def _what_is_missing(checkpoint: Path, rank: int, processes: int) -> str | None:
         return "trainer_state.json is cut off"
     if "global_step" not in state:
         return "trainer_state.json names no step"
-    files = [checkpoint / _state_name(rank)]
+    own = checkpoint / _state_name(rank)
+    if not own.exists() and _saved_by_us(checkpoint):
+        other = next(iter(sorted(checkpoint.glob(_state_name("*")))))
+        if zipfile.is_zipfile(other):
+            settings = torch.load(other, map_location="cpu", weights_only=True, mmap=True)["settings"]
+            if settings["processes"] == processes:
+                return f"{own.name} is missing"
+    files = [own]
     files += [checkpoint / ("rng_state.pth" if processes == 1 else f"rng_state_{rank}.pth")]
     for path in files:  # absent where another number of processes, or stock TRL, has saved
         if path.exists() and not zipfile.is_zipfile(path):

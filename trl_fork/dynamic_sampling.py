@@ -6,6 +6,7 @@ the batch is full of groups that have one, or a number of rounds is spent.
 """
 
 import random
+from contextlib import contextmanager
 from functools import lru_cache
 from math import ceil, gcd, sqrt
 
@@ -15,7 +16,7 @@ from datasets import Dataset
 from transformers import ProcessorMixin
 
 from ._trl import logger
-from .metrics import reward_metrics, weighted_sum
+from .metrics import LENGTH_METRICS, combine_rounds, reward_metrics, weighted_sum
 
 
 # ---------------------------------------------------------------------- pure functions
@@ -108,8 +109,7 @@ class DynamicSamplingMixin:
     def _init_dynamic_sampling(self):
         self._refills_drawn = 0  # prompts taken from the stream of refills, over all ranks; saved in checkpoints
         self._final_rows = None  # rows of this rank, while TRL makes its batch of them
-        self._final_rewards = None  # of all ranks, likewise
-        self._generation_rewards = None  # (rows of all ranks, reward functions), of the latest generation batch
+        self._final_rewards = None  # (rows of all ranks, reward functions), likewise
         self._has_topped_up = False
         self._deciding_column = None
         name = self.args.dynamic_sampling_reward
@@ -123,18 +123,34 @@ class DynamicSamplingMixin:
 
     def _generate_and_score_completions(self, inputs):
         mode = "train" if self.model.training else "eval"
-        if mode == "train" and self.args.dynamic_sampling:
-            output = self._generate_informative_groups(inputs)
-        else:
-            output = super()._generate_and_score_completions(inputs)
+        with self._keeping_rewards() as kept:
+            if mode == "train" and self.args.dynamic_sampling:
+                output = self._generate_informative_groups(inputs)
+            else:
+                output = super()._generate_and_score_completions(inputs)
         if self.args.selects_tokens or self.args.skip_inert_compute:
-            rewards = self._generation_rewards
+            rewards = kept[-1]
             if self.multi_objective_aggregation == "sum_then_normalize":
                 rewards = weighted_sum(rewards, self.reward_weights)
             rows = rows_without_spread(rewards, self.num_generations if mode == "train" else self.num_generations_eval)
             first = self.accelerator.process_index * len(inputs)
             output["advantages"][rows[first : first + len(inputs)]] = 0.0
         return output
+
+    @contextmanager
+    def _keeping_rewards(self):
+        """Collects what TRL gets from `_calculate_rewards`, after any subclass has had its say."""
+        kept, calculate = [], self._calculate_rewards
+
+        def keep(*args):
+            kept.append(calculate(*args))
+            return kept[-1]
+
+        self._calculate_rewards = keep
+        try:
+            yield kept
+        finally:
+            del self._calculate_rewards
 
     def _generate(self, prompts):
         if self._final_rows is None:
@@ -160,8 +176,7 @@ class DynamicSamplingMixin:
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards, self._final_rewards = self._final_rewards, None
         if rewards is None:
-            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._generation_rewards = rewards
+            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         return rewards
 
     def _generate_informative_groups(self, inputs):
@@ -169,11 +184,14 @@ class DynamicSamplingMixin:
         wanted = len(inputs) * num_ranks // size
         # Whole groups on a rank where the batch itself has them: rollout functions may rely on it.
         multiple = num_ranks if len(inputs) % size == 0 else num_ranks // gcd(num_ranks, size)
+        lengths = {name: [] for name in LENGTH_METRICS}
         rounds, rewards, informative = [], [], []
         while True:
             rows, round_rewards = self._generate_round(inputs)
             rounds.append(rows)
             rewards.append(round_rewards)
+            for name, values in lengths.items():
+                values.append(self._metrics["train"][name].pop())
             deciding = (
                 weighted_sum(round_rewards, self.reward_weights)
                 if self._deciding_column is None
@@ -188,6 +206,8 @@ class DynamicSamplingMixin:
         self._final_rows = self._exchange(rounds, [group * size + i for group in groups for i in range(size)])
         chosen = torch.tensor(groups, device=rewards.device)
         self._final_rewards = rewards.view(len(informative), size, -1)[chosen].flatten(0, 1)
+        for name, value in combine_rounds(lengths, [len(rows) for rows in rounds]).items():
+            self._metrics["train"][name].append(value)
         self._report_sampling(len(rounds), informative, wanted)
         try:
             output = super()._generate_and_score_completions([row["input"] for row in self._final_rows])

@@ -1,5 +1,6 @@
 """Settings of forking-token GRPO."""
 
+import copy
 from dataclasses import dataclass, field
 
 from trl import GRPOConfig
@@ -25,7 +26,8 @@ class ForkingGRPOConfig(GRPOConfig):
 
         top_entropy_quantile (`float`, *optional*, defaults to `0.2`):
             $\rho$ of the paper, in (0, 1]: fraction of the valid completion tokens that form the forking set,
-            `ceil(rho * N)` of `N`. `1.0` selects every token and restores [`~trl.GRPOTrainer`].
+            `ceil(rho * N)` of `N`. `1.0` selects every token: GRPO with this configuration's other defaults. With
+            `epsilon_high=None` and `skip_inert_compute=False` too it is [`~trl.GRPOTrainer`], bit for bit.
         token_selection (`str`, *optional*, defaults to `"high_entropy"`):
             `"high_entropy"`: train on the forking set. `"low_entropy"`: on its complement (the paper's bottom 80 %).
             `"random"`: on as many tokens drawn uniformly, the control arm.
@@ -66,7 +68,7 @@ class ForkingGRPOConfig(GRPOConfig):
         default=0.2,
         metadata={
             "help": "Rho of Beyond the 80/20 Rule, in (0, 1]: fraction of the valid completion tokens, those of "
-            "highest entropy, that form the forking set. 1.0 selects every token (GRPOTrainer)."
+            "highest entropy, that form the forking set. 1.0 selects every token."
         },
     )
     token_selection: str = field(
@@ -158,6 +160,12 @@ class ForkingGRPOConfig(GRPOConfig):
     def __getstate__(self):
         # `training_args.bin` is this object, pickled. It lies in every checkpoint and is pushed to the Hub.
         return {name: None if name.endswith("_token") else value for name, value in self.__dict__.items()}
+
+    def __deepcopy__(self, memo):
+        # Which would go through `__getstate__`, and a copy within the process is to keep its token.
+        memo[id(self)] = copied = object.__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def _check_selection(self):
         rho = self.top_entropy_quantile

@@ -1,7 +1,8 @@
 """The trainer: a thin adapter between TRL's hooks and the functions of this package."""
 
 import inspect
-from contextlib import contextmanager
+from collections import defaultdict
+from contextlib import contextmanager, nullcontext
 
 import torch
 from transformers import ProcessorMixin
@@ -17,6 +18,7 @@ from ._trl import (
     training_adapter_is_active,
     warn_of_cast_weights,
 )
+from .batching import loss_mask, without_advantage
 from .checkpoints import ResumableGenerationMixin
 from .data_checks import check_tokenizer, check_training_data, refuse_empty_completions
 from .distributed import Ranks
@@ -24,9 +26,8 @@ from .dynamic_sampling import DynamicSamplingMixin, check_dynamic_sampling
 from .forking_grpo_config import ForkingGRPOConfig
 from .hub import PublishingMixin
 from .lm_head import row_sparse_head
-from .metrics import count_metrics, entropy_metrics, rename_partial_metrics
-from .model_card import CITATION
-from .savings import arrange, has_rotary_positions, plan_savings, score_by_length
+from .metrics import count_metrics, entropy_metrics, partial_metrics
+from .savings import arrange, kind_of_positions, plan_savings, score_by_length
 from .selection import (
     NaNEntropyError,
     check_entropies,
@@ -89,13 +90,6 @@ class ForkingGRPOTrainer(PublishingMixin, ResumableGenerationMixin, DynamicSampl
     """
 
     _tag_names = ["trl", "grpo", "forking-tokens"]
-    _name = "Forking-token GRPO"
-    _paper = {
-        "title": "Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective Reinforcement Learning for LLM "
-        "Reasoning",
-        "id": "2506.01939",
-        "citation": CITATION,
-    }
 
     def __init__(self, model, reward_funcs=None, args: ForkingGRPOConfig | None = None, *positional, **keywords):
         check_hooks()
@@ -142,12 +136,13 @@ class ForkingGRPOTrainer(PublishingMixin, ResumableGenerationMixin, DynamicSampl
         self._ranks = Ranks(self.accelerator)
         self._savings = plan_savings(
             args,
-            rotary_positions=has_rotary_positions(self.model.config),
+            positions=kind_of_positions(self.model.config),
             image_inputs=isinstance(self.processing_class, ProcessorMixin),
             auxiliary_loss=self.aux_loss_enabled,
         )
-        for saving, reason in self._savings.reasons.items():
-            logger.info(f"skip_inert_compute: no saving of {saving}: {reason}.")
+        if self._savings.reasons and self.accelerator.is_main_process:
+            reasons = "; ".join(f"{saving}: {reason}" for saving, reason in self._savings.reasons.items())
+            logger.warning(f"skip_inert_compute: not everything can be left out of this run ({reasons}).")
         # Entropies that TRL's old-log-probability pass has left, with the ids they are of; `None` while nobody asks.
         self._old_policy_scores: list | None = None
         self._loss_inputs = None  # batch inside `compute_loss`, where `get_high_entropy_mask` needs it
@@ -206,15 +201,15 @@ class ForkingGRPOTrainer(PublishingMixin, ResumableGenerationMixin, DynamicSampl
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
             )
+        # Dropout would change entropies and ratios from one scoring of the same tokens to the next.
+        own = model is self.model and (self.args.selects_tokens or self.args.skip_inert_compute)
         reuse = self._old_policy_scores == [] and model is self.model and training_adapter_is_active(model)
-        if not reuse:
-            return self._score(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs)
-        # Dropout would change the selection from one scoring of the same tokens to the next.
-        with evaluation_mode(model):
+        with evaluation_mode(model) if own else nullcontext():
             logps, entropies, aux_loss = self._score(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, True, **kwargs
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy or reuse, **kwargs
             )
-        self._old_policy_scores.append((input_ids, entropies))
+        if reuse:
+            self._old_policy_scores.append((input_ids, entropies))
         return logps, entropies if compute_entropy else None, aux_loss
 
     def _score(self, model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs):
@@ -237,7 +232,7 @@ class ForkingGRPOTrainer(PublishingMixin, ResumableGenerationMixin, DynamicSampl
         # Not whatever was scored first: a rollout function may score sequences of its own.
         if scores and torch.equal(scores[0][0], input_ids):
             return scores[0][1]
-        with torch.no_grad(), evaluation_mode(self.model):
+        with torch.no_grad():
             _, entropies, _ = self._get_per_token_logps_and_entropies(
                 self.model,
                 input_ids,
@@ -249,7 +244,7 @@ class ForkingGRPOTrainer(PublishingMixin, ResumableGenerationMixin, DynamicSampl
         return entropies
 
     def _batch_weights(self, output, entropies, priorities):
-        mask = _loss_mask(output)
+        mask = loss_mask(output)
         selected = self._select(entropies, mask, priorities)
         self._record("train", count_metrics(mask, selected, output["advantages"], ranks=self._ranks))
         if entropies is not None:
@@ -291,7 +286,7 @@ class ForkingGRPOTrainer(PublishingMixin, ResumableGenerationMixin, DynamicSampl
 
     def _micro_batch_scale(self, batches):
         """`N / K` of a generation batch whose pools are its micro-batches: a count of masks, no entropy needed."""
-        sizes = torch.stack([_loss_mask(batch).sum() for batch in batches])
+        sizes = torch.stack([loss_mask(batch).sum() for batch in batches])
         if not self._divides_by_batch_count:
             return torch.ones((), device=sizes.device)
         rho, rule = self.args.top_entropy_quantile, self.args.token_selection
@@ -316,19 +311,31 @@ class ForkingGRPOTrainer(PublishingMixin, ResumableGenerationMixin, DynamicSampl
             if self._savings.head_forward:
                 # Where nothing is scored the log-probability is 0; an old one of -100 would make a ratio of infinity,
                 # and infinity times a weight of 0 is NaN.
-                wanted = (inputs[_WEIGHTS] != 0) & (inputs["advantages"] != 0).unsqueeze(1)
+                wanted = (inputs[_WEIGHTS] != 0) & ~without_advantage(inputs["advantages"]).unsqueeze(1)
                 if batch.get("old_per_token_logps") is not None:
                     batch["old_per_token_logps"] = batch["old_per_token_logps"] * wanted
-            with row_sparse_head(wanted, batch["completion_mask"]):
+            with row_sparse_head(wanted, batch["completion_mask"]), self._metrics_of_this_pass() as metrics:
                 loss = super().compute_loss(model, batch, return_outputs, num_items_in_batch)
             if self._savings.partial_forward:
-                mask = _loss_mask(batch)
+                mask = loss_mask(batch)
                 seen = wanted if self._savings.head_forward else mask
                 counts = self._ranks.sum(torch.stack([(mask != 0).sum(), (seen != 0).sum()])).tolist()
-                rename_partial_metrics(self._metrics["train"], *counts)
+                metrics = partial_metrics(metrics, *counts)
+            for name, values in metrics.items():
+                self._metrics["train"][name] += values
             return loss
         finally:
             self._loss_inputs = None
+
+    @contextmanager
+    def _metrics_of_this_pass(self):
+        """Metrics that are logged inside, apart from those logged before."""
+        before = self._metrics["train"]
+        self._metrics["train"] = defaultdict(list)
+        try:
+            yield self._metrics["train"]
+        finally:
+            self._metrics["train"] = before
 
     def get_high_entropy_mask(self, entropies, mask, threshold):
         """
@@ -399,9 +406,3 @@ class ForkingGRPOTrainer(PublishingMixin, ResumableGenerationMixin, DynamicSampl
     def _record(self, mode, metrics):
         for name, value in metrics.items():
             self._metrics[mode][f"forking/{name}"].append(value)
-
-
-def _loss_mask(batch):
-    """Tokens that TRL's loss is over: completion tokens that the model has written, `(batch, seq)`."""
-    mask = batch["completion_mask"]
-    return mask if "tool_mask" not in batch else mask * batch["tool_mask"]

@@ -5,6 +5,7 @@ A run of days ends with one HTTP request. In transformers its failure is an exce
 upload of a checkpoint is not reported at all.
 """
 
+import shlex
 import time
 import traceback
 from concurrent.futures import CancelledError, Future
@@ -165,12 +166,13 @@ def describe_failure(error: Exception, *, repo_id, folder_path, commit_message, 
         status = f"Published: {', '.join(published) or 'nothing'}. Not published: {', '.join(missing) or 'nothing'}."
     except Exception as second_error:
         status = f"What it holds could not be asked ({_describe(second_error)})."
-    excluded = " ".join(f'--exclude "{pattern}"' for pattern in _IGNORED)
+    excluded = " ".join(f"--exclude {shlex.quote(pattern)}" for pattern in _IGNORED)
     at_revision = f" --revision {revision}" if revision else ""
     return (
         f"The run is complete and saved in {folder_path}, but the Hub did not take all of it ({_describe(error)}). "
         f"{status} Finish with:\n"
-        f'  hf upload {repo_id} {folder_path} . {excluded}{at_revision} --commit-message "{commit_message}"'
+        f"  hf upload {repo_id} {shlex.quote(str(folder_path))} . {excluded}{at_revision} "
+        f"--commit-message {shlex.quote(commit_message)}"
     )
 
 
@@ -181,8 +183,8 @@ def _report_upload(job: Future) -> None:
         return
     if error is not None:
         logger.warning(
-            f"A checkpoint was not published ({_describe(error)}). Training goes on, and the next save publishes "
-            "again."
+            f"An upload to the Hub failed ({_describe(error)}). What it held is saved in the output directory; the "
+            "next save or push_to_hub publishes again."
         )
 
 

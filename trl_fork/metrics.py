@@ -3,6 +3,7 @@
 import torch
 
 from ._trl import nanstd
+from .batching import without_advantage
 from .distributed import Ranks, percentiles
 
 
@@ -12,7 +13,7 @@ def count_metrics(mask, selected, advantages, *, ranks: Ranks) -> dict[str, floa
 
     Args:
         mask, selected (`torch.Tensor` of shape `(batch, seq)`): Nonzero at valid and at selected tokens.
-        advantages (`torch.Tensor` of shape `(batch,)`): One per completion.
+        advantages (`torch.Tensor` of shape `(batch,)` or `(batch, seq)`): One per completion, or per token.
         ranks ([`~distributed.Ranks`]): The processes that take part.
 
     Returns:
@@ -20,7 +21,7 @@ def count_metrics(mask, selected, advantages, *, ranks: Ranks) -> dict[str, floa
         with zero advantage or without a selected token. NaN where there is nothing to divide by.
     """
     mask, selected = mask.bool(), selected != 0
-    inert = (advantages == 0) | ~selected.any(1)
+    inert = without_advantage(advantages) | ~selected.any(1)
     num_rows = torch.tensor(len(inert), device=mask.device)
     counts = ranks.sum(torch.stack([mask.sum(), selected.sum(), inert.sum(), num_rows]))
     num_valid, num_selected, num_inert, num_rows = counts.tolist()
@@ -106,21 +107,62 @@ def weighted_sum(rewards: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def rename_partial_metrics(metrics: dict[str, list[float]], num_valid: int, num_seen: int) -> None:
-    """
-    Keep TRL's names from meaning something else after a training pass that has seen `num_seen` of `num_valid` tokens.
+LENGTH_METRICS = tuple(
+    f"completions/{name}"
+    for name in (
+        *("mean_length", "min_length", "max_length", "clipped_ratio"),
+        *("mean_terminated_length", "min_terminated_length", "max_terminated_length"),
+    )
+)
 
-    TRL has just appended to `metrics`. Its `entropy` goes: that of the scoring pass has been logged. Its clip ratios
-    become `forking/clip_ratio/*`, over the tokens seen: where nothing was scored a ratio is 1 and not clipped, so that
-    a mean over all valid tokens becomes one over those seen by their counts. Minima and maxima per completion go.
+
+def combine_rounds(metrics: dict[str, list[float]], rows: list[int]) -> dict[str, float]:
     """
-    metrics["entropy"].pop()
-    for name in [name for name in metrics if name.startswith("clip_ratio/")]:
-        value = metrics[name].pop()
-        if not metrics[name]:
-            del metrics[name]
-        if name.endswith("_mean"):
-            metrics[f"forking/{name}"].append(value * num_valid / max(num_seen, 1))
+    TRL's metrics of lengths for several rounds of generation, as one round would have had them.
+
+    Args:
+        metrics (`dict[str, list[float]]`): `LENGTH_METRICS`, one value per round.
+        rows (`list[int]`): Completions of each round.
+    """
+    clipped = metrics["completions/clipped_ratio"]
+    terminated = [n * (1 - share) for n, share in zip(rows, clipped, strict=True)]
+    combined = {}
+    for name, values in metrics.items():
+        weights = terminated if "terminated" in name else rows
+        weighted = [(value, weight) for value, weight in zip(values, weights, strict=True) if weight > 0]
+        if not weighted:  # nothing has terminated: TRL's value
+            combined[name] = 0.0
+        elif "/min_" in name:
+            combined[name] = min(value for value, _ in weighted)
+        elif "/max_" in name:
+            combined[name] = max(value for value, _ in weighted)
+        else:
+            combined[name] = sum(value * weight for value, weight in weighted) / sum(weight for _, weight in weighted)
+    return combined
+
+
+def partial_metrics(metrics: dict[str, list[float]], num_valid: int, num_seen: int) -> dict[str, list[float]]:
+    """
+    What TRL has logged of a training pass that has seen `num_seen` of `num_valid` tokens, by names that say so.
+
+    Its `entropy` goes: that of the scoring pass has been logged. Its clip ratios become `forking/clip_ratio/*` and
+    `forking/cispo_clip_ratio`, over the tokens seen: where nothing was scored a ratio is 1 and not clipped, so that a
+    mean over all valid tokens becomes one over those seen by their counts. Their minima and maxima per completion go,
+    and so does `vespo/phi_seq_mean`, a mean over the completions that were not left out.
+
+    Args:
+        metrics (`dict[str, list[float]]`): What the pass has logged.
+        num_valid, num_seen (`int`): Tokens over all ranks.
+    """
+    renamed = {}
+    for name, values in metrics.items():
+        if name == "entropy" or name.startswith("vespo/") or name in ("clip_ratio/low_min", "clip_ratio/high_max"):
+            continue
+        if "clip_ratio" in name:
+            renamed[f"forking/{name}"] = [value * num_valid / max(num_seen, 1) for value in values]
+        else:
+            renamed[name] = values
+    return renamed
 
 
 def _ratio(numerator: float, denominator: float) -> float:

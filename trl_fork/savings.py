@@ -46,13 +46,13 @@ class Savings:
         return self.inert_rows or self.head_forward
 
 
-def plan_savings(args, *, rotary_positions: bool, image_inputs: bool, auxiliary_loss: bool) -> Savings:
+def plan_savings(args, *, positions: str, image_inputs: bool, auxiliary_loss: bool) -> Savings:
     """
     The savings that are exact for a configuration.
 
     Args:
         args ([`ForkingGRPOConfig`]): The configuration.
-        rotary_positions (`bool`): Whether the model's positions are relative.
+        positions (`str`): What the model makes of positions, see [`kind_of_positions`].
         image_inputs (`bool`): Whether batches hold tensors that are not one row per completion.
         auxiliary_loss (`bool`): Whether a mixture-of-experts loss is added, which every token reaches.
     """
@@ -67,11 +67,13 @@ def plan_savings(args, *, rotary_positions: bool, image_inputs: bool, auxiliary_
                 return False
         return True
 
+    window = min(args.gradient_accumulation_steps, args.steps_per_generation)
     bonus = args.entropy_coef != 0.0 or args.use_adaptive_entropy
     padding = allowed(
         "padding",
         (image_inputs, "image inputs are not cut with their rows"),
         (args.pad_to_multiple_of is not None, "pad_to_multiple_of asks for padding"),
+        (positions == "length", "the model's rotary embedding depends on the padded length"),
     )
     ordering = allowed(
         "ordering",
@@ -80,6 +82,7 @@ def plan_savings(args, *, rotary_positions: bool, image_inputs: bool, auxiliary_
             args.selects_tokens and args.entropy_threshold_scope in ("micro_batch", "local"),
             f"entropy_threshold_scope='{args.entropy_threshold_scope}' pools the rows of a micro-batch",
         ),
+        (args.steps_per_generation % window != 0, "an optimizer step spans parts of generation batches"),
         (args.loss_type not in _BATCH_COUNT_LOSSES, f"loss_type='{args.loss_type}' averages over each micro-batch"),
         (bonus, "the entropy bonus averages over each micro-batch"),
         (auxiliary_loss, "the auxiliary loss averages over each micro-batch"),
@@ -104,7 +107,7 @@ def plan_savings(args, *, rotary_positions: bool, image_inputs: bool, auxiliary_
     )
     return Savings(
         padding=padding,
-        left_padding=padding and rotary_positions,
+        left_padding=padding and positions == "relative",
         ordering=ordering,
         inert_rows=inert,
         head_backward=True,
@@ -113,9 +116,22 @@ def plan_savings(args, *, rotary_positions: bool, image_inputs: bool, auxiliary_
     )
 
 
-def has_rotary_positions(config) -> bool:
-    """Whether a model's configuration speaks of rotary embeddings: shifting all positions of a row changes nothing."""
-    return any(name.startswith("rope_") for name in vars(config.get_text_config()))
+def kind_of_positions(config) -> str:
+    """
+    What a model makes of positions, and so which padding may be cut.
+
+    Returns:
+        `str`: `"relative"`: rotary embeddings, so that shifting all positions of a row changes nothing. `"length"`:
+        their factors change with the length of the padded batch (LongRoPE, dynamic NTK). `"absolute"`: anything else,
+        such as learned positions or attention that is scaled by the position.
+    """
+    config = config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [layer.get("rope_type") for layer in (rope, *rope.values()) if isinstance(layer, dict)]
+    if {"longrope", "dynamic"} & set(kinds):
+        return "length"
+    rotary = any(name.startswith("rope_") for name in vars(config))
+    return "relative" if rotary and not getattr(config, "attn_temperature_tuning", None) else "absolute"
 
 
 def arrange(batches: list[dict], window: int, savings: Savings, weights_key: str, ranks: Ranks) -> list[dict]:

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from contextlib import contextmanager
+from functools import wraps
 
 import torch
 from transformers import ProgressCallback
@@ -48,39 +49,57 @@ class Stopwatch:
 
 class TelemetryMixin:
     """
-    What [`ForkingGRPOTrainer`] logs of a run itself, in seconds per optimizer step: `time/generation`, `time/waiting`
-    (for the slowest process to finish generating), `time/rewards`, `time/scoring` (passes without gradient),
-    `time/training` (forward and backward) and `time/other` (optimizer, checkpoints, evaluation); with
-    `tokens_per_second` (prompts and completions over all processes) and `time/remaining` (seconds for the rest).
+    What [`ForkingGRPOTrainer`] logs of a run itself, in seconds per optimizer step since the last log:
+    `time/generation`, `time/waiting` (for the slowest process to finish generating), `time/rewards`, `time/scoring`
+    (passes without gradient), `time/training` (forward and backward) and `time/other` (optimizer, checkpoints,
+    evaluation); `tokens_per_second` (prompts and completions of all processes) and `time/remaining` (seconds for the
+    rest), both over at least one generation batch.
 
-    These are the main process's. One warning is given for a loss that is not a number, and one for an entropy that
-    has collapsed or exploded.
+    These are the main process's. One warning is given for a loss or gradient that is not a number, and one for an
+    entropy that has collapsed or exploded.
     """
 
     def _init_telemetry(self):
         self._stopwatch = Stopwatch()
-        self._logged_at = None  # (time, optimizer step, tokens) of the latest log
+        self._progress: deque[tuple[float, int, int]] = deque()  # (time, optimizer steps, tokens) at each log
+        self._loss_is_finite = True
         self._warned_of = set()
+        if self.rollout_func is not None:
+            self.rollout_func = _timed_rollouts(self.rollout_func)
 
     def train(self, *args, **kwargs):
-        self._logged_at = None
+        self._progress.clear()
         return super().train(*args, **kwargs)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        if self._logged_at is None:
-            self._logged_at = (time.perf_counter(), self.state.global_step, self.state.num_input_tokens_seen)
+        if not self._progress:
+            self._progress.append(self._position())
         with self._stopwatch.measure("training"):
-            return super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        # The logged loss has been through `logging_nan_inf_filter`.
+        self._loss_is_finite = torch.isfinite(loss.detach()) & self._loss_is_finite
+        return loss
+
+    def evaluate(self, *args, **kwargs):
+        stopwatch, self._stopwatch = self._stopwatch, Stopwatch()
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._stopwatch = stopwatch
 
     def _generate(self, prompts):
-        with self._stopwatch.measure("generation"):
+        # What is not spent in the two methods that generate is waiting: TRL gathers lengths next. A barrier would
+        # name it better, and hang where processes generate a different number of times, as they do with tools.
+        with self._stopwatch.measure("waiting"):
             return super()._generate(prompts)
 
     def _generate_single_turn(self, *args, **kwargs):
-        output = super()._generate_single_turn(*args, **kwargs)
-        with self._stopwatch.measure("waiting"):
-            self.accelerator.wait_for_everyone()  # as TRL does next, by gathering lengths
-        return output
+        with self._stopwatch.measure("generation"):
+            return super()._generate_single_turn(*args, **kwargs)
+
+    def _tool_call_loop(self, *args, **kwargs):
+        with self._stopwatch.measure("generation"):
+            return super()._tool_call_loop(*args, **kwargs)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         with self._stopwatch.measure("rewards"):
@@ -96,34 +115,44 @@ class TelemetryMixin:
             return output
 
     def log(self, logs, start_time=None):
-        if "loss" in logs and self._logged_at is not None:
+        if "loss" in logs and self._progress:
             self._log_times()
         super().log(logs, start_time)  # adds the metrics to `logs`
         if "loss" in logs and self.accelerator.is_main_process:
             self._watch(logs)
 
+    def _position(self):
+        return time.perf_counter(), self.state.global_step, self.state.num_input_tokens_seen
+
     def _log_times(self) -> None:
-        now = (time.perf_counter(), self.state.global_step, self.state.num_input_tokens_seen)
-        seconds, steps, tokens = (new - old for new, old in zip(now, self._logged_at, strict=True))
+        now, before = self._position(), self._progress[-1]
+        steps = now[1] - before[1]
         if steps <= 0:
             return
         measured, self._stopwatch.seconds = self._stopwatch.seconds, defaultdict(float)
         metrics = self._metrics["train"]
         for activity in ACTIVITIES:
             metrics[f"time/{activity}"] = [measured[activity] / steps]
-        metrics["time/other"] = [max(seconds - sum(measured.values()), 0.0) / steps]
-        metrics["time/remaining"] = [(self.state.max_steps - self.state.global_step) * seconds / steps]
+        metrics["time/other"] = [max(now[0] - before[0] - sum(measured.values()), 0.0) / steps]
+        # Between two generations nothing is generated: a rate over less than a generation batch says nothing.
+        period = self.args.steps_per_generation * self.num_iterations / self.args.gradient_accumulation_steps
+        self._progress.append(now)
+        while len(self._progress) > 2 and now[1] - self._progress[1][1] >= period:
+            self._progress.popleft()
+        seconds, steps, tokens = (new - old for new, old in zip(now, self._progress[0], strict=True))
         metrics["tokens_per_second"] = [tokens / seconds]
-        self._logged_at = now
+        metrics["time/remaining"] = [(self.state.max_steps - now[1]) * seconds / steps]
 
     def _watch(self, logs: dict) -> None:
         step = self.state.global_step
-        if not math.isfinite(logs["loss"]):
+        finite = bool(self._loss_is_finite) and math.isfinite(logs.get("grad_norm") or 0.0)
+        self._loss_is_finite = True
+        if not finite:
             self._warn_once(
                 "loss",
-                f"Step {step}: the loss is {logs['loss']}. Nothing after this step is worth keeping: resume from an "
-                "earlier checkpoint with a lower learning_rate or max_grad_norm, and train in bf16 or fp32 rather "
-                "than fp16.",
+                f"Step {step}: the loss or its gradient is not a number. Nothing after this step is worth keeping: "
+                "resume from an earlier checkpoint with a lower learning_rate or max_grad_norm, and train in bf16 or "
+                "fp32 rather than fp16.",
             )
         entropy = logs.get("entropy")
         first = next((entry["entropy"] for entry in self.state.log_history if entry.get("entropy") is not None), None)
@@ -163,6 +192,15 @@ class SummaryCallback(ProgressCallback):
             line = summary_line(logs, state.global_step, state.max_steps)
             if line:
                 self.training_bar.write(line)
+
+
+def _timed_rollouts(rollout_func):
+    @wraps(rollout_func)
+    def timed(prompts, trainer):
+        with trainer._stopwatch.measure("generation"):
+            return rollout_func(prompts, trainer)
+
+    return timed
 
 
 def summary_line(logs: dict, step: int, max_steps: int) -> str:
