@@ -35,7 +35,7 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import digit_sums as task
@@ -52,6 +52,8 @@ from trl.rewards import accuracy_reward
 from trl_fork import select_tokens
 from trl_fork.entropy import completion_entropies
 from trl_fork.report import highlight_tokens
+from trl_fork.report_page import ReportResponse, write_report_page
+from trl_fork.responses import score_response
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,6 +66,7 @@ WARM_UP_STEPS, WARM_UP_BATCH = 275, 64
 NUM_TRAIN, NUM_TEST = 1024, 1024  # problems for RL, and held out
 MAX_COMPLETION_LENGTH = 56  # tokens, as in the recipe
 FORKING_FRACTION = 0.2  # as in the recipe
+NUM_SHOWN = 12  # problems on report.html
 
 console = Console()
 
@@ -101,6 +104,7 @@ def main() -> None:
         "total": finished - started,
     }
     write_summary(output_dir / "summary.json", options.seed, before, after, seconds)
+    write_report(output_dir / "report.html", before, after)
     show_summary(output_dir, before, after, seconds)
 
 
@@ -216,6 +220,7 @@ class Evaluation:
     mean_length: float  # tokens, of the sampled completions, with the end token
     correct: list[bool]
     completions: list[Text]  # the sampled ones, forking tokens highlighted
+    responses: list[ReportResponse]  # the first of them, with what else the model might have written
 
 
 def evaluate(path: Path, problems: list[tuple[int, ...]], seed: int) -> Evaluation:
@@ -252,6 +257,17 @@ def evaluate(path: Path, problems: list[tuple[int, ...]], seed: int) -> Evaluati
         completions=[
             highlight_tokens(tokenizer, ids.tolist(), selected.tolist())
             for ids, selected in zip(completion_ids, forking, strict=True)
+        ],
+        responses=[
+            score_response(
+                model,
+                tokenizer,
+                inputs["input_ids"][i][inputs["attention_mask"][i].bool()].tolist(),
+                completion_ids[i][mask[i]].tolist(),
+                correct=correct[i],
+                label=task.question(problems[i]).strip(),
+            )
+            for i in range(NUM_SHOWN)
         ],
     )
 
@@ -296,6 +312,21 @@ def write_summary(path: Path, seed: int, before: Evaluation, after: Evaluation, 
     path.write_text(json.dumps(summary, indent=2) + "\n")
 
 
+def write_report(path: Path, before: Evaluation, after: Evaluation) -> None:
+    """The same problems before and after, next to each other."""
+    responses = []
+    for pair in zip(before.responses, after.responses, strict=True):
+        for when, response in zip(("before", "after"), pair, strict=True):
+            responses.append(replace(response, label=f"{when}: {response.label}"))
+    write_report_page(
+        path,
+        responses,
+        title="Quickstart: held-out problems before and after training",
+        summary={"Right before": f"{before.accuracy:.1%}", "Right after": f"{after.accuracy:.1%}"},
+        fraction=FORKING_FRACTION,
+    )
+
+
 def show_summary(output_dir: Path, before: Evaluation, after: Evaluation, seconds: dict[str, float]) -> None:
     table = Table(title=f"{len(before.correct):,} held-out problems", title_style="bold")
     table.add_column("")
@@ -311,6 +342,7 @@ def show_summary(output_dir: Path, before: Evaluation, after: Evaluation, second
     times = ", ".join(f"{phase.replace('_', '-')} {value:.0f} s" for phase, value in seconds.items())
     console.print(f"Time: {times}. The model, summary.json and train.log are in {output_dir}.\n")
     console.print(f"[bold]Next[/]\n  Look at the curves: {output_dir / 'training.png'}")
+    console.print(f"  See the forks, in a browser: {(output_dir / 'report.html').resolve().as_uri()}", soft_wrap=True)
     accelerate = (
         "accelerate" if shutil.which("accelerate") else os.path.relpath(Path(sys.executable).parent / "accelerate")
     )

@@ -16,6 +16,7 @@ from transformers import ProgressCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
+from trl_fork.callbacks import ForkReportCallback
 from trl_fork.checkpoints import check_model_will_be_saved
 from trl_fork.data import load_benchmark, load_training_set
 from trl_fork.math_datasets import BENCHMARKS
@@ -27,7 +28,7 @@ from trl_fork.telemetry import SummaryCallback
 @dataclass
 class ForkingScriptArguments(ScriptArguments):
     """
-    Data and rewards.
+    Data, rewards, and what to see of the run.
 
     Args:
         dataset_name (`str`):
@@ -52,6 +53,9 @@ class ForkingScriptArguments(ScriptArguments):
             `max_completion_length`.
         soft_overlong_punish_cache (`int`, *optional*):
             Number of tokens before it over which that reward falls from 0.
+        fork_report_steps (`int`, *optional*, defaults to `0`):
+            Steps between two pages that show where responses fork, in `fork_report` of the output directory; 0 for
+            none.
     """
 
     eval_dataset_name: str | None = field(
@@ -86,6 +90,12 @@ class ForkingScriptArguments(ScriptArguments):
     soft_overlong_punish_cache: int | None = field(
         default=None,
         metadata={"help": "Tokens before that over which soft_overlong_punishment falls from 0."},
+    )
+    fork_report_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Steps between two pages that show where responses fork (fork_report/latest.html); 0: none."
+        },
     )
 
 
@@ -157,6 +167,7 @@ def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_confi
         eval_dataset=eval_dataset,
         quantization_config=get_quantization_config(model_config),
         peft_config=get_peft_config(model_config),
+        callbacks=[ForkReportCallback(arguments.fork_report_steps)] if arguments.fork_report_steps else None,
     )
     if not args.disable_tqdm:  # one line per log, where the Trainer prints a dictionary of fifty numbers
         trainer.remove_callback(ProgressCallback)

@@ -36,6 +36,7 @@ from oracles import (
 )
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
+from test_callbacks import check_page
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -393,6 +394,20 @@ def test_equals_naive_objective(engine, scenario, two_processes):
         )
     assert run.loss == pytest.approx(losses, abs=1e-5)
     assert weight_difference(start, run.weights, saved_weights(model)) < 1e-5
+
+
+@pytest.mark.parametrize(("engine", "scenario"), engine_parameters(("report", "report_micro_batch")))
+def test_one_page_shows_the_batch_of_all_processes(engine, scenario, two_processes):
+    run = two_processes(engine, scenario)
+    pages = sorted((run.directory / "run" / "fork_report").iterdir())
+    assert [page.name for page in pages] == ["latest.html", "step-0.html"]
+    start = build_model(build_tokenizer())
+    (batch,) = run.batches
+    data, rows = check_page(pages[1], batch, start, build_tokenizer())
+    assert rows == [0, 5, 10], "of the 16 rows of the main process"
+    entropies, _ = naive_view(start, batch)
+    forks = select(batch, entropies, 0.2, "high_entropy", [list(entropies)])
+    assert data["threshold"] == pytest.approx(min(entropies[row][t] for row, t in forks), abs=1e-4)
 
 
 @pytest.mark.parametrize(("engine", "scenario"), engine_parameters(SAME_ON_ONE_PROCESS))

@@ -12,6 +12,7 @@ import digit_sums as task
 import pytest
 import torch
 from conftest import build_model
+from test_report_page import read
 from transformers import AutoTokenizer
 from trl.rewards import accuracy_reward
 
@@ -262,3 +263,7 @@ def check_quickstart(run, seed):
     for name in ("model.safetensors", "start/model.safetensors", "train.jsonl", "test.jsonl"):
         assert (run / name).stat().st_size > 1000, name
     assert (run / "training.png").stat().st_size > 10_000
+    _, responses = read(run / "report.html")
+    assert [entry["label"].split(":")[0] for entry, *_ in responses] == ["before", "after"] * 12
+    names = sorted(path.name for path in (run / "fork_report").iterdir())
+    assert names == ["latest.html", "step-0.html", "step-20.html", "step-40.html"]

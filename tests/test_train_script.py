@@ -11,6 +11,7 @@ import yaml
 from conftest import build_model
 from safetensors.torch import load_file
 from test_features import byte_tokenizer
+from test_report_page import read
 from trl import ModelConfig, TrlParser
 
 from trl_fork import ForkingGRPOConfig
@@ -61,6 +62,7 @@ def test_trains_saves_and_resumes(recipe, tmp_path):
         "def letters(completions, **kwargs):\n    return [float(len(set(c[0]['content']))) for c in completions]\n"
     )
     recipe["reward_funcs"] = ["accuracy_reward", "own_rewards.letters"]
+    recipe["fork_report_steps"] = 1
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"),
         *(str(ROOT / "examples" / "train.py"), "--config", write(recipe, tmp_path)),
@@ -74,6 +76,8 @@ def test_trains_saves_and_resumes(recipe, tmp_path):
         assert entry["rewards/accuracy_reward/mean"] == 0.0  # not NaN: every solution was parsed
         assert entry["forking/selected_fraction"] == pytest.approx(0.2, abs=0.02)
     assert (run / "training.png").stat().st_size > 10_000
+    data, _ = read(run / "fork_report" / "step-1.html")
+    assert [entry["correct"] for entry in data["responses"]] == [False] * 8
     weights = load_file(run / "model.safetensors")
 
     again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=250)

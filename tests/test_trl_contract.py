@@ -4,10 +4,12 @@ What this package relies on in TRL beyond its promises, asked of the real TRL.
 When a new release fails here, `trl_fork/_trl.py` and `trl_fork/forking_grpo_trainer.py` are the places to look at.
 """
 
+import inspect
 import logging
 
 import pytest
 import torch
+import trl.trainer.grpo_trainer as trl_grpo_trainer
 from conftest import FixedRollouts, SpyTrainer, build_model, train
 from peft import LoraConfig
 from trl import GRPOTrainer
@@ -33,6 +35,16 @@ def test_moved_hook_is_refused_by_name():
 
     with pytest.raises(ImportError, match="found no such method"):
         contract.check_hooks(Gone)
+
+
+def test_printer_of_completions_takes_what_ours_does():
+    """The seam replaces it by name, and TRL calls it by position."""
+    original = trl_grpo_trainer.print_prompt_completions_sample
+    names = list(inspect.signature(original).parameters)
+    assert names == list(inspect.signature(ForkingGRPOTrainer._print_completions).parameters)[1:]
+    with contract.completions_printer(print):
+        assert trl_grpo_trainer.print_prompt_completions_sample is print
+    assert trl_grpo_trainer.print_prompt_completions_sample is original
 
 
 def test_untested_minor_warns_once(monkeypatch, caplog):

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import trl.trainer.grpo_trainer as trl_grpo_trainer
 import trl.trainer.utils as trl_utils
 from accelerate.utils import is_peft_model
 from transformers.utils import is_peft_available
@@ -164,6 +165,17 @@ def evaluation_mode(model: torch.nn.Module):
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def completions_printer(function):
+    """Let `log_completions` call `function` in place of TRL's `print_prompt_completions_sample`, same arguments."""
+    original = trl_grpo_trainer.print_prompt_completions_sample
+    trl_grpo_trainer.print_prompt_completions_sample = function
+    try:
+        yield
+    finally:
+        trl_grpo_trainer.print_prompt_completions_sample = original
 
 
 @contextmanager

@@ -19,7 +19,9 @@ from ._trl import (
     warn_of_cast_weights,
 )
 from .batching import loss_mask, without_advantage
+from .callbacks import GenerationCallback
 from .checkpoints import ResumableGenerationMixin
+from .completions_log import MarkedCompletionsMixin
 from .data_checks import check_tokenizer, check_training_data, refuse_empty_completions
 from .distributed import Ranks
 from .dynamic_sampling import DynamicSamplingMixin, check_dynamic_sampling
@@ -46,7 +48,14 @@ _ARRANGED = "rows_arranged"  # marks micro-batches that have been through `arran
 _ADDED = (_WEIGHTS, _PRIORITIES, _SCALE, _ARRANGED)
 
 
-class ForkingGRPOTrainer(PublishingMixin, ResumableGenerationMixin, DynamicSamplingMixin, TelemetryMixin, GRPOTrainer):
+class ForkingGRPOTrainer(
+    PublishingMixin,
+    ResumableGenerationMixin,
+    DynamicSamplingMixin,
+    TelemetryMixin,
+    MarkedCompletionsMixin,
+    GRPOTrainer,
+):
     """
     [`~trl.GRPOTrainer`] whose policy gradient sees the forking tokens only.
 
@@ -133,6 +142,7 @@ class ForkingGRPOTrainer(PublishingMixin, ResumableGenerationMixin, DynamicSampl
         warn_of_cast_weights(self)
         self._init_dynamic_sampling()
         self._init_telemetry()
+        self._init_marked_completions()
         self._ranks = Ranks(self.accelerator)
         self._savings = plan_savings(
             args,
@@ -169,6 +179,7 @@ class ForkingGRPOTrainer(PublishingMixin, ResumableGenerationMixin, DynamicSampl
             scores = self._old_policy_scores
         finally:
             self._old_policy_scores = None
+        entropies = None
         if self.args.selects_tokens:
             priorities = None
             if self.args.token_selection == "random":
@@ -181,10 +192,15 @@ class ForkingGRPOTrainer(PublishingMixin, ResumableGenerationMixin, DynamicSampl
                     device=output["completion_ids"].device,
                 )
             if mode == "train" and self.args.entropy_threshold_scope in ("batch", "sequence"):
-                entropies = self._starting_policy_entropies(output, scores) if scores_needed else None
+                entropies = self.starting_policy_entropies(output, scores) if scores_needed else None
                 output[_WEIGHTS] = self._batch_weights(output, entropies, priorities)
             elif priorities is not None:
                 output[_PRIORITIES] = priorities
+        self._mark_completions(output, output.get(_WEIGHTS))
+        if mode == "train":
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, GenerationCallback):
+                    callback.on_generation(self, output, _loss_mask(output), entropies)
         return output
 
     def _next_generation(self, mode):
@@ -227,7 +243,16 @@ class ForkingGRPOTrainer(PublishingMixin, ResumableGenerationMixin, DynamicSampl
         left = self._savings.left_padding
         return *score_by_length(score_chunk, input_ids, attention_mask, logits_to_keep, batch_size, left=left), None
 
-    def _starting_policy_entropies(self, output, scores):
+    def starting_policy_entropies(self, output, scores=None):
+        """
+        Token entropies of a generation batch, `(batch, seq)` in nats, by the policy that starts it.
+
+        Args:
+            output (`dict`):
+                The rows of this process as TRL made them.
+            scores (`list`, *optional*):
+                What TRL's own pass has left; without it the rows are scored, which all processes must do together.
+        """
         input_ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
         # Not whatever was scored first: a rollout function may score sequences of its own.
         if scores and torch.equal(scores[0][0], input_ids):

@@ -23,6 +23,8 @@ from datasets import concatenate_datasets
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from trl_fork.callbacks import ForkReportCallback
+
 
 FSDP = os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
@@ -94,8 +96,14 @@ SCENARIOS = {
     "lora": {"micro_batch": 8, "lora": True},
     # Loaded by name, as users do: under ZeRO-3 the weights are split before the trainer sees them.
     "from_disk": {"micro_batch": 8, "from_disk": True},
+    # The page needs forward passes of its own, of rows of rank 0 alone, and the second one a scoring pass as well.
+    "report": {"micro_batch": 8, "report": True, "log_completions": True},
+    "report_micro_batch": {"micro_batch": 8, "report": True, "entropy_threshold_scope": "micro_batch"},
 }
-DATA_KEYS = ("generation", "micro_batch", "prompts", "truncated_prompts", "inert_prompts", "lora", "from_disk")
+DATA_KEYS = (
+    *("generation", "micro_batch", "prompts", "truncated_prompts", "inert_prompts"),
+    *("lora", "from_disk", "report"),
+)
 # Random from the start, so that a forward without the adapter would select other tokens.
 LORA = {"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "init_lora_weights": False}
 
@@ -193,6 +201,8 @@ def run_scenario(name: str, directory: Path, num_processes: int) -> tuple[Record
         settings["per_device_eval_batch_size"] = generation // num_processes
     if scenario.get("lora"):
         settings["peft_config"] = LoraConfig(**LORA, task_type="CAUSAL_LM")
+    if scenario.get("report"):
+        settings["callbacks"] = [ForkReportCallback(1, 3)]
     model = build_model(tokenizer)
     if scenario.get("from_disk"):
         model = str(directory.parent / "start")
