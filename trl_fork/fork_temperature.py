@@ -14,14 +14,15 @@ class ForkTemperatureLogitsProcessor(LogitsProcessor):
     T' = T_high if H > threshold else T_low,    H the entropy at temperature 1        (paper Eq. 5)
     ```
 
-    The comparison is strict, row by row and step by step: rows of a batch do not influence each other. The threshold is
-    fixed; the paper's, for Qwen3-8B, is 0.672 nats, the 80th percentile of its entropies (`examples/analyze_entropy.py`
-    prints it for another model).
+    The comparison is strict, row by row and step by step: rows of a batch do not influence each other. The threshold
+    is fixed; the paper's, for Qwen3-8B, is 0.672 nats, the 80th percentile of its entropies
+    (`examples/analyze_entropy.py` prints it for another model).
 
-    Pass it to `generate` in `logits_processor`, with `do_sample=True, temperature=1.0, top_k=0, top_p=1.0`. `generate`
-    applies its own warpers (temperature, top-k, top-p) after it, so that a temperature there would multiply, and a
-    `generation_config.json` often sets them. What `generate` applies before it (a repetition penalty, a minimal length)
-    is part of the distribution whose entropy is taken. Not for beam search, whose scores are sums of log-probabilities.
+    Pass it to `generate` in `logits_processor`, with `do_sample=True, temperature=1.0, top_k=0, top_p=1.0`:
+    `generate` applies its own warpers (temperature, top-k, top-p) after it, so that a temperature there would
+    multiply, and a `generation_config.json` often sets them. What `generate` applies before it (a repetition penalty,
+    a minimal length) is part of the distribution whose entropy is taken. Not for beam search, whose scores are sums of
+    log-probabilities.
 
     Args:
         threshold (`float`):
