@@ -1,9 +1,9 @@
 """
 Statistics of token entropies: the analyses of the paper (section 3 and section 5.3) and of its follow-ups.
 
-Pure functions of flat arrays: `entropies` holds one float32 number in nats per token, one response after the other, and
-`lengths` says how many tokens each response has. A million tokens take 4 MB. No logits, no model, no TRL. What each
-number means stands in `definitions.py`, under the key it is reported by.
+Pure functions of flat arrays: `entropies` holds one float32 number in nats per token, one response after the other,
+and `lengths` says how many tokens each response has. A million tokens take 4 MB. No logits, no model, no TRL. What
+each number means stands in `definitions.py`, under the key it is reported by.
 """
 
 from itertools import pairwise

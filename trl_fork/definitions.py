@@ -89,8 +89,8 @@ DEFINITIONS = {
         "all": "All responses.",
         **_GROUP,
         "mean_entropy": (
-            "Mean entropy, in nats, of the tokens in each of twenty bins of relative position (t + 1/2) / n, for token "
-            "t = 0, 1, ... of a response of n tokens; null for an empty bin."
+            "Mean entropy, in nats, of the tokens in each of twenty bins of relative position (t + 1/2) / n, for "
+            "token t = 0, 1, ... of a response of n tokens; null for an empty bin."
         ),
         "selected_fraction": "Fraction of the tokens of each bin that is among the top 20 % of the whole set.",
         "num_tokens": "Tokens in each bin.",
@@ -114,8 +114,8 @@ DEFINITIONS = {
     },
     "scope": {
         "selected_fraction_of_responses": (
-            "Percentiles, over responses, of the fraction of a response's tokens that is selected when the top 20 % of "
-            "the whole set is (scope `batch`). With scope `sequence` it is 20 % of each."
+            "Percentiles, over responses, of the fraction of a response's tokens that is selected when the top 20 % "
+            "of the whole set is (scope `batch`). With scope `sequence` it is 20 % of each."
         ),
         "p0": "Smallest fraction.",
         "p5": "The smallest fraction that at least 5 % of responses do not exceed.",
@@ -136,6 +136,5 @@ DEFINITIONS = {
         "accuracy": "Mean over problems of the fraction of right answers.",
         "standard_error": "Standard error of the accuracy over problems; null for a single one.",
         "mean_length": "Mean number of tokens of a response.",
-        "forking_fraction": "Fraction of sampled tokens that were forking tokens.",
     },
 }
