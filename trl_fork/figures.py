@@ -105,7 +105,10 @@ def plot_change(change: list[dict], reference: str, model: str) -> Figure:
     The paper's log axis cannot show a decrease. Here it has both signs (linear within 1e-4 nats of 0), and the lower
     panel counts the tokens that went up and down.
     """
-    figure, (upper, lower) = _figures(f"Change of entropy from {_plain(reference)} to {_plain(model)}", (2, 1))
+    figure, (upper, lower) = _figures("Change of entropy", (2, 1))
+    upper.set_title(
+        f"from {_plain(reference)} to {_plain(model)}", fontsize=9, loc="left", color=_GREY, parse_math=False
+    )
     centres = [sum(row["percentiles"]) / 2 for row in change]
     width = 0.85 * (change[0]["percentiles"][1] - change[0]["percentiles"][0]) if change else 1
     means = np.array([row["mean_change"] for row in change])
@@ -304,9 +307,11 @@ def _figures(title: str, shape: tuple[int, int], names: Sequence[str] = ()):
 def _name_ticks(axes, names: Sequence[str]) -> None:
     """At most a dozen names, the first and the last among them."""
     shown = np.unique(np.linspace(0, len(names) - 1, min(len(names), 12)).astype(int))
-    labels = [_plain(names[place]) for place in shown]
+    labels = [_plain(names[place], 24) for place in shown]
     is_long = max(map(len, labels)) * len(labels) > 60 or max(map(len, labels)) > 10
-    axes.set_xticks(shown, labels, rotation=30 if is_long else 0, ha="right" if is_long else "center")
+    axes.set_xticks(
+        shown, labels, rotation=30 if is_long else 0, ha="right" if is_long else "center", parse_math=False
+    )
     axes.set_xlim(-0.3, len(names) - 0.7)
 
 
@@ -332,5 +337,5 @@ def _legend(figure) -> None:
             text.set_parse_math(False)
 
 
-def _plain(text: str) -> str:
-    return text if len(text) <= 40 else "…" + text[-39:]
+def _plain(text: str, longest: int = 36) -> str:
+    return text if len(text) <= longest else "…" + text[1 - longest :]
