@@ -275,9 +275,9 @@ def draw(summary: dict, entropies: np.ndarray, corpus: Corpus, directory: Path) 
         ):
             # With few types the two lists overlap; the clouds do not.
             shown = summary["tokens"][end][: max(1, summary["tokens"]["num_types"] // 2)]
-            svg = figures.word_cloud(shown, directory, f"tokens_{end}", largest=level)
-            if svg is not None:
-                drawn.append((title, svg))
+            cloud = figures.plot_token_cloud(shown, title, largest=level)
+            if cloud is not None:
+                add(title, f"tokens_{end}", cloud)
     if "position" in summary:
         add("Entropy along a response", "position", figures.plot_position(summary["position"]))
         means = analysis.response_means(entropies, corpus.lengths)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -223,49 +222,59 @@ def plot_decoding_temperature(cells: list[dict]) -> Figure:
     return figure
 
 
-def word_cloud(tokens: list[dict], directory: str | Path, name: str, *, largest: str) -> str | None:
+def plot_token_cloud(tokens: list[dict], title: str, *, largest: str) -> Figure | None:
     """
-    Analysis B: token types as a word cloud (paper, Fig. 2b and 2c), as `NAME.png` and `NAME.svg`.
+    Analysis B: token types as a word cloud (paper, Fig. 2b and 2c).
 
     Args:
         tokens (`list[dict]`): With `token` and `mean_entropy`, as in `summary.json`.
-        directory (`str` or `Path`): Where the files go.
-        name (`str`): Their name without suffix.
+        title (`str`): What stands above it.
         largest (`str`): What is written largest: tokens of `"high"` or of `"low"` mean entropy.
 
     Returns:
-        `str`: the SVG's text; `None` without the package `wordcloud`, or without tokens.
+        [`~matplotlib.figure.Figure`], or `None` without the package `wordcloud` or without tokens.
     """
     if find_spec("wordcloud") is None or not tokens:
         return None
-    from matplotlib.font_manager import findfont
+    from matplotlib.font_manager import FontProperties, findfont
+    from matplotlib.patches import PathPatch
+    from matplotlib.textpath import TextPath
+    from matplotlib.transforms import Affine2D
+    from PIL import ImageFont
     from wordcloud import WordCloud
 
-    means = np.array([entry["mean_entropy"] for entry in tokens])
+    means = [entry["mean_entropy"] for entry in tokens]
     # The paper's font size is the mean entropy. Where all are near zero, as at the bottom, it is the rank instead.
-    sizes = means if largest == "high" else np.arange(len(tokens), 0, -1)
+    sizes = means if largest == "high" else range(len(tokens), 0, -1)
     words: dict[str, float] = {}
     for entry, size in zip(tokens, sizes, strict=True):
         word = visible(entry["token"])
         words[word] = max(words.get(word, 0.0), float(size), 1e-6)
+    width, height, font = 1200, 600, findfont("DejaVu Sans")
     cloud = WordCloud(
-        width=1200,
-        height=600,
-        background_color="white",
-        font_path=findfont("DejaVu Sans"),
+        width=width,
+        height=height,
+        font_path=font,
         prefer_horizontal=1.0,
         relative_scaling=0.5,
-        min_font_size=12,
-        max_font_size=150,
+        min_font_size=14,
+        max_font_size=130,
         margin=6,
         random_state=0,
-        color_func=lambda word, **_: (_BLUE, _VERMILION, _GREY)[sum(map(ord, word)) % 3],
     ).generate_from_frequencies(words)
-    cloud.to_file(str(Path(directory) / f"{name}.png"))
-    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it reports each table of the font that it leaves out
-    svg = cloud.to_svg(embed_font=True)
-    (Path(directory) / f"{name}.svg").write_text(svg)
-    return svg
+
+    figure, (axes,) = _figures(title, (1, 1))
+    axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
+    axes.axis("off")
+    # Outlines at the places the cloud has found: its own SVG needs the font on the reader's machine.
+    for number, ((word, _), size, (top, left), _, _) in enumerate(cloud.layout_):
+        baseline = top + ImageFont.truetype(font, size).getmetrics()[0]
+        literal = word.replace("$", r"\$")  # no formula
+        outline = TextPath((0, 0), literal, size=size, prop=FontProperties(fname=font))
+        place = Affine2D().scale(1, -1).translate(left, baseline)
+        colour = (_BLUE, _VERMILION, _GREY)[number % 3]
+        axes.add_patch(PathPatch(place.transform_path(outline), facecolor=colour, linewidth=0))
+    return figure
 
 
 def visible(token: str) -> str:
