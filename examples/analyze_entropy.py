@@ -18,7 +18,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +25,13 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from trl_fork import analysis, figures
 from trl_fork.decoding import TEMPERATURES, decode_with_temperatures, problems_of
 from trl_fork.definitions import DEFINITIONS
 from trl_fork.report import require_matplotlib
-from trl_fork.responses import Response, read_responses
+from trl_fork.responses import Response, has_tokenizer, load_tokenizer, read_responses
 from trl_fork.score_store import ScoreStore
 from trl_fork.token_statistics import Example, TokenContexts, TokenStatistics
 
@@ -135,9 +134,9 @@ def load_model(name: str, options: argparse.Namespace) -> torch.nn.Module:
 
 def check_same_tokens(name: str, tokenizer) -> None:
     """Entropies of two models belong together only where both read the same tokens."""
-    with suppress(OSError):  # a checkpoint without a tokenizer has its model's
-        if AutoTokenizer.from_pretrained(name).get_vocab() != tokenizer.get_vocab():
-            raise ValueError(f"{name!r} has another vocabulary than the model: its tokens cannot be compared.")
+    # A checkpoint without a tokenizer has its model's.
+    if has_tokenizer(name) and load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"{name!r} has another vocabulary than the model: its tokens cannot be compared.")
 
 
 def score(name: str, corpus: Corpus, options: argparse.Namespace, num_alternatives: int = 0) -> ScoreStore:
@@ -412,7 +411,7 @@ def main(options: argparse.Namespace) -> None:
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     completions = Path(options.completions) if options.completions else sample_responses(options)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = load_tokenizer(options.model)
     models = list(dict.fromkeys(filter(None, [options.reference_model, *options.checkpoints])))
     models = [*(model for model in models if model != options.model), options.model]
     for model in models[:-1]:

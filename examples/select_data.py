@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from trl_fork.analysis import correlation, high_entropy_sum, ranks
-from trl_fork.responses import read_lines, read_responses
+from trl_fork.responses import load_tokenizer, read_lines, read_responses
 from trl_fork.score_store import ScoreStore
 
 
@@ -65,7 +65,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
 def score(options: argparse.Namespace, output: Path) -> tuple[list[float], list[int], list[str], list[bool | None]]:
     """HES, length, problem and correctness of every response."""
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = load_tokenizer(options.model)
     store = ScoreStore(
         output.with_name(output.name + ".scores"), options.model, temperature=options.temperature, dtype=options.dtype
     )

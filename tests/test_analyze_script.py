@@ -515,6 +515,15 @@ def test_other_vocabulary_is_refused(files, tmp_path):
         run(files, tmp_path / "out", "--reference_model", str(tmp_path / "other"), models=None)
 
 
+def test_checkpoints_need_no_tokenizer_but_the_model_does(files, tmp_path):
+    build_model(build_tokenizer(), 1).save_pretrained(tmp_path / "bare")
+    bare = str(tmp_path / "bare")
+    arguments = ["--analyses", "overlap", "--max_responses", "2", "--reference_model", bare]
+    assert run(files, tmp_path / "out", *arguments, models=None)["overlap"]["models"][0]["model"] == "bare"
+    with pytest.raises(ValueError, match=r"bare' has no tokenizer \(tokenizer_config\.json\)"):
+        run(files, tmp_path / "out", "--model", bare, models=None)
+
+
 def test_nothing_to_analyse(files, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"has no completion tokens to analyse \(0 responses\)"):
