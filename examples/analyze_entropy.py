@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Hub name or folder of the model that is analysed")
     parser.add_argument("--reference_model", help="model to compare with; the first of --checkpoints if not given")
-    parser.add_argument("--checkpoints", nargs="+", default=[], help="models between reference and model, in order")
+    parser.add_argument("--checkpoints", nargs="+", default=[], help="models between reference and model, in order "
+                        "(checkpoint-STEP in the order of their steps)")  # fmt: skip
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--completions", help="JSONL file of responses, such as evaluate.py's completions.jsonl")
     source.add_argument("--dataset", nargs="+", help="sample responses to these problems, as evaluate.py does")
@@ -77,6 +79,9 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         parser.error(f"--temperature must be positive, got {options.temperature}: at 0 every entropy is 0")
     if options.completions and not Path(options.completions).is_file():
         parser.error(f"--completions: there is no file {options.completions!r}")
+    step = re.compile(r"checkpoint-(\d+)/?$")
+    if all(map(step.search, options.checkpoints)):  # the shell sorts checkpoint-100 before checkpoint-20
+        options.checkpoints.sort(key=lambda name: int(step.search(name)[1]))
     if options.reference_model is None and options.checkpoints:
         options.reference_model = options.checkpoints.pop(0)
     if options.reference_model is None:

@@ -16,8 +16,11 @@ from tqdm import tqdm
 from .entropy import token_entropy
 
 
-# Logits at a time: 2**25 of them take 128 MiB in float32, and a few times that while they are worked on.
-_CHUNK_LOGITS = 2**25
+# Logits at a time: 2**25 of them take 128 MiB in float32, and a few times that while they are worked on. An
+# accelerator wants many rows for each pass over the head's weights; a CPU is faster where memory is used again, not
+# mapped anew.
+_CHUNK_LOGITS = {"cpu": 2**22}
+_CHUNK_LOGITS_ACCELERATOR = 2**25
 
 
 @dataclass
@@ -156,7 +159,8 @@ def _logits_of_slices(model, input_ids, attention_mask, wanted):
     backbone = model.get_decoder()
     outputs = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     hidden = outputs.last_hidden_state[wanted.to(outputs.last_hidden_state.device)]  # (positions, hidden size)
-    size = max(1, _CHUNK_LOGITS // model.get_output_embeddings().weight.shape[0])
+    chunk_logits = _CHUNK_LOGITS.get(hidden.device.type, _CHUNK_LOGITS_ACCELERATOR)
+    size = max(1, chunk_logits // model.get_output_embeddings().weight.shape[0])
 
     calls = []
 
