@@ -16,11 +16,10 @@ from tqdm import tqdm
 from .entropy import token_entropy
 
 
-# Logits at a time: 2**25 of them take 128 MiB in float32, and a few times that while they are worked on. An
-# accelerator wants many rows for each pass over the head's weights; a CPU is faster where memory is used again, not
-# mapped anew.
-_CHUNK_LOGITS = {"cpu": 2**22}
-_CHUNK_LOGITS_ACCELERATOR = 2**25
+# Logits at a time: 2**25 of them take 128 MiB in float32, and a few times that while they are worked on. Not much
+# less: an accelerator wants many rows for each pass over the head's weights, and blocks below 32 MiB come from glibc's
+# heap, which small tensors that stay between them made grow to 10 GB (seen with 2**22).
+_CHUNK_LOGITS = 2**25
 
 
 @dataclass
@@ -122,27 +121,24 @@ def _score_batch(model, rows, temperature: float, top_k: int) -> list[TokenScore
         predicts[row, len(prompt) - 1 : end - 1] = True
     targets = torch.cat([torch.tensor(completion, dtype=torch.long) for _, completion in rows]).to(device)
 
-    parts = []
+    # Made before the slices, so that nothing small that stays is put between large blocks that go.
+    entropies, log_probs = torch.empty(2, len(targets))
+    top_ids = torch.empty(len(targets), top_k, dtype=torch.int32)
+    top_probs = torch.empty(len(targets), top_k)
     with _logits_of_slices(model, input_ids.to(device), attention_mask.to(device), predicts.to(device)) as slices:
         start = 0
         for logits in slices:  # (positions, vocabulary)
             logits = logits.float() / temperature
-            target = targets[start : start + len(logits)].to(logits.device)
-            start += len(logits)
+            part = slice(start, start + len(logits))
+            start = part.stop
             log_z = logits.logsumexp(-1)
-            top_logits, top_ids = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
-            parts.append(
-                (
-                    token_entropy(logits).cpu(),
-                    (logits.gather(1, target[:, None])[:, 0] - log_z).cpu(),
-                    top_ids.int().cpu(),
-                    (top_logits - log_z[:, None]).exp().cpu(),
-                )
-            )
+            largest = logits.topk(top_k, dim=-1)
+            entropies[part] = token_entropy(logits)
+            log_probs[part] = logits.gather(1, targets[part, None].to(logits.device))[:, 0] - log_z
+            top_ids[part] = largest.indices.int()
+            top_probs[part] = (largest.values - log_z[:, None]).exp()
     lengths = [len(completion) for _, completion in rows]
-    if not parts:  # only empty completions
-        return [_empty(top_k) for _ in rows]
-    columns = [torch.cat(column).split(lengths) for column in zip(*parts, strict=True)]
+    columns = (column.split(lengths) for column in (entropies, log_probs, top_ids, top_probs))
     return [TokenScores(*(column.numpy() for column in row)) for row in zip(*columns, strict=True)]
 
 
@@ -159,8 +155,7 @@ def _logits_of_slices(model, input_ids, attention_mask, wanted):
     backbone = model.get_decoder()
     outputs = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     hidden = outputs.last_hidden_state[wanted.to(outputs.last_hidden_state.device)]  # (positions, hidden size)
-    chunk_logits = _CHUNK_LOGITS.get(hidden.device.type, _CHUNK_LOGITS_ACCELERATOR)
-    size = max(1, chunk_logits // model.get_output_embeddings().weight.shape[0])
+    size = max(1, _CHUNK_LOGITS // model.get_output_embeddings().weight.shape[0])
 
     calls = []
 
@@ -188,8 +183,3 @@ def _logits_of_slices(model, input_ids, attention_mask, wanted):
         del backbone.forward
         if original is not None:
             backbone.forward = original
-
-
-def _empty(top_k: int) -> TokenScores:
-    nothing = np.zeros(0, dtype=np.float32)
-    return TokenScores(nothing, nothing, np.zeros((0, top_k), dtype=np.int32), np.zeros((0, top_k), dtype=np.float32))
