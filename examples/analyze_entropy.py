@@ -32,7 +32,7 @@ from trl_fork import analysis, figures
 from trl_fork.decoding import TEMPERATURES, decode_with_temperatures, problems_of
 from trl_fork.definitions import DEFINITIONS
 from trl_fork.report import require_matplotlib
-from trl_fork.responses import Response, has_tokenizer, load_tokenizer, read_responses
+from trl_fork.response_files import Response, has_tokenizer, load_tokenizer, read_responses
 from trl_fork.score_store import ScoreStore
 from trl_fork.token_statistics import Example, TokenContexts, TokenStatistics
 
@@ -342,13 +342,29 @@ def write_page(path: Path, store: ScoreStore, corpus: Corpus, tokenizer, count: 
                     for ids, probabilities in zip(scores.top_ids.tolist(), scores.top_probs.tolist(), strict=True)
                 ],
                 correct=response.correct,
-                label=f"{number + 1}: {response.row.get('problem_id', f'response {number + 1}')}",
+                label=label_of(number, response.row),
             )
 
-    overview = {"model": summary["model"], **summary["responses"]}
-    overview |= {key: value for key, value in summary.get("distribution", {}).items() if key != "histogram"}
+    numbers = summary["responses"]
+    overview = {"model": summary["model"], "responses": numbers["num_responses"], "problems": numbers["num_problems"]}
+    if numbers["num_correct"] is not None:
+        overview["correct"] = numbers["num_correct"]
+    for key, words in (
+        ("num_tokens", "tokens"),
+        ("mean", "mean entropy (nats)"),
+        ("p80", "80th percentile (nats)"),
+        ("fraction_below_0.01", "fraction below 0.01 nats"),
+    ):
+        if "distribution" in summary:
+            overview[words] = summary["distribution"][key]
     write_report_page(path, responses(), title="Where it forks", figures=drawn, summary=overview)
     return True
+
+
+def label_of(number: int, row: dict) -> str:
+    if "problem_id" not in row:
+        return f"response {number + 1}"
+    return f"{row.get('dataset', 'problem')} {row['problem_id']}, sample {row.get('sample', number) + 1}"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -28,14 +28,14 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from trl_fork.analysis import correlation, high_entropy_sum, ranks
-from trl_fork.responses import load_tokenizer, read_lines, read_responses
+from trl_fork.response_files import load_tokenizer, read_lines, read_responses
 from trl_fork.score_store import ScoreStore
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Hub name or folder of the model that scores")
-    parser.add_argument("--completions", required=True, help="JSONL file of responses, see trl_fork.responses")
+    parser.add_argument("--completions", required=True, help="JSONL file of responses, see trl_fork.response_files")
     parser.add_argument("--output", required=True, help="JSONL file of the responses that are selected")
     parser.add_argument("--fraction", type=float, help="of the responses of each pool, in (0, 1]; rounded up")
     parser.add_argument("--num_selected", type=int, help="responses of each pool, instead of --fraction")

@@ -19,8 +19,7 @@ import pytest
 import torch
 from conftest import LETTERS, build_model, build_tokenizer
 
-from trl_fork import figures, score_store
-from trl_fork import responses as responses_module
+from trl_fork import figures, response_files, score_store
 
 
 ROOT = Path(__file__).parent.parent
@@ -463,7 +462,7 @@ def test_samples_as_evaluate_does(files, tmp_path):
 
 def read(tmp_path, *rows):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return list(responses_module.read_responses(tmp_path / "rows.jsonl", build_tokenizer()))
+    return list(response_files.read_responses(tmp_path / "rows.jsonl", build_tokenizer()))
 
 
 def test_any_prompt_and_completion(tmp_path):
@@ -487,10 +486,10 @@ def test_half_a_last_line_is_left_out_and_damage_is_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     whole = json.dumps({"prompt": "a", "completion": "b"})
     path.write_text(f"{whole}\n{whole[:9]}")
-    assert len(list(responses_module.read_responses(path, build_tokenizer()))) == 1
+    assert len(list(response_files.read_responses(path, build_tokenizer()))) == 1
     path.write_text(f"{whole}\n{whole[:9]}\n{whole}\n")
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 2, is no JSON"):
-        list(responses_module.read_responses(path, build_tokenizer()))
+        list(response_files.read_responses(path, build_tokenizer()))
     with pytest.raises(ValueError, match=r"line 1 has the fields \['answer', 'prompt'\], but needs a prompt"):
         read(tmp_path, {"prompt": "a", "answer": "b"})
 

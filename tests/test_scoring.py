@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import trl_fork.score_store
 from trl_fork import scoring
-from trl_fork.responses import Response
+from trl_fork.response_files import Response
 from trl_fork.score_store import ScoreStore
 from trl_fork.scoring import score_completions
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from .fork_temperature import ForkTemperatureLogitsProcessor
-from .responses import Response, read_lines
+from .response_files import Response, read_lines
 from .rewards import get_reward_function
 
 

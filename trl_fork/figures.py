@@ -268,10 +268,11 @@ def plot_token_cloud(tokens: list[dict], title: str, *, largest: str) -> Figure 
     axes.axis("off")
     # Outlines at the places the cloud has found: its own SVG needs the font on the reader's machine.
     for number, ((word, _), size, (top, left), _, _) in enumerate(cloud.layout_):
-        baseline = top + ImageFont.truetype(font, size).getmetrics()[0]
+        face = ImageFont.truetype(font, size)
+        ink_left, ink_top, *_ = face.getbbox(word)  # `top` and `left` are where the ink begins
         literal = word.replace("$", r"\$")  # no formula
         outline = TextPath((0, 0), literal, size=size, prop=FontProperties(fname=font))
-        place = Affine2D().scale(1, -1).translate(left, baseline)
+        place = Affine2D().scale(1, -1).translate(left - ink_left, top - ink_top + face.getmetrics()[0])
         colour = (_BLUE, _VERMILION, _GREY)[number % 3]
         axes.add_patch(PathPatch(place.transform_path(outline), facecolor=colour, linewidth=0))
     return figure

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .responses import Response
+from .response_files import Response
 from .scoring import TokenScores, score_completions
 
 
