@@ -81,13 +81,15 @@ def test_zero_everywhere_is_greedy(model, tokenizer):
 
 
 def test_the_threshold_is_strict_and_rows_are_their_own():
-    # ln 2 exactly, and just above; -inf logits cannot occur
+    # ln 2, and just above; -inf logits cannot occur
     logits = torch.tensor([[0.0, 0.0, -math.inf], [0.0, 0.0, -5.0], [9.0, 0.0, 0.0]])
     threshold = torch.tensor(math.log(2)).item()  # in float32, as entropies are
     scaled = ForkTemperatureLogitsProcessor(threshold, 2.0, 0.5)(None, logits)
     expected = torch.tensor([[0.0, 0.0, -math.inf], [0.0, 0.0, -2.5], [18.0, 0.0, 0.0]])
     assert torch.equal(scaled, expected)
     assert torch.equal(ForkTemperatureLogitsProcessor(threshold, 2.0, 0.5)(None, logits[1:2]), expected[1:2])
+    certain = torch.tensor([[5.0, -math.inf, -math.inf]])  # entropy 0, exactly: not above a threshold of 0
+    assert ForkTemperatureLogitsProcessor(0.0, 2.0, 0.5)(None, certain)[0, 0] == 10.0
 
 
 def test_ties_at_temperature_zero_go_to_the_first():
