@@ -200,7 +200,7 @@ class ForkingGRPOTrainer(
         if mode == "train":
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, GenerationCallback):
-                    callback.on_generation(self, output, _loss_mask(output), entropies)
+                    callback.on_generation(self, output, loss_mask(output), entropies)
         return output
 
     def _next_generation(self, mode):

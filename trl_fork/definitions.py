@@ -1,0 +1,140 @@
+"""What the numbers of `summary.json` mean, by section and by the key each is reported under."""
+
+_PERCENTILE = "The smallest entropy, in nats, that at least {} of tokens do not exceed; not interpolated."
+_GROUP = {"correct": "Responses whose answer is right.", "incorrect": "Responses whose answer is wrong."}
+
+DEFINITIONS = {
+    "responses": {
+        "num_responses": "Responses read.",
+        "num_problems": "Different problems among them.",
+        "num_correct": "Responses marked as correct; null if none is marked either way.",
+        "num_other_length": (
+            "Responses whose text, tokenized again, does not give the number of tokens the file states: there the "
+            "tokens analysed are not those that were sampled. Null if the file states no lengths."
+        ),
+        "temperature": "Temperature inside the softmax of every entropy and probability.",
+    },
+    "distribution": {
+        "num_tokens": "Completion tokens, end tokens included; prompts are not counted.",
+        "mean": "Mean entropy over all tokens, in nats.",
+        "fraction_below_0.01": "Fraction of tokens whose entropy is below 0.01 nats (paper, Fig. 2a: 0.5064).",
+        "p50": _PERCENTILE.format("50 %"),
+        "p80": _PERCENTILE.format("80 %") + " (Paper, Fig. 2a: 0.672.)",
+        "p95": _PERCENTILE.format("95 %"),
+        "histogram": "Tokens by entropy, in bins of equal width.",
+        "edges": "Limits of the bins, in nats; a bin includes its lower limit, and the last its upper one too.",
+        "counts": "Tokens in each bin.",
+    },
+    "tokens": {
+        "min_count": "Token types sampled more often than this are listed (paper, Fig. 2b: 100).",
+        "num_types": "Number of token types sampled that often.",
+        "top": "The types of largest mean entropy, falling; ties to the smaller token id.",
+        "bottom": "The types of smallest mean entropy, rising.",
+        "token": "Text of the token.",
+        "token_id": "Its number in the vocabulary.",
+        "mean_entropy": (
+            "Mean, over all positions where this token was sampled, of the entropy of the distribution it was sampled "
+            "from, in nats."
+        ),
+        "count": "How often it was sampled; in `followed_by`, after this token.",
+        "followed_by": "Most frequent next tokens in the same response.",
+        "alternatives": "Other likely tokens where this one was sampled.",
+        "mean_probability": (
+            "Mean over these positions, in the responses whose five most likely tokens were kept; beyond these five a "
+            "probability counts as 0."
+        ),
+        "examples": "Positions drawn uniformly from all of this type (reservoir sampling).",
+        "before": "Text before it.",
+        "after": "Text after it.",
+        "entropy": "Entropy of the distribution it was sampled from, in nats.",
+        "response": "Number of the response, from 0.",
+        "position": "Number of the token in the response, from 0.",
+    },
+    "overlap": {
+        "fraction": "rho, the fraction of positions that are compared.",
+        "models": "Reference, checkpoints in the order given, model.",
+        "with_reference": "Positions shared with the reference model (paper, Table 1, first row).",
+        "with_model": "Positions shared with the model (paper, Table 1, second row).",
+        "whole_set": (
+            "Of the ceil(rho * N) positions of largest entropy among the N tokens of all responses, the fraction that "
+            "is also among those of the other model; ties to the earlier token. (The paper does not state its pool.)"
+        ),
+        "per_response": "The same with ceil(rho * n) positions of each response of n tokens, summed over responses.",
+        "expected_by_chance": "What two independent random selections would share: the fraction that is selected.",
+    },
+    "change": {
+        "models": "Checkpoints in the order given, model; each against the reference.",
+        "bins": (
+            "Tokens in the order of their entropy under the reference, cut into twenty bins of equal count (paper, "
+            "Fig. 4). Equal entropies, 0 above all, are cut in the order of the file: bins that share one value as "
+            "reference_min and reference_max differ by chance only."
+        ),
+        "percentiles": "Limits of the bin, in percent of the tokens.",
+        "num_tokens": "Tokens in the bin.",
+        "reference_min": "Smallest entropy under the reference in the bin, in nats.",
+        "reference_max": "Largest entropy under the reference in the bin, in nats.",
+        "mean_change": "Mean of entropy under the model minus entropy under the reference, in nats.",
+        "fraction_increased": "Fraction of the tokens whose entropy is higher than under the reference.",
+        "fraction_decreased": "Fraction of the tokens whose entropy is lower; the rest has the same float32 value.",
+    },
+    "percentiles": {
+        "levels": "Levels of the percentiles, as fractions of the tokens (paper, Fig. 5).",
+        "models": "Reference, checkpoints in the order given, model.",
+        "values": (
+            "The smallest entropy, in nats, that at least this fraction of tokens does not exceed; at level 0 the "
+            "smallest of all."
+        ),
+    },
+    "position": {
+        "all": "All responses.",
+        **_GROUP,
+        "mean_entropy": (
+            "Mean entropy, in nats, of the tokens in each of twenty bins of relative position (t + 1/2) / n, for "
+            "token t = 0, 1, ... of a response of n tokens; null for an empty bin."
+        ),
+        "selected_fraction": "Fraction of the tokens of each bin that is among the top 20 % of the whole set.",
+        "num_tokens": "Tokens in each bin.",
+    },
+    "length": {
+        "mean": "Mean number of tokens of a response.",
+        "pearson_with_mean_entropy": (
+            "Pearson's correlation, over responses, of length and mean entropy; null where one is constant."
+        ),
+        "spearman_with_mean_entropy": "The same of their ranks; equal values share the mean of theirs.",
+    },
+    "correctness": {
+        **_GROUP,
+        "num_responses": "Responses of the group with at least one token.",
+        "num_tokens": "Their tokens.",
+        "mean_length": "Mean number of tokens.",
+        "mean_entropy": "Mean over tokens, in nats.",
+        "mean_response_entropy": "Mean over responses of their mean entropy, in nats.",
+        "selected_fraction": "Fraction of their tokens that is among the top 20 % of the whole set.",
+        "mean_high_entropy_sum": "Mean over responses of the sum of their ceil(0.5 %) largest entropies, in nats.",
+    },
+    "scope": {
+        "selected_fraction_of_responses": (
+            "Percentiles, over responses, of the fraction of a response's tokens that is selected when the top 20 % "
+            "of the whole set is (scope `batch`). With scope `sequence` it is 20 % of each."
+        ),
+        "p0": "Smallest fraction.",
+        "p5": "The smallest fraction that at least 5 % of responses do not exceed.",
+        "p50": "The smallest fraction that at least 50 % of responses do not exceed.",
+        "p95": "The smallest fraction that at least 95 % of responses do not exceed.",
+        "p100": "Largest fraction.",
+        "batch_and_sequence_overlap": (
+            "Of the positions selected from the whole set, the fraction that is also selected response by response."
+        ),
+    },
+    "decoding_temperature": {
+        "threshold": "Entropy at temperature 1, in nats, above which a token is a forking token.",
+        "num_samples": "Responses per problem and pair of temperatures.",
+        "num_problems": "Problems.",
+        "cells": "Pairs of temperatures; one of the two is 1 (paper, Fig. 3).",
+        "forking_temperature": "Temperature of forking tokens, T_high.",
+        "other_temperature": "Temperature of all other tokens, T_low.",
+        "accuracy": "Mean over problems of the fraction of right answers.",
+        "standard_error": "Standard error of the accuracy over problems; null for a single one.",
+        "mean_length": "Mean number of tokens of a response.",
+    },
+}
