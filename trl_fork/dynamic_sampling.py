@@ -110,6 +110,7 @@ class DynamicSamplingMixin:
         self._refills_drawn = 0  # prompts taken from the stream of refills, over all ranks; saved in checkpoints
         self._final_rows = None  # rows of this rank, while TRL makes its batch of them
         self._final_rewards = None  # (rows of all ranks, reward functions), likewise
+        self._generation_rewards = None  # (rows of all ranks, reward functions), of the latest generation batch
         self._has_topped_up = False
         self._deciding_column = None
         name = self.args.dynamic_sampling_reward
@@ -128,8 +129,8 @@ class DynamicSamplingMixin:
                 output = self._generate_informative_groups(inputs)
             else:
                 output = super()._generate_and_score_completions(inputs)
+        self._generation_rewards = rewards = kept[-1]
         if self.args.selects_tokens or self.args.skip_inert_compute:
-            rewards = kept[-1]
             if self.multi_objective_aggregation == "sum_then_normalize":
                 rewards = weighted_sum(rewards, self.reward_weights)
             rows = rows_without_spread(rewards, self.num_generations if mode == "train" else self.num_generations_eval)
