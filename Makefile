@@ -11,7 +11,7 @@ quickstart: $(INSTALLED)  ## Train a tiny model on its forking tokens: a few min
 	$(BIN)/python examples/quickstart.py
 
 test: $(INSTALLED)  ## Offline, on the CPU, minutes
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-distributed: $(INSTALLED)  ## DDP, ZeRO, FSDP2, two machines, kill and resume: real processes over loopback
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[deepspeed]'
