@@ -23,6 +23,7 @@ test-slow: $(INSTALLED)  ## The quickstart for three seeds and the commands of t
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 venv: $(INSTALLED)
 

@@ -145,9 +145,9 @@ def test_hostile_answers_of_every_kind():
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_many_hostile_answers():
-    """A thousand take a minute or two of two cores. `HOSTILE_ANSWERS=10000` takes a quarter of an hour."""
+    """Five hundred take a minute of two cores. `HOSTILE_ANSWERS=10000` takes a quarter of an hour."""
     with GradingPool(num_workers=2) as pool:
-        for start in range(0, int(os.environ.get("HOSTILE_ANSWERS", "1000")), 500):
+        for start in range(0, int(os.environ.get("HOSTILE_ANSWERS", "500")), 500):
             answers = hostile_answers(500, seed=start)
             assert [v.reward for v in pool.grade(answers, ["72"] * 500)] == [0.0] * 500
         answers, golds = zip(*HONEST, strict=True)

@@ -10,6 +10,7 @@ import inspect
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import trl.trainer.grpo_trainer as trl_grpo_trainer
@@ -26,6 +27,16 @@ if is_peft_available():
     from peft.tuners.tuners_utils import BaseTunerLayer
 
 logger = transformers_logging.get_logger("trl_fork")
+
+# What a mixin of the trainer builds upon: nothing of its own, but a type checker should know the attributes.
+if TYPE_CHECKING:
+
+    class TrainerMixin(GRPOTrainer):
+        args: Any  # ForkingGRPOConfig
+        model: Any
+        num_generations: int
+else:
+    TrainerMixin = object
 
 LAST_TESTED_TRL = "1.16.0"
 
@@ -112,7 +123,7 @@ def refuse_unsloth(trainer_class: type, model) -> None:
             )
 
 
-def old_logps_are_computed(trainer: GRPOTrainer) -> bool:
+def old_logps_are_computed(trainer: TrainerMixin) -> bool:
     """
     Whether TRL runs an old-log-probability pass over each generation batch it trains on.
 
@@ -125,7 +136,7 @@ def old_logps_are_computed(trainer: GRPOTrainer) -> bool:
     )
 
 
-def warn_of_cast_weights(trainer: GRPOTrainer) -> None:
+def warn_of_cast_weights(trainer: TrainerMixin) -> None:
     """
     Warn where TRL will round the weights that are trained, in place and for good.
 

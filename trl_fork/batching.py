@@ -109,14 +109,14 @@ def take_rows(batches: list[dict], rows: list[int]) -> dict:
     Tensors and lists with one entry per row are joined and indexed; scalars, the same in all batches, stay.
     """
     size = len(batches[0]["prompt_ids"])
-    taken = {}
+    taken: dict = {}
     for key, value in batches[0].items():
         if isinstance(value, torch.Tensor) and value.dim() > 0:
             joined = torch.cat([batch[key] for batch in batches])
             taken[key] = joined[torch.tensor(rows, device=joined.device)]
         elif isinstance(value, list) and len(value) == size:
-            joined = [item for batch in batches for item in batch[key]]
-            taken[key] = [joined[row] for row in rows]
+            items = [item for batch in batches for item in batch[key]]
+            taken[key] = [items[row] for row in rows]
         else:
             taken[key] = value
     return taken

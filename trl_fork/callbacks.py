@@ -126,7 +126,7 @@ class ForkReportCallback(GenerationCallback):
 
     def _responses(self, trainer, batch, mask, entropies) -> list:
         """The same on every process: a forward pass that one of them left out would keep the others waiting."""
-        drafts = [None]
+        drafts: list = [None]
         if trainer.accelerator.is_main_process:
             drafts = [self._drafts(trainer, batch, mask, entropies)]
         with evaluation_mode(trainer.model):

@@ -10,12 +10,13 @@ import json
 import zipfile
 from collections import defaultdict
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate.utils import DistributedType, gather_object
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ._trl import logger
+from ._trl import TrainerMixin, logger
 
 
 # What the rollouts of an unfinished generation batch depend on: their number and order, and what was computed of them.
@@ -43,7 +44,7 @@ _SETTINGS = (
 )
 
 
-class ResumableGenerationMixin:
+class ResumableGenerationMixin(TrainerMixin):
     """
     What [`ForkingGRPOTrainer`] adds to TRL's checkpoints: one file `forking_state_RANK.pt` per process.
 
@@ -122,7 +123,7 @@ class ResumableGenerationMixin:
             next(iter(sampler), None)  # draws the order of one epoch
         return sampler
 
-    def _complete_checkpoint(self, wanted: str | bool) -> str:
+    def _complete_checkpoint(self, wanted: str | Literal[True]) -> str:
         """The checkpoint to resume from, the same on all processes."""
         if wanted is True:
             pattern = f"{PREFIX_CHECKPOINT_DIR}-*"

@@ -6,11 +6,11 @@ from collections import deque
 import torch
 from accelerate.utils import gather_object
 
-from ._trl import completions_printer
+from ._trl import TrainerMixin, completions_printer
 from .report import completions_table
 
 
-class MarkedCompletionsMixin:
+class MarkedCompletionsMixin(TrainerMixin):
     """
     What [`ForkingGRPOTrainer`] changes in `log_completions=True`: in TRL's table on the console, the tokens a
     completion is trained on are marked, where they are known before the update (the scopes `batch` and `sequence`).
@@ -24,7 +24,7 @@ class MarkedCompletionsMixin:
         """To be called with every batch that TRL has generated, on all processes."""
         if not self.log_completions:
             return
-        rows = [None] * len(output["completion_ids"])
+        rows: list[tuple | None] = [None] * len(output["completion_ids"])
         if selected is not None:
             masks = output["completion_mask"].bool()
             rows = [

@@ -59,8 +59,8 @@ def load_split(
     if (path / "dataset_dict.json").is_file():
         data = load_from_disk(name)
     else:
-        data_files = {split: data_files} if data_files else None
-        data = load_dataset(name, config, data_files=data_files, streaming=streaming)
+        files = {split: data_files} if data_files else None
+        data = load_dataset(name, config, data_files=files, streaming=streaming)
     if split not in data:
         raise ValueError(f"The data set {name!r} has no split {split!r}; it has {sorted(data)}.")
     return data[split]
@@ -170,7 +170,7 @@ def load_benchmark(
     solution_column = entry.solution_column if entry else _pick("solution_column", None, SOLUTION_COLUMNS, columns)
     as_prompt = _prompt_maker(prompt_template, instruction or (None if prompt_template else BOXED_INSTRUCTION))
 
-    problems = {}  # by what makes a problem: copies of a row, as files for avg@k have them, are one
+    problems: dict[str, dict] = {}  # by what makes a problem: copies of a row, as files for avg@k have them, are one
     for row in dataset:
         question, solution = _question(row, prompt_column), final_answer(_get(row, solution_column))
         if entry and entry.context_column and row.get(entry.context_column):
@@ -181,7 +181,7 @@ def load_benchmark(
     rows = list(problems.values())
     if len({row["id"] for row in rows}) < len(rows):
         raise ValueError(
-            f"{name!r} has different problems with one {entry.id_column!r}: results could not be told apart."
+            f"{name!r} has different problems with one {entry and entry.id_column!r}: results could not be told apart."
         )
     if entry and config in (None, entry.config) and len(rows) != entry.num_problems:
         logger.warning(f"{name}: {len(rows)} problems where {entry.num_problems} are known; scores may not compare.")
@@ -259,7 +259,9 @@ def drop_repeated_problems(dataset: Dataset, prompt_column: str | None = None) -
     """
     prompt_column = _pick("prompt_column", prompt_column, PROMPT_COLUMNS, _columns(dataset))
     column = prompt_column.split(".")[0]
-    first, seen, position = {}, set(), 0
+    first: dict[str, int] = {}
+    seen: set[str] = set()
+    position = 0
     # As Arrow tables, ten times as fast as rows, and only new values are taken apart: 1.8 million rows are read here.
     for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=1000):
         for value in table[column].to_pylist():

@@ -87,11 +87,11 @@ def kth_largest_keys(keys: torch.Tensor, ks: list[int], ranks: Ranks) -> torch.T
         position = (from_largest < remaining[:, None]).sum(1)
         passed = torch.where(position > 0, from_largest.gather(1, (position - 1).clamp(min=0)[:, None])[:, 0], 0)
         remaining = remaining - passed
-        digits = (255 - position).tolist()
+        found = (255 - position).tolist()
         if first:
-            prefixes = [digit - 128 for digit in digits]
+            prefixes = [digit - 128 for digit in found]
         else:
-            prefixes = [(prefix << 8) | digit for prefix, digit in zip(prefixes, digits, strict=True)]
+            prefixes = [(prefix << 8) | digit for prefix, digit in zip(prefixes, found, strict=True)]
     return torch.tensor(prefixes, dtype=keys.dtype, device=keys.device)
 
 

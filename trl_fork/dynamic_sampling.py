@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import ProcessorMixin
 
-from ._trl import logger
+from ._trl import TrainerMixin, logger
 from .metrics import LENGTH_METRICS, combine_rounds, reward_metrics, weighted_sum
 
 
@@ -80,7 +80,7 @@ def draw_prompts(num_prompts: int, seed: int, position: int, count: int) -> list
     A stream of its own: refills must neither advance the Trainer's sampler, whose length gives the number of steps,
     nor repeat its order.
     """
-    rows = []
+    rows: list[int] = []
     while len(rows) < count:
         epoch, start = divmod(position + len(rows), num_prompts)
         rows += _epoch_order(num_prompts, seed, epoch)[start : start + count - len(rows)]
@@ -95,7 +95,7 @@ def _epoch_order(num_prompts: int, seed: int, epoch: int) -> list[int]:
 # ---------------------------------------------------------------------- trainer
 
 
-class DynamicSamplingMixin:
+class DynamicSamplingMixin(TrainerMixin):
     """
     What [`ForkingGRPOTrainer`] does with groups that carry no signal: their advantage is exactly zero and, with
     `dynamic_sampling=True`, they are replaced.
@@ -292,7 +292,7 @@ class DynamicSamplingMixin:
             for place, (source, target, number, row) in enumerate(moves)
             if source == this_rank != target
         }
-        received = {}
+        received: dict[int, dict] = {}
         if any(source != target for source, target, _, _ in moves):
             for others in gather_object([sent]):
                 received |= others

@@ -221,7 +221,7 @@ def sample_seed(seed: int, problem: Problem, number: int) -> int:
 
 
 def _by_problem(samples: list[dict]) -> dict[str, dict[str, list[dict]]]:
-    problems = defaultdict(lambda: defaultdict(list))
+    problems: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
     for sample in sorted(samples, key=lambda sample: key(sample)[1:]):
         problems[sample["dataset"]][sample["problem_id"]].append(sample)
     # In the order of the run, not of the alphabet

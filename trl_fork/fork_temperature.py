@@ -66,7 +66,7 @@ class ForkTemperatureLogitsProcessor(LogitsProcessor):
         """
         is_fork = token_entropy(scores) > self.threshold  # (batch,)
         # Each temperature divides all rows, as transformers' own warper does: the same bits where the two are equal.
-        return torch.where(
+        return torch.where(  # type: ignore[return-value]
             is_fork[:, None], _scaled(scores, self.forking_temperature), _scaled(scores, self.other_temperature)
         )
 

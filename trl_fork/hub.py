@@ -17,7 +17,7 @@ from huggingface_hub.utils import filter_repo_objects
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ._trl import get_config_model_id, logger
+from ._trl import TrainerMixin, get_config_model_id, logger
 from .model_card import build_model_card
 
 
@@ -30,7 +30,7 @@ class RepositoryNotCreatedError(ValueError):
     """The Hub did not create a repository."""
 
 
-class PublishingMixin:
+class PublishingMixin(TrainerMixin):
     """What [`ForkingGRPOTrainer`] adds to `push_to_hub`: its own card, retries, and messages instead of errors."""
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -52,7 +52,7 @@ class PublishingMixin:
                 "HF_TOKEN), or set push_to_hub: false and publish later with `hf upload`."
             ) from error
 
-    def create_model_card(
+    def create_model_card(  # type: ignore[override]  # as TRL's
         self,
         model_name: str | None = None,
         dataset_name: str | list[str] | None = None,
@@ -76,7 +76,7 @@ class PublishingMixin:
             repo_id=self.hub_model_id,
             base_model=base_model if base_model and not Path(base_model).exists() else None,
             datasets=[name for name in names if not Path(name).exists()],
-            tags={*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])},
+            tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
             is_adapter=is_peft_model(self.accelerator.unwrap_model(self.model)),
             has_chat_template=getattr(self.processing_class, "chat_template", None) is not None,
             steps=self.state.global_step,
@@ -119,7 +119,7 @@ class PublishingMixin:
             if not _is_from_the_hub(error):
                 raise
             failure = error
-        upload = {
+        upload: dict = {
             "repo_id": self.hub_model_id,
             "folder_path": self.args.output_dir,
             "commit_message": commit_message,

@@ -104,7 +104,7 @@ def build_model_card(
         library_name="peft" if is_adapter else "transformers",
         model_name=model_name,
         pipeline_tag="text-generation",
-        tags=["generated_from_trainer", *sorted(tags)],
+        tags=["generated_from_trainer", *sorted(set(tags))],
     )
     return ModelCard.from_template(
         data,

@@ -117,14 +117,14 @@ def write_report_page(
                 "data": distributions,
             }
         )
-    entropies = np.concatenate(entropies)
-    if threshold is None and len(entropies):
-        place = len(entropies) - selected_count([len(entropies)], fraction, "high_entropy")
-        threshold = float(np.partition(entropies, place)[place])
+    all_entropies = np.concatenate(entropies)
+    if threshold is None and len(all_entropies):
+        place = len(all_entropies) - selected_count([len(all_entropies)], fraction, "high_entropy")
+        threshold = float(np.partition(all_entropies, place)[place])
     data = {
         "threshold": threshold,
         "vocabulary": list(vocabulary),
-        "entropies": _pack(entropies.tobytes()),
+        "entropies": _pack(all_entropies.tobytes()),
         "responses": entries,
     }
     _write(Path(path), _fill_template(title, _rows(summary or {}), figures, data))

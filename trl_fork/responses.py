@@ -58,7 +58,7 @@ def score_response(
     input_ids = torch.tensor([prompt_ids + completion_ids], device=device)
     length = len(completion_ids)
     # What the model itself takes: wrappers pass everything on.
-    inner = model.get_base_model() if is_peft_model(model) else model
+    inner = model.get_base_model() if is_peft_model(model) else model  # type: ignore[operator]
     keeps = "logits_to_keep" in inspect.signature(type(inner).forward).parameters
     logits = model(
         input_ids=input_ids,

@@ -11,7 +11,6 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     TopPLogitsWarper,
 )
@@ -174,7 +173,7 @@ class VLLMEngine:
             rank = json.loads(Path(adapter).read_text())["r"]
             settings = {"enable_lora": True, "max_lora_rank": min(r for r in _VLLM_LORA_RANKS if r >= rank)}
             self.lora = LoRARequest("adapter", 1, str(Path(adapter).parent))
-        weights = base_of_adapter(model, base_model) if adapter else model
+        weights = base_of_adapter(model, base_model) or model
         self.llm = LLM(
             model=weights,
             dtype=dtype,
@@ -210,7 +209,7 @@ def load_model(
     dtype: str = "auto",
     attn_implementation: str | None = None,
     device: torch.device | str = "cpu",
-) -> PreTrainedModel:
+) -> torch.nn.Module:
     """
     Load a model: a name on the Hub, a folder or checkpoint, or a LoRA adapter on its base model.
 
@@ -227,7 +226,7 @@ def load_model(
     base = base_of_adapter(name, base_model)
     settings = {"dtype": dtype, "attn_implementation": attn_implementation}
     if base is None:
-        return AutoModelForCausalLM.from_pretrained(name, **settings).to(device)
+        return AutoModelForCausalLM.from_pretrained(name, **settings).to(device)  # type: ignore[arg-type]
     from peft import PeftModel
 
     try:

@@ -190,7 +190,7 @@ def score_by_length(score, input_ids, attention_mask, completion_length: int, ba
     Returns:
         `tuple`: log-probabilities and entropies of shape `(batch, completion_length)`, 0 at padding.
     """
-    results = [None, None]
+    results: list = [None, None]
     prompt_length = input_ids.shape[1] - completion_length
     order = attention_mask.sum(1).argsort(descending=True, stable=True)
     for rows in order.split(batch_size):

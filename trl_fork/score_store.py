@@ -120,15 +120,12 @@ class ScoreStore:
         self.directory.mkdir(parents=True, exist_ok=True)
         temporary = self._path(index).with_suffix(".tmp")
         with open(temporary, "wb") as file:
-            np.savez(
-                file,
-                digest=digest,
-                lengths=np.array([len(row.entropies) for row in scores]),
-                **{
-                    name: np.concatenate([getattr(row, name) for row in scores])
-                    for name in ("entropies", "log_probs", "top_ids", "top_probs")
-                },
-            )
+            arrays: dict = {
+                name: np.concatenate([getattr(row, name) for row in scores])
+                for name in ("entropies", "log_probs", "top_ids", "top_probs")
+            }
+            lengths = np.array([len(row.entropies) for row in scores])
+            np.savez(file, digest=digest, lengths=lengths, **arrays)
         os.replace(temporary, self._path(index))  # there whole, or not at all
 
 

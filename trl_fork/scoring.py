@@ -85,7 +85,7 @@ def score_completions(
     for index, (prompt_ids, _) in enumerate(rows):
         if len(prompt_ids) == 0:
             raise ValueError(f"row {index} has an empty prompt: nothing would predict its first completion token.")
-    scores: list[TokenScores | None] = [None] * len(rows)
+    scores: dict[int, TokenScores] = {}
     for batch in _batches([len(prompt) + len(completion) for prompt, completion in rows], max_batch_tokens):
         for index, row_scores in zip(
             batch, _score_batch(model, [rows[i] for i in batch], temperature, top_k), strict=True
@@ -93,7 +93,7 @@ def score_completions(
             scores[index] = row_scores
             if progress is not None:
                 progress.update(len(rows[index][1]))
-    return scores
+    return [scores[index] for index in range(len(rows))]
 
 
 def _batches(lengths: list[int], max_batch_tokens: int):

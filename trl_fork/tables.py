@@ -52,7 +52,7 @@ def print_comparison(path_a: str, path_b: str) -> None:
                 raise ValueError(f"There is no {file}. --compare needs results.json and completions.jsonl beside it.")
         results.append(json.loads(path.read_text()))
         samples.append(read_completions(completions))
-    differences = compare(*samples)
+    differences = compare(samples[0], samples[1])
     rows = []
     for dataset in dict.fromkeys([*results[0], *results[1]]):
         row = [dataset_label(dataset)]
@@ -66,7 +66,7 @@ def print_comparison(path_a: str, path_b: str) -> None:
         row += ["-", "-", "0"]
         if difference and difference.mean is not None:
             row[-3:] = [f"{100 * difference.mean:+.2f}", "-", str(difference.num_problems)]
-        if difference and difference.low is not None:
+        if difference and difference.low is not None and difference.high is not None:
             row[-2] = f"[{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
         rows.append(row)
     print(f"A: {path_a}\nB: {path_b}")

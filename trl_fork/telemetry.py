@@ -9,7 +9,7 @@ from functools import wraps
 import torch
 from transformers import ProgressCallback
 
-from ._trl import logger
+from ._trl import TrainerMixin, logger
 
 
 ACTIVITIES = ("generation", "waiting", "rewards", "scoring", "training")
@@ -47,7 +47,7 @@ class Stopwatch:
         self._since = now
 
 
-class TelemetryMixin:
+class TelemetryMixin(TrainerMixin):
     """
     What [`ForkingGRPOTrainer`] logs of a run itself, in seconds per optimizer step since the last log:
     `time/generation`, `time/waiting` (for the slowest process to finish generating), `time/rewards`, `time/scoring`
