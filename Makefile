@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-distributed test-slow lint venv clean
+.PHONY: quickstart test test-distributed test-slow lint compat venv clean
 
 quickstart: $(INSTALLED)  ## Train a tiny model on its forking tokens: a few minutes on a CPU, no download
 	$(BIN)/python examples/quickstart.py
@@ -25,6 +25,13 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+compat: $(INSTALLED)  ## The newest TRL there is, in an environment of its own: what has moved?
+	test -x .compat/bin/python || $(PYTHON) -m venv .compat
+	.compat/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	.compat/bin/python -m pip install --quiet --disable-pip-version-check --upgrade '.[test]' trl transformers
+	.compat/bin/python -m pip list 2>/dev/null | grep -E '^(trl|transformers|accelerate|peft) '
+	.compat/bin/python -m pytest tests/test_trl_contract.py $(ARGS)
+
 venv: $(INSTALLED)
 
 # torch first and by its exact version: resolved together with the rest, pip may prefer a newer build with CUDA.
@@ -35,4 +42,4 @@ $(INSTALLED): setup.cfg constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) outputs build dist *.egg-info
+	rm -rf $(VENV) .compat outputs build dist *.egg-info
