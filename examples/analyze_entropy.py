@@ -358,7 +358,8 @@ def write_page(path: Path, store: ScoreStore, corpus: Corpus, tokenizer, count: 
 def label_of(number: int, row: dict) -> str:
     if "problem_id" not in row:
         return f"response {number + 1}"
-    return f"{row.get('dataset', 'problem')} {row['problem_id']}, sample {row.get('sample', number) + 1}"
+    dataset = Path(str(row.get("dataset", "problem"))).stem
+    return f"{dataset} {str(row['problem_id'])[:8]}, sample {row.get('sample', number) + 1}"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -41,6 +41,10 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--top_p", type=float, default=1.0, help="nucleus sampling (default: %(default)s)")
     parser.add_argument("--max_new_tokens", type=int, default=20480, help="limit of a sample (default: %(default)s)")
     parser.add_argument("--prompt_template", help="'paper', or text in which {question} stands for the question")
+    parser.add_argument(
+        "--instruction",
+        help="text of the user's message, with {question} in it (default: the question and a request for a box)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--limit", type=int, help="only the first problems of each data set")
     parser.add_argument("--batch_size", type=int, help="samples at a time (default: 32; with vLLM 1024)")
@@ -66,7 +70,7 @@ def load_problems(options: argparse.Namespace, tokenizer, pool: GradingPool) -> 
     """The problems of all data sets, without those whose solution the grader cannot read."""
     problems = []
     for name in dict.fromkeys(options.dataset):
-        data = load_benchmark(name, prompt_template=options.prompt_template)
+        data = load_benchmark(name, prompt_template=options.prompt_template, instruction=options.instruction)
         data = data.select(range(min(options.limit or len(data), len(data))))
         readable = [verdict.reward is not None for verdict in pool.grade([""] * len(data), data["solution"])]
         if not all(readable):
@@ -122,10 +126,13 @@ def build_engine(options: argparse.Namespace, tokenizer, problems: list[Problem]
 
 def settings_of(options: argparse.Namespace, problems: list[Problem]) -> dict:
     """What decides the samples: a run that continues another must have the same."""
-    names = "model base_model dataset num_samples temperature top_p max_new_tokens prompt_template seed limit engine"
+    names = (
+        *("model", "base_model", "dataset", "num_samples", "temperature", "top_p", "max_new_tokens"),
+        *("prompt_template", "instruction", "seed", "limit", "engine", "dtype", "attn_implementation"),
+    )
     digest = hashlib.sha256(json.dumps([[p.dataset, p.problem_id, p.prompt, p.solution] for p in problems]).encode())
     return {
-        **{name: getattr(options, name) for name in (*names.split(), "dtype", "attn_implementation")},
+        **{name: getattr(options, name) for name in names},
         "problems": f"{len(problems)}, sha256 {digest.hexdigest()[:16]}",
     }
 
@@ -168,6 +175,8 @@ def main(options: argparse.Namespace) -> None:
         state.wait_for_everyone()
         done = {key(sample) for sample in read_completions(store.path)}
         left = todo_of(problems, options.num_samples, done)
+        # An instruction that the model was not trained with costs accuracy, and shows nowhere else.
+        state.print(f"The first prompt: {problems[0].prompt!r}")
         if left:
             if done:
                 state.print(f"{len(done)} samples are in {store.path} already; {len(left)} are left.")

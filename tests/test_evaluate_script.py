@@ -246,6 +246,17 @@ def test_prompt_template_and_unreadable_solutions(model, tmp_path, capsys):
     assert all(any(f"{i} + 1?" in prompt and "\n\nAssistant:\n" in prompt for prompt in prompts) for i in range(3))
 
 
+def test_instruction_is_recorded_shown_and_compared(model, reference, tmp_path, capsys):
+    lines = run(model, tmp_path / "other", limit=2, instruction="Well: {question}")
+    assert all("Well: " in line["prompt"] and "step by step" not in line["prompt"] for line in lines.values())
+    printed = capsys.readouterr().out
+    assert "The first prompt: '" in printed and "Well: " in printed
+    script.main(script.parse_arguments(["--compare", str(reference), str(tmp_path / "other")]))  # folders
+    printed = capsys.readouterr().out
+    assert "Different instruction: None and 'Well: {question}'." in printed
+    assert "Different limit: None and 2." in printed and "Different temperature" not in printed
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -38,20 +38,25 @@ def print_comparison(path_a: str, path_b: str) -> None:
     """
     Print two evaluations side by side, with the paired difference and its 95 % confidence interval in points.
 
+    Settings of the two that differ are named, but for the model's.
+
     Args:
-        path_a, path_b (`str`): Two `results.json`, with their `completions.jsonl` beside them.
+        path_a, path_b (`str`): Two `results.json`, with their `completions.jsonl` beside them, or their folders.
 
     Raises:
         `ValueError`: if a file is missing.
     """
-    results, samples = [], []
+    results, samples, settings = [], [], []
     for path in map(Path, (path_a, path_b)):
+        path = path / "results.json" if path.is_dir() else path
         completions = path.with_name("completions.jsonl")
         for file in (path, completions):
             if not file.is_file():
                 raise ValueError(f"There is no {file}. --compare needs results.json and completions.jsonl beside it.")
         results.append(json.loads(path.read_text()))
         samples.append(read_completions(completions))
+        settings_file = path.with_name("settings.json")
+        settings.append(json.loads(settings_file.read_text())["settings"] if settings_file.is_file() else {})
     differences = compare(samples[0], samples[1])
     rows = []
     for dataset in dict.fromkeys([*results[0], *results[1]]):
@@ -72,6 +77,9 @@ def print_comparison(path_a: str, path_b: str) -> None:
     print(f"A: {path_a}\nB: {path_b}")
     header = ["data set", "A avg@K", "length", "B avg@K", "length", "B - A", "95 % interval", "problems"]
     print_table("Comparison", header, rows)
+    differ = [name for name in {**settings[0], **settings[1]} if settings[0].get(name) != settings[1].get(name)]
+    for name in (name for name in differ if name not in ("model", "base_model")):
+        print(f"Different {name}: {settings[0].get(name)!r} and {settings[1].get(name)!r}.")
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
