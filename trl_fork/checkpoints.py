@@ -63,6 +63,7 @@ class ResumableGenerationMixin(TrainerMixin):
         self._epochs_drawn = self._refills_drawn = 0
         if resume_from_checkpoint:
             resume_from_checkpoint = self._complete_checkpoint(resume_from_checkpoint)
+            self.accelerator.print(f"Continuing from {resume_from_checkpoint}.")
             self._load_generation_state(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
