@@ -17,6 +17,7 @@ from conftest import (
 )
 from datasets import Dataset
 from oracles import Rollout, forking_count_of, log_probs_and_entropies, loss, select
+from peft import LoraConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from trl import GRPOConfig, GRPOTrainer
@@ -309,3 +310,40 @@ def test_importance_correction_multiplies_the_selected_loss(mode, dynamic_sampli
         ratio = min(ratio.item(), 1.2) if mode == "token_truncate" else ratio.item() * (ratio.item() <= 1.2)
         total = total - ratio * advantages[row] * log_probs(start, batch[row])[token] / len(selected)
     assert relative_difference(weight_change(start, model), gradient(start, total)) < 1e-5
+
+
+# ---------------------------------------------------------------------- dropout and advantages per token
+
+
+def test_dropout_never_scores(tokenizer, tmp_path):
+    """Nor where the selection asks for no entropies: old log-probabilities of one batch are the same twice."""
+    trainer = train(
+        build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, token_selection="random",
+        per_device_train_batch_size=8, steps_per_generation=4, learning_rate=0.02, max_steps=4,
+        peft_config=LoraConfig(r=4, lora_alpha=64, lora_dropout=0.5, target_modules="all-linear"),
+    )  # fmt: skip
+    trainer.model.train()
+    rows = next(iter(trainer.get_train_dataloader()))
+    first, second = (
+        trainer._generate_and_score_completions([dict(row) for row in rows])["old_per_token_logps"] for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    assert trainer.model.training
+
+
+def test_advantages_per_token(start, tokenizer, tmp_path, monkeypatch):
+    """TRL takes one advantage per token as well; equal ones are one per completion."""
+    changes = []
+    make_batch = GRPOTrainer._generate_and_score_completions
+
+    def per_token(self, inputs):
+        output = make_batch(self, inputs)
+        output["advantages"] = output["advantages"][:, None].repeat(1, output["completion_ids"].shape[1])
+        return output
+
+    for method in (make_batch, per_token):
+        monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", method)
+        model = copy.deepcopy(start)
+        train(model, tokenizer, FixedRollouts(tokenizer), tmp_path)
+        changes.append(weight_change(start, model))
+    assert relative_difference(*changes) < 1e-5
