@@ -76,7 +76,7 @@ class ForkReportCallback(GenerationCallback):
         ```python
         from trl_fork.callbacks import ForkReportCallback
 
-        trainer = ForkingGRPOTrainer(..., callbacks=[ForkReportCallback(every_n_steps=20)])
+        callbacks = [ForkReportCallback(every_n_steps=20)]  # of a ForkingGRPOTrainer
         ```
     """
 
