@@ -32,7 +32,7 @@ PUBLIC = {
 }
 HEADER = """# API
 
-What may be relied on; everything else may change. Written by `python docs/build_api.py` from the docstrings: edit those.
+What may be relied on; everything else may change. Written from the docstrings by `python docs/build_api.py`.
 """
 _SECTION = re.compile(r"(Args|Parameters|Attributes|Returns|Yields|Raises|Example):")
 _REFERENCE = re.compile(r"\[`~?(?:[a-z_]\w*\.)*([\w.]+)`\]")  # doc-builder's [`~module.Name`]

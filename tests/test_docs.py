@@ -1,20 +1,105 @@
-"""What the pages in `docs/` show is run: the Python blocks of a page, in order, in one scope."""
+"""What README and `docs/` say is true: blocks run, links lead somewhere, the API page is that of the code."""
 
 import re
-from pathlib import Path
+from urllib.parse import unquote
 
+import build_api
 import pytest
+from conftest import FixedRollouts, build_model, build_tokenizer, train
+from snippets import PAGES, ROOT, Block, blocks, run_blocks, run_page
 
 
-DOCS = Path(__file__).parent.parent / "docs"
+IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
-def test_snippets_run(page):
-    scope = {}
-    for block in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL):
-        exec(block, scope)
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_blocks_run(page, tmp_path):
+    assert run_page(page, tmp_path) == page.read_text().count("```") / 2
 
 
-def test_worked_example_has_snippets():
-    assert (DOCS / "concepts.md").read_text().count("```python") >= 4
+WITH_COMMANDS = [page for page in PAGES if any(".py" in b.code for b in blocks(page) if b.language == "bash")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
+def test_commands_run_in_a_shell(page, tmp_path):
+    run_page(page, tmp_path, shell=True)
+
+
+@pytest.mark.parametrize(
+    ("language", "code", "message"),
+    [
+        ("sh", "ls", "nothing runs blocks of 'sh'"),
+        ("bash", "hf upload name", "nothing runs 'hf upload name'"),
+        ("bash", "make quickstat", "no 'make quickstat'"),
+        ("", "python examples/train.py", "looks like code"),
+        ("yaml", "top_entropy_quantil: 0.2", "top_entropy_quantil"),
+        ("python", ">>> 1 + 1\n3", "Expected:\n    3"),
+    ],
+)
+def test_a_block_that_does_not_run_is_an_error(language, code, message, tmp_path):
+    block = Block(ROOT / "README.md", 7, language, code + "\n")
+    with pytest.raises((AssertionError, ValueError), match=message) as raised:
+        run_blocks([block], tmp_path)
+    assert raised.value.__notes__ == ["in README.md:7"]
+
+
+def anchors(page):
+    """As GitHub makes them of headings."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith("https://"):
+            path, _, anchor = unquote(target).partition("#")
+            linked = (page.parent / path).resolve() if path else page
+            assert linked.exists(), target
+            assert not anchor or anchor in anchors(linked), target
+    # And so do paths that are code, but for patterns
+    for path in re.findall(r"`((?:examples|configs|benchmarks|tests|docs|trl_fork)/[\w./]+)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_page_is_in_both_indexes():
+    for index in (ROOT / "README.md", ROOT / "docs" / "README.md"):
+        linked = {
+            (index.parent / target).resolve() for target in re.findall(r"\]\(([\w./]+\.md)\)", index.read_text())
+        }
+        assert {page for page in PAGES if page.parent.name == "docs"} - {ROOT / "docs" / "README.md"} <= linked
+
+
+def test_api_page_is_up_to_date():
+    assert build_api.PAGE.read_text() == build_api.render(), "run `python docs/build_api.py`"
+
+
+def test_what_pages_import_is_public():
+    imported = set()
+    for page in PAGES:
+        for block in blocks(page):
+            for module, names in re.findall(r"^(?:>>> )?from (trl_fork[\w.]*) import (.+)$", block.code, re.MULTILINE):
+                imported |= {(module, name.strip()) for name in names.split(",")}
+    assert len(imported) > 8
+    assert imported <= {(module, name) for module, names in build_api.PUBLIC.items() for name in names}
+
+
+def test_metrics_page_names_what_is_logged(tmp_path):
+    tokenizer = build_tokenizer()
+    settings = {"dynamic_sampling": True, "max_steps": 2, "per_device_train_batch_size": 16}
+    trainer = train(build_model(tokenizer), tokenizer, FixedRollouts(tokenizer, prompts=8), tmp_path, **settings)
+    ours = ("forking/", "time/", "dynamic_sampling/", "tokens_per_second")
+    logged = {key for entry in trainer.state.log_history for key in entry if key.startswith(ours)}
+    text = "".join((ROOT / "docs" / name).read_text() for name in ("metrics.md", "dynamic_sampling.md"))
+    named = set(re.findall(rf"`((?:{'|'.join(ours)})[\w/*]*)`", text))
+    named |= {f"dynamic_sampling{name}" for name in re.findall(r"`(/\w+)`", text)}
+    patterns = {name.removesuffix("*") for name in named if name.endswith("*")}
+    assert len(logged) > 12
+    assert {
+        key for key in logged if key not in named and not key.startswith(tuple(patterns - {"dynamic_sampling/"}))
+    } == set()
+    assert {name for name in named if not name.endswith("*")} <= logged

@@ -1,0 +1,321 @@
+"""
+Runs what a page shows, from its first block to its last: Python in one scope, YAML through the parser of
+`examples/train.py`, commands in this process or in a shell.
+
+Names on the Hub are folders here: `lay_out` writes tiny models and data sets under the names that the pages use, and
+links `examples`, `configs` and `tests`, so that a block runs as it stands. `SMALL` is appended to a command, where the
+last word wins. What nothing runs is an error, but for `EXEMPT`.
+"""
+
+import contextlib
+import doctest
+import glob
+import importlib
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+import torch
+import train as train_script
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from conftest import build_model
+from hub_stand_in import TOKEN, HubStandIn
+from test_features import byte_tokenizer
+from transformers import TrainingArguments
+from trl import ModelConfig, TrlParser
+
+from trl_fork import ForkingGRPOConfig
+
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "configs/README.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+
+# Commands that a test of documentation does not run, with the reason.
+EXEMPT = {
+    "pip install": "changes the environment; what is installed by it is tested with the package",
+    "make": "each target must exist; `make quickstart` and `make test` run in a fresh clone (test_readme.py)",
+}
+# Options of train.py that this machine cannot serve: the command is parsed only.
+PARSED_ONLY = {
+    "--push_to_hub": "needs a Hub; in a shell it gets a local stand-in",
+    "--use_vllm": "needs vLLM and a GPU",
+    "--load_in_4bit": "needs bitsandbytes",
+}
+TINY_RUN = {
+    "use_cpu": True,
+    "bf16": False,
+    "max_steps": 1,
+    "max_completion_length": 8,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+SMALL = {
+    "train.py": "--use_cpu true --bf16 false --max_steps 1 --max_completion_length 8 --save_steps 1 --report_to none",
+    "evaluate.py": "--num_samples 2 --max_new_tokens 8 --limit 2",
+    "analyze_entropy.py": "--min_token_count 5",
+    "benchmark_step.py": "--groups 2 --max_length 24 --repeats 1 --workload 'equal lengths' --variant ours",
+}
+
+
+class Block(NamedTuple):
+    page: Path
+    line: int
+    language: str
+    code: str
+
+    def __str__(self):
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text()
+    found = re.finditer(r"^``` *(\S*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    return [Block(page, text.count("\n", 0, match.start()) + 1, match[1], match[2]) for match in found]
+
+
+def commands(code: str) -> list[str]:
+    lines = code.replace("\\\n", " ").splitlines()
+    return [line for line in lines if shlex.split(line, comments=True)]
+
+
+# ---------------------------------------------------------------------- what stands in for the Hub and earlier runs
+
+
+def lay_out(directory: Path) -> None:
+    """Make a folder in which the names of the pages mean something."""
+    for name in ("examples", "configs", "benchmarks", "tests"):
+        (directory / name).symlink_to(ROOT / name)
+    for name in ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B-Base"):
+        save_model(directory / name)
+    rows = [json.loads(line) for line in (ROOT / "tests" / "data" / "gsm8k.jsonl").read_text().splitlines()]
+    write_dataset(directory / "openai/gsm8k", rows, config="main", splits=["train", "test"])
+    conversations = [{"prompt": [{"role": "user", "content": f"{n} + 1?"}], "solution": str(n + 1)} for n in range(8)]
+    write_dataset(directory / "trl-lib/DeepMath-103K", conversations, splits=["train"])
+    problems = [{"problem": f"{n} + 1?", "answer": str(n + 1), "unique_id": str(n)} for n in range(4)]
+    write_dataset(directory / "HuggingFaceH4/MATH-500", problems, splits=["test"])
+
+
+def save_model(path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    build_model(tokenizer, max_position_embeddings=4096, initializer_range=0.02).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
+def write_dataset(path: Path, rows: list[dict], *, splits: list[str], config: str = "default") -> None:
+    path.mkdir(parents=True)
+    for split in splits:
+        (path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [{"split": split, "path": f"{split}.jsonl"} for split in splits]
+    header = {"configs": [{"config_name": config, "data_files": files}]}
+    (path / "README.md").write_text(f"---\n{yaml.safe_dump(header)}---\n")
+
+
+def trained_model(directory: Path) -> None:
+    save_model(directory / "outputs/gsm8k")
+
+
+def evaluated_model(directory: Path) -> None:
+    """A run with checkpoints, and an evaluation of it."""
+    trained_model(directory)
+    for step in (50, 100):
+        save_model(directory / f"outputs/gsm8k/checkpoint-{step}")
+    rows = [
+        {
+            "dataset": "gsm8k",
+            "problem_id": str(number // 4),
+            "sample": number % 4,
+            "prompt": f"<|im_start|>user\n{number // 4} + 1?<|im_end|>\n<|im_start|>assistant\n",
+            "completion": f"It is {number}, I think.",
+            "truncated": False,
+            "correct": number % 2 == 0,
+        }
+        for number in range(12)
+    ]
+    (directory / "outputs/gsm8k/evaluation").mkdir()
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (directory / "outputs/gsm8k/evaluation/completions.jsonl").write_text(text)
+
+
+# What was done before the page is read.
+BEFORE = {"evaluate.md": trained_model, "analyze.md": evaluated_model}
+
+
+# ---------------------------------------------------------------------- running
+
+
+def run_page(page: Path, directory: Path, *, shell: bool = False) -> int:
+    """Run all blocks of a page in a new `directory`; returns how many there were."""
+    lay_out(directory)
+    BEFORE.get(page.name, lambda path: None)(directory)
+    return run_blocks(blocks(page), directory, shell=shell)
+
+
+def run_blocks(blocks: list[Block], directory: Path, *, shell: bool = False) -> int:
+    runners = {"python": run_python, "yaml": run_yaml, "bash": run_in_shell if shell else run_here, "": check_output}
+    scope: dict = {"__name__": "page"}
+    with contextlib.chdir(directory):
+        for block in blocks:
+            try:
+                if block.language not in runners:
+                    raise AssertionError(f"nothing runs blocks of {block.language!r}")
+                runners[block.language](block, scope)
+            except BaseException as error:
+                error.add_note(f"in {block}")
+                raise
+    return len(blocks)
+
+
+def check_output(block: Block, scope: dict) -> None:
+    """A block without a language is a formula or what a command prints."""
+    code = re.search(r"^(\$ |>>> |import |from \w+ import|python |accelerate |make |pip |hf |trl )", block.code, re.M)
+    assert not code, f"{code[0]!r} looks like code: say which language it is, so that it is run"
+
+
+def run_python(block: Block, scope: dict) -> None:
+    with tiny_runs():
+        if not block.code.startswith(">>> "):
+            exec(compile(block.code, str(block), "exec"), scope)
+            return
+        test = doctest.DocTestParser().get_doctest(block.code, scope, str(block), str(block.page), block.line)
+        output: list[str] = []
+        failed, attempted = doctest.DocTestRunner().run(test, out=output.append, clear_globs=False)
+        assert attempted and not failed, "".join(output)
+        scope.update(test.globs)
+
+
+@contextlib.contextmanager
+def tiny_runs():
+    """The smallest run there is, on a machine without a GPU, whatever else a configuration says."""
+    original = ForkingGRPOConfig.__init__
+    with patch.object(
+        ForkingGRPOConfig, "__init__", lambda self, *args, **kwargs: original(self, *args, **{**kwargs, **TINY_RUN})
+    ):
+        yield
+
+
+def run_yaml(block: Block, scope: dict) -> None:
+    """As `examples/train.py --config` reads it. A first line `# NAME.yaml` is the file that a later command names."""
+    named = re.match(r"# (\S+\.yaml)\n", block.code)
+    path = Path(named[1] if named else "block.yaml")
+    path.write_text(block.code)
+    settings = yaml.safe_load(block.code)
+    parsed = parse_training(["--config", str(path), "--output_dir", settings.get("output_dir", "run")])
+    for name, value in settings.items():
+        (found,) = {str(getattr(part, name)) for part in parsed if hasattr(part, name)}
+        assert found in (str(value), str([value])), f"{name}: {value!r} became {found!r}"
+
+
+def parse_training(arguments: list[str], processes: int = 1) -> tuple:
+    parser = TrlParser((train_script.ForkingScriptArguments, ForkingGRPOConfig, ModelConfig))
+    with patch.object(TrainingArguments, "world_size", property(lambda args: processes)):
+        return parser.parse_args_and_config([*arguments, "--use_cpu", "true", "--bf16", "false"])
+
+
+class Command:
+    """`python SCRIPT …` or `accelerate launch … SCRIPT …`, or another one, without a script."""
+
+    def __init__(self, text: str):
+        self.text, self.words = text, shlex.split(text, comments=True)
+        scripts = [number for number, word in enumerate(self.words) if word.endswith(".py")]
+        self.script = scripts and Path(self.words[scripts[0]])
+        if self.script:
+            assert self.words[0] == "python" or self.words[:2] == ["accelerate", "launch"], text
+            self.launcher = self.words[2 : scripts[0]] if self.words[0] == "accelerate" else []
+            self.arguments = expand(self.words[scripts[0] + 1 :])
+            self.small = shlex.split(SMALL.get(self.script.name, ""))
+            if "--resume_from_checkpoint" in self.arguments:
+                self.small += ["--max_steps", "2"]
+            if "--compare" in self.arguments:
+                self.small = []
+
+    @property
+    def processes(self) -> int:
+        """As many as the launcher's options say, which accelerate's own parser reads."""
+        options = launch_command_parser().parse_args([*self.launcher, str(self.script), *self.arguments])
+        config = load_config_from_file(options.config_file) if options.config_file else None
+        return options.num_processes or (config.num_processes if config else 1)
+
+    @property
+    def is_parsed_only(self) -> bool:
+        return self.processes > 1 or any(option in self.arguments for option in PARSED_ONLY)
+
+
+def expand(words: list[str]) -> list[str]:
+    return [path for word in words for path in (sorted(glob.glob(word)) if "*" in word else [word])]
+
+
+def check_exempt(command: Command) -> None:
+    """A command without a script of ours: one of `EXEMPT`, and a target of the Makefile if it is `make`."""
+    (reason,) = [key for key in EXEMPT if command.text.startswith(f"{key} ")] or [None]
+    assert reason, f"nothing runs {command.text!r}"
+    if reason == "make":
+        assert re.search(rf"^{command.words[1]}:", (ROOT / "Makefile").read_text(), re.M), f"no {command.text!r}"
+
+
+def parse_only(command: Command) -> None:
+    if command.script.name == "train.py":
+        parse_training(command.arguments, command.processes)
+    else:
+        importlib.import_module(command.script.stem).parse_arguments(command.arguments)
+
+
+def run_here(block: Block, scope: dict) -> None:
+    """The script of each command in this process, without its launcher."""
+    for command in map(Command, commands(block.code)):
+        if not command.script:
+            check_exempt(command)
+        elif command.is_parsed_only:
+            parse_only(command)
+        else:
+            words = [str(command.script), *command.arguments, *command.small]
+            # A script sets variables, reads its arguments, and finds modules beside itself
+            with patch.dict(os.environ), patch.object(sys, "argv", words), patch.object(sys, "path", sys.path[:]):
+                runpy.run_path(str(command.script), run_name="__main__")
+
+
+def run_in_shell(block: Block, scope: dict) -> None:
+    """Each command by bash and its own launcher, as a reader would run it; a push to the Hub goes to a stand-in."""
+    for command in map(Command, commands(block.code)):
+        if not command.script:
+            check_exempt(command)
+        elif command.is_parsed_only and not ("--push_to_hub" in command.arguments and command.processes == 1):
+            parse_only(command)
+        else:
+            text = command.text.replace("accelerate launch", "accelerate launch --cpu --mixed_precision no")
+            with HubStandIn() as hub:
+                done = subprocess.run(
+                    [shutil.which("bash"), "-euc", f"{text} {shlex.join(command.small)}"],
+                    env=shell_environment(hub if "--push_to_hub" in command.arguments else None),
+                    capture_output=True,
+                    text=True,
+                )
+                hub.shutdown()
+            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+            if "--push_to_hub" in command.arguments:
+                (repository,) = hub.repositories.values()
+                assert {"README.md", "tokenizer.json"} <= set(repository.files)
+
+
+def shell_environment(hub: HubStandIn | None) -> dict[str, str]:
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    if hub is not None:
+        environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        environment |= {"HF_HOME": "hf", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return environment
