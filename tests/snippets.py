@@ -30,8 +30,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from conftest import build_model
 from hub_stand_in import TOKEN, HubStandIn
+from peft import LoraConfig, get_peft_model
 from test_features import byte_tokenizer
-from transformers import TrainingArguments
+from transformers import AutoModelForCausalLM, TrainingArguments
 from trl import ModelConfig, TrlParser
 
 from trl_fork import ForkingGRPOConfig
@@ -147,8 +148,15 @@ def evaluated_model(directory: Path) -> None:
     (directory / "outputs/gsm8k/evaluation/completions.jsonl").write_text(text)
 
 
+def published_adapter(directory: Path) -> None:
+    base = directory / "Qwen/Qwen3-0.6B-Base"
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules="all-linear"))
+    for part in (adapted, byte_tokenizer()):
+        part.save_pretrained(directory / "my-name/Qwen3-0.6B-forks")
+
+
 # What was done before the page is read.
-BEFORE = {"evaluate.md": trained_model, "analyze.md": evaluated_model}
+BEFORE = {"evaluate.md": trained_model, "analyze.md": evaluated_model, "hub.md": published_adapter}
 
 
 # ---------------------------------------------------------------------- running
@@ -163,12 +171,14 @@ def run_page(page: Path, directory: Path, *, shell: bool = False) -> int:
 
 def run_blocks(blocks: list[Block], directory: Path, *, shell: bool = False) -> int:
     runners = {"python": run_python, "yaml": run_yaml, "bash": run_in_shell if shell else run_here, "": check_output}
-    scope: dict = {"__name__": "page"}
+    scope: dict = {"__name__": "page"}  # of all blocks of Python
     with contextlib.chdir(directory):
         for block in blocks:
             try:
                 if block.language not in runners:
                     raise AssertionError(f"nothing runs blocks of {block.language!r}")
+                if named := re.match(r"# (\w+\.(?:py|yaml))\n", block.code):  # the file that a later command reads
+                    Path(named[1]).write_text(block.code)
                 runners[block.language](block, scope)
             except BaseException as error:
                 error.add_note(f"in {block}")
@@ -205,9 +215,8 @@ def tiny_runs():
 
 
 def run_yaml(block: Block, scope: dict) -> None:
-    """As `examples/train.py --config` reads it. A first line `# NAME.yaml` is the file that a later command names."""
-    named = re.match(r"# (\S+\.yaml)\n", block.code)
-    path = Path(named[1] if named else "block.yaml")
+    """As `examples/train.py --config` reads it: every key must arrive."""
+    path = Path("block.yaml")
     path.write_text(block.code)
     settings = yaml.safe_load(block.code)
     parsed = parse_training(["--config", str(path), "--output_dir", settings.get("output_dir", "run")])

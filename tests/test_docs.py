@@ -1,14 +1,22 @@
 """What README and `docs/` say is true: blocks run, links lead somewhere, the API page is that of the code."""
 
 import re
+from dataclasses import fields
+from fnmatch import fnmatch
 from urllib.parse import unquote
 
 import build_api
 import pytest
 from conftest import FixedRollouts, build_model, build_tokenizer, train
 from snippets import PAGES, ROOT, Block, blocks, run_blocks, run_page
+from train import ForkingScriptArguments
+from trl import ModelConfig
+
+from trl_fork import ForkingGRPOConfig
 
 
+# Settings of accelerate's files that pages speak of
+ACCELERATE = {"zero3_save_16bit_model", "fsdp_state_dict_type"}
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
@@ -17,12 +25,14 @@ def test_blocks_run(page, tmp_path):
     assert run_page(page, tmp_path) == page.read_text().count("```") / 2
 
 
-WITH_COMMANDS = [page for page in PAGES if any(".py" in b.code for b in blocks(page) if b.language == "bash")]
+WITH_COMMANDS = [
+    page for page in PAGES if any(".py" in block.code for block in blocks(page) if block.language == "bash")
+]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_run_in_a_shell(page, tmp_path):
     run_page(page, tmp_path, shell=True)
 
@@ -95,11 +105,27 @@ def test_metrics_page_names_what_is_logged(tmp_path):
     ours = ("forking/", "time/", "dynamic_sampling/", "tokens_per_second")
     logged = {key for entry in trainer.state.log_history for key in entry if key.startswith(ours)}
     text = "".join((ROOT / "docs" / name).read_text() for name in ("metrics.md", "dynamic_sampling.md"))
-    named = set(re.findall(rf"`((?:{'|'.join(ours)})[\w/*]*)`", text))
+    named = {name for name in re.findall(r"`([\w/*]+)`", text) if name.startswith(ours)}
     named |= {f"dynamic_sampling{name}" for name in re.findall(r"`(/\w+)`", text)}
-    patterns = {name.removesuffix("*") for name in named if name.endswith("*")}
-    assert len(logged) > 12
-    assert {
-        key for key in logged if key not in named and not key.startswith(tuple(patterns - {"dynamic_sampling/"}))
-    } == set()
-    assert {name for name in named if not name.endswith("*")} <= logged
+    named -= {"dynamic_sampling/*"}  # its names are on the other page
+    missing = {key for key in logged if not any(fnmatch(key, name) for name in named)}
+    assert len(logged) > 12 and not missing
+    assert {name for name in named if "*" not in name} <= logged
+
+
+def test_options_in_prose_exist():
+    """`--option` and `setting: value` in the text, which no block tries."""
+    names = {field.name for part in (ForkingScriptArguments, ForkingGRPOConfig, ModelConfig) for field in fields(part)}
+    options = {"config", "mixed_precision"} | names
+    for script in [*(ROOT / "examples").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+        options |= set(re.findall(r'"--(\w+)"', script.read_text()))
+    count = 0
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        for code in re.findall(r"`([^`\n]+)`", text):
+            found = set(re.findall(r"--(\w+)", code))
+            assert found <= options, f"{page.name}: {code}"
+            count += len(found)
+            if match := re.fullmatch(r"(\w+): [\w.]+", code):
+                assert match[1] in names | ACCELERATE, f"{page.name}: {code}"
+    assert count > 15
