@@ -86,8 +86,9 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(code: str) -> list[str]:
+    """One command a line, without comments."""
     lines = code.replace("\\\n", " ").splitlines()
-    return [line for line in lines if shlex.split(line, comments=True)]
+    return [text for line in lines if (text := re.sub(r"(^|\s+)# .*", "", line).strip())]
 
 
 # ---------------------------------------------------------------------- what stands in for the Hub and earlier runs
@@ -235,7 +236,7 @@ class Command:
     """`python SCRIPT …` or `accelerate launch … SCRIPT …`, or another one, without a script."""
 
     def __init__(self, text: str):
-        self.text, self.words = text, shlex.split(text, comments=True)
+        self.text, self.words = text, shlex.split(text)
         scripts = [number for number, word in enumerate(self.words) if word.endswith(".py")]
         self.script = scripts and Path(self.words[scripts[0]])
         if self.script:
