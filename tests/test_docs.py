@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 import build_api
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from conftest import FixedRollouts, build_model, build_tokenizer, train
 from snippets import PAGES, ROOT, Block, blocks, run_blocks, run_page
 from train import ForkingScriptArguments
@@ -55,16 +56,19 @@ def test_a_block_that_does_not_run_is_an_error(language, code, message, tmp_path
     assert raised.value.__notes__ == ["in README.md:7"]
 
 
+def without_blocks(page):
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
 def anchors(page):
     """As GitHub makes them of headings."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", without_blocks(page), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_links_lead_somewhere(page):
-    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = without_blocks(page)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not target.startswith("https://"):
             path, _, anchor = unquote(target).partition("#")
@@ -113,19 +117,23 @@ def test_metrics_page_names_what_is_logged(tmp_path):
     assert {name for name in named if "*" not in name} <= logged
 
 
-def test_options_in_prose_exist():
-    """`--option` and `setting: value` in the text, which no block tries."""
-    names = {field.name for part in (ForkingScriptArguments, ForkingGRPOConfig, ModelConfig) for field in fields(part)}
-    options = {"config", "mixed_precision"} | names
-    for script in [*(ROOT / "examples").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+def test_options_exist():
+    """In full, where argparse takes a beginning; and `setting: value` in the text, which no block tries."""
+    settings = {
+        field.name for part in (ForkingScriptArguments, ForkingGRPOConfig, ModelConfig) for field in fields(part)
+    }
+    options = {
+        name.removeprefix("--") for action in launch_command_parser()._actions for name in action.option_strings
+    }
+    for script in [*ROOT.glob("examples/*.py"), *ROOT.glob("benchmarks/*.py")]:
         options |= set(re.findall(r'"--(\w+)"', script.read_text()))
     count = 0
     for page in PAGES:
-        text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-        for code in re.findall(r"`([^`\n]+)`", text):
-            found = set(re.findall(r"--(\w+)", code))
-            assert found <= options, f"{page.name}: {code}"
+        shown = [block.code for block in blocks(page) if block.language == "bash"]
+        for code in [*re.findall(r"`([^`]+)`", without_blocks(page)), *shown]:
+            found = set(re.findall(r"--([a-z]\w+)", code))
+            assert found <= options | settings | {"config"}, f"{page.name}: {code}"
             count += len(found)
             if match := re.fullmatch(r"(\w+): [\w.]+", code):
-                assert match[1] in names | ACCELERATE, f"{page.name}: {code}"
-    assert count > 15
+                assert match[1] in settings | ACCELERATE, f"{page.name}: {code}"
+    assert count > 40
