@@ -47,11 +47,11 @@ EXEMPT = {
     "pip install": "changes the environment; what is installed by it is tested with the package",
     "make": "each target must exist; `make quickstart` and `make test` run in a fresh clone (test_readme.py)",
 }
-# Options of train.py that this machine cannot serve: the command is parsed only.
+# Where these settings are on, in the command or in its file, it is parsed only; and where it asks for more processes.
 PARSED_ONLY = {
-    "--push_to_hub": "needs a Hub; in a shell it gets a local stand-in",
-    "--use_vllm": "needs vLLM and a GPU",
-    "--load_in_4bit": "needs bitsandbytes",
+    "push_to_hub": "needs a Hub; in a shell it gets a local stand-in",
+    "use_vllm": "needs vLLM and a GPU",
+    "load_in_4bit": "needs bitsandbytes",
 }
 TINY_RUN = {
     "use_cpu": True,
@@ -98,8 +98,9 @@ def lay_out(directory: Path) -> None:
     """Make a folder in which the names of the pages mean something."""
     for name in ("examples", "configs", "benchmarks", "tests"):
         (directory / name).symlink_to(ROOT / name)
-    for name in ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B-Base"):
-        save_model(directory / name)
+    save_model(directory / "Qwen/Qwen3-0.6B")
+    for name in ("Qwen3-0.6B-Base", "Qwen3-1.7B", "Qwen3-1.7B-Base"):
+        (directory / "Qwen" / name).symlink_to(directory / "Qwen/Qwen3-0.6B")
     rows = [json.loads(line) for line in (ROOT / "tests" / "data" / "gsm8k.jsonl").read_text().splitlines()]
     write_dataset(directory / "openai/gsm8k", rows, config="main", splits=["train", "test"])
     conversations = [{"prompt": [{"role": "user", "content": f"{n} + 1?"}], "solution": str(n + 1)} for n in range(8)]
@@ -257,8 +258,13 @@ class Command:
         return options.num_processes or (config.num_processes if config else 1)
 
     @property
-    def is_parsed_only(self) -> bool:
-        return self.processes > 1 or any(option in self.arguments for option in PARSED_ONLY)
+    def obstacles(self) -> set[str]:
+        """Why it cannot run here."""
+        found = {"processes"} if self.processes > 1 else set()
+        if self.script.name == "train.py":
+            parsed = parse_training(self.arguments, self.processes)
+            return found | {name for name in PARSED_ONLY if any(getattr(part, name, False) for part in parsed)}
+        return found | ({"use_vllm"} if "vllm" in self.arguments else set())
 
 
 def expand(words: list[str]) -> list[str]:
@@ -285,7 +291,7 @@ def run_here(block: Block, scope: dict) -> None:
     for command in map(Command, commands(block.code)):
         if not command.script:
             check_exempt(command)
-        elif command.is_parsed_only:
+        elif command.obstacles:
             parse_only(command)
         else:
             words = [str(command.script), *command.arguments, *command.small]
@@ -299,20 +305,21 @@ def run_in_shell(block: Block, scope: dict) -> None:
     for command in map(Command, commands(block.code)):
         if not command.script:
             check_exempt(command)
-        elif command.is_parsed_only and not ("--push_to_hub" in command.arguments and command.processes == 1):
+        elif command.obstacles - {"push_to_hub"}:
             parse_only(command)
         else:
+            pushes = bool(command.obstacles)
             text = command.text.replace("accelerate launch", "accelerate launch --cpu --mixed_precision no")
             with HubStandIn() as hub:
                 done = subprocess.run(
                     [shutil.which("bash"), "-euc", f"{text} {shlex.join(command.small)}"],
-                    env=shell_environment(hub if "--push_to_hub" in command.arguments else None),
+                    env=shell_environment(hub if pushes else None),
                     capture_output=True,
                     text=True,
                 )
                 hub.shutdown()
             assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-            if "--push_to_hub" in command.arguments:
+            if pushes:
                 (repository,) = hub.repositories.values()
                 assert {"README.md", "tokenizer.json"} <= set(repository.files)
 

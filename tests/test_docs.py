@@ -21,9 +21,25 @@ ACCELERATE = {"zero3_save_16bit_model", "fsdp_state_dict_type"}
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
+# Of what the blocks of a page write
+LEAVES = {
+    "README.md": ["outputs/gsm8k/adapter_model.safetensors"],
+    "docs/analyze.md": ["forks.html", "outputs/gsm8k/entropy/report.html", "selected.jsonl"],
+    "docs/evaluate.md": ["outputs/gsm8k/evaluation/results.json", "outputs/base/results.json"],
+    "docs/resume.md": ["outputs/gsm8k_forking/checkpoint-2"],
+    "docs/train.md": ["outputs/my_run/fork_report/latest.html", "outputs/brief/training.png"],
+}
+
+
+def run(page, directory, **how):
+    assert run_page(page, directory, **how) == page.read_text().count("```") / 2
+    for path in LEAVES.get(str(page.relative_to(ROOT)), []):
+        assert (directory / path).stat().st_size > 0
+
+
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_blocks_run(page, tmp_path):
-    assert run_page(page, tmp_path) == page.read_text().count("```") / 2
+    run(page, tmp_path)
 
 
 WITH_COMMANDS = [
@@ -35,7 +51,7 @@ WITH_COMMANDS = [
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_run_in_a_shell(page, tmp_path):
-    run_page(page, tmp_path, shell=True)
+    run(page, tmp_path, shell=True)
 
 
 @pytest.mark.parametrize(
