@@ -29,6 +29,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from trl_fork import analysis, figures
+from trl_fork.command_line import OptionParser
 from trl_fork.decoding import TEMPERATURES, decode_with_temperatures, problems_of
 from trl_fork.definitions import DEFINITIONS
 from trl_fork.report import require_matplotlib, token_texts
@@ -46,7 +47,7 @@ NUM_LISTED = 100  # token types at either end, as in the paper
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--model", required=True, help="Hub name or folder of the model that is analysed")
     parser.add_argument("--reference_model", help="model to compare with; the first of --checkpoints if not given")
     parser.add_argument("--checkpoints", nargs="+", default=[], help="models between reference and model, in order "

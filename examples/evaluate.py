@@ -22,6 +22,7 @@ from accelerate import PartialState
 from datasets.utils.logging import disable_progress_bar
 from tqdm import tqdm
 
+from trl_fork.command_line import OptionParser
 from trl_fork.completions import CompletionStore, key, read_completions, write_json
 from trl_fork.data import load_benchmark
 from trl_fork.evaluation import Problem, evaluate, summarize, todo_of
@@ -31,7 +32,7 @@ from trl_fork.tables import dataset_label, print_comparison, print_results
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--model", help="Hub name, folder, checkpoint or LoRA adapter")
     parser.add_argument("--base_model", help="base of a LoRA adapter, if not the one its configuration names")
     parser.add_argument("--dataset", nargs="+", help="benchmarks by short name, files, or names on the Hub")

@@ -50,6 +50,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.rewards import accuracy_reward
 
 from trl_fork import select_tokens
+from trl_fork.command_line import OptionParser
 from trl_fork.entropy import completion_entropies
 from trl_fork.report import highlight_tokens
 from trl_fork.report_page import ReportResponse, write_report_page
@@ -109,7 +110,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=42, help="of the problems, the weights and the sampling")
     parser.add_argument(
         "--output_dir", default=str(DEFAULT_OUTPUT_DIR), help="emptied if an earlier quickstart made it"

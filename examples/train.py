@@ -1,4 +1,4 @@
-"""
+r"""
 Train a language model by reinforcement learning on its forking tokens.
 
     accelerate launch examples/train.py --config configs/recipes/quickstart.yaml
@@ -9,15 +9,16 @@ Any field of ForkingGRPOConfig (TRL's GRPOConfig and more), of TRL's ModelConfig
 of the script arguments below can stand in the YAML file or on the command line; the command line wins.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from transformers import ProgressCallback
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from transformers import ProgressCallback, TrainingArguments
+from trl import GRPOConfig, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 from trl_fork.callbacks import ForkReportCallback
 from trl_fork.checkpoints import check_model_will_be_saved
+from trl_fork.command_line import GroupedTrlParser
 from trl_fork.data import load_benchmark, load_training_set
 from trl_fork.math_datasets import BENCHMARKS
 from trl_fork.report import plot_training, require_matplotlib
@@ -96,6 +97,33 @@ class ForkingScriptArguments(ScriptArguments):
         metadata={
             "help": "Steps between two pages that show where responses fork (fork_report/latest.html); 0: none."
         },
+    )
+
+
+# The help has four hundred options: those that a run is likely to set come first.
+COMMON_OPTIONS = (
+    *("model_name_or_path", "output_dir", "max_steps", "num_train_epochs", "learning_rate", "num_generations"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length", "temperature"),
+    *("use_vllm", "use_peft", "lora_r", "bf16", "use_cpu", "eval_strategy", "logging_steps", "save_steps"),
+    *("report_to", "resume_from_checkpoint", "seed"),
+)
+
+
+def make_parser() -> GroupedTrlParser:
+    def names(dataclass) -> list[str]:
+        return [field.name for field in fields(dataclass)]
+
+    return GroupedTrlParser(
+        (ForkingScriptArguments, ForkingGRPOConfig, ModelConfig),
+        groups={
+            "data, prompts and rewards (this script)": names(ForkingScriptArguments),
+            "forking tokens (trl_fork.ForkingGRPOConfig)": ForkingGRPOConfig.__annotations__,
+            "what most runs set": COMMON_OPTIONS,
+            "model, LoRA and quantization (trl.ModelConfig)": names(ModelConfig),
+            "GRPO (trl.GRPOConfig)": set(names(GRPOConfig)) - set(names(TrainingArguments)),
+            "training (transformers.TrainingArguments)": names(TrainingArguments),
+        },
+        description=__doc__,
     )
 
 
@@ -191,4 +219,4 @@ def _boolean_or_path(value: str | None) -> bool | str | None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ForkingScriptArguments, ForkingGRPOConfig, ModelConfig)).parse_args_and_config())
+    main(*make_parser().parse_args_and_config())

@@ -501,12 +501,19 @@ def test_half_a_last_line_is_left_out_and_damage_is_named(tmp_path):
         (["--temperature", "0"], "--temperature must be positive, got 0.0"),
         (["--completions", "nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
         (["--dataset", "aime24"], "not allowed with argument"),
+        (["--min_count", "1"], "there is no option --min_count; did you mean --min_token_count?"),
     ],
 )
 def test_bad_arguments(files, tmp_path, capsys, change, message):
     with pytest.raises(SystemExit):
         script.parse_arguments(arguments(files, tmp_path, *change, models=None))
     assert message in capsys.readouterr().err
+
+
+def test_a_misspelled_option_is_not_called_missing(capsys):
+    with pytest.raises(SystemExit):
+        script.parse_arguments(["--modle", "m", "--completions", "c", "--output", "o"])
+    assert "there is no option --modle; did you mean --model?" in capsys.readouterr().err
 
 
 def test_checkpoints_are_put_in_order(files, tmp_path):

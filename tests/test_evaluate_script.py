@@ -264,6 +264,8 @@ def test_instruction_is_recorded_shown_and_compared(model, reference, tmp_path, 
         (["--temperature", "0"], "give --num_samples 1 or a temperature"),
         (["--top_p", "0"], "--top_p must be in"),
         (["--num_samples", "0"], "must be at least 1"),
+        (["--num_sample", "8"], "there is no option --num_sample; did you mean --num_samples?"),
+        (["--top_k", "20"], "there is no option --top_k; did you mean --top_p?"),
     ],
     ids=lambda value: value[0] if value and isinstance(value, list) else None,
 )

@@ -12,9 +12,6 @@ from conftest import build_model
 from safetensors.torch import load_file
 from test_features import byte_tokenizer
 from test_report_page import read
-from trl import ModelConfig, TrlParser
-
-from trl_fork import ForkingGRPOConfig
 
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +50,7 @@ def write(recipe, tmp_path) -> str:
 
 
 def parse(*arguments):
-    return TrlParser((script.ForkingScriptArguments, ForkingGRPOConfig, ModelConfig)).parse_args_and_config(arguments)
+    return script.make_parser().parse_args_and_config(arguments)
 
 
 def test_trains_saves_and_resumes(recipe, tmp_path):
@@ -104,12 +101,56 @@ def test_lora_from_the_model_config(recipe, tmp_path):
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_command_line_wins_and_unknown_keys_are_errors(recipe, tmp_path):
-    _, args, _ = parse("--config", write(recipe, tmp_path), "--top_entropy_quantile", "0.5")
-    assert args.top_entropy_quantile == 0.5
-    recipe["top_entropy_quantil"] = 0.1
-    with pytest.raises(ValueError, match="top_entropy_quantil"):
-        parse("--config", write(recipe, tmp_path))
+def test_command_line_wins(recipe, tmp_path):
+    path = write(recipe, tmp_path)
+    for words in (("--config", path), (f"--config={path}",)):
+        _, args, _ = parse(*words, "--top_entropy_quantile", "0.5", "--max-steps", "7")
+        assert (args.top_entropy_quantile, args.max_steps, args.output_dir) == (0.5, 7, recipe["output_dir"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learing_rate", "1e-5"], "there is no option --learing_rate; did you mean --learning_rate?"),
+        (["--learing-rate=1e-5"], "there is no option --learing-rate; did you mean --learning_rate?"),
+        (["--learn", "1e-4"], "there is no option --learn; did you mean --learning_rate?"),  # no abbreviations
+        (["--xyzzy"], "there is no option --xyzzy\n"),
+        (["--bf16", "false", "true"], "'true' belongs to no option"),
+        (["--config", "gone.yaml"], "--config: there is no file 'gone.yaml'"),
+        (["--config"], "--config: there is no file ''"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_unknown_options(words, message, recipe, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse(*([] if "--config" in words else ["--config", write(recipe, tmp_path)]), *words)
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 2  # no page of usage
+
+
+def test_unknown_key_of_the_yaml_file(recipe, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse("--config", write({**recipe, "top_entropy_quantil": 0.1}, tmp_path))
+    message = "'top_entropy_quantil', which is no option; did you mean top_entropy_quantile?"
+    assert message in capsys.readouterr().err
+
+
+def test_help_shows_our_options_first(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    text = capsys.readouterr().out
+    order = [
+        "--config",
+        "--dataset_name",
+        "--top_entropy_quantile",
+        "--learning_rate",
+        "--lora_alpha",
+        "--beta ",
+        "--eval_steps",
+    ]
+    assert order == sorted(order, key=lambda option: text.index(f"\n  {option}"))
+    actions = script.make_parser()._actions
+    assert all(text.count(f"\n  --{action.dest} ") == 1 for action in actions if action.dest != "help")
 
 
 @pytest.mark.parametrize(
