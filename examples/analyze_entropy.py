@@ -35,6 +35,7 @@ from trl_fork.definitions import DEFINITIONS
 from trl_fork.report import require_matplotlib, token_texts
 from trl_fork.report_page import ReportResponse, write_report_page
 from trl_fork.response_files import Response, has_tokenizer, load_tokenizer, read_responses
+from trl_fork.sampling import check_model_path
 from trl_fork.score_store import ScoreStore
 from trl_fork.token_statistics import Example, TokenContexts, TokenStatistics
 
@@ -425,12 +426,14 @@ def print_summary(summary: dict, output: Path) -> None:
 
 def main(options: argparse.Namespace) -> None:
     require_matplotlib()
+    models = list(dict.fromkeys(filter(None, [options.reference_model, *options.checkpoints])))
+    models = [*(model for model in models if model != options.model), options.model]
+    for model in models:  # before the first of them has sampled or read for hours
+        check_model_path(model)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     completions = Path(options.completions) if options.completions else sample_responses(options)
     tokenizer = load_tokenizer(options.model)
-    models = list(dict.fromkeys(filter(None, [options.reference_model, *options.checkpoints])))
-    models = [*(model for model in models if model != options.model), options.model]
     for model in models[:-1]:
         check_same_tokens(model, tokenizer)
     corpus = load_corpus(completions, tokenizer, options.max_responses)

@@ -23,6 +23,7 @@ from trl_fork.data import load_benchmark, load_training_set
 from trl_fork.math_datasets import BENCHMARKS
 from trl_fork.report import plot_training, require_matplotlib
 from trl_fork.rewards import get_reward_function
+from trl_fork.sampling import check_model_path
 from trl_fork.telemetry import SummaryCallback
 
 
@@ -170,6 +171,7 @@ def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_confi
         raise ValueError("dataset_name is not set: name a data set of the Hub, or a local file.")
     if not model_config.model_name_or_path:
         raise ValueError("model_name_or_path is not set: name a model of the Hub, or a local folder.")
+    check_model_path(model_config.model_name_or_path)
     refuse_other_run(args)
     require_matplotlib()
     args.model_init_kwargs = {

@@ -510,6 +510,14 @@ def test_bad_arguments(files, tmp_path, capsys, change, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--model", "--reference_model", "--checkpoints"])
+def test_a_wrong_path_stops_before_anything_is_read(files, tmp_path, option):
+    options = script.parse_arguments(arguments(files, tmp_path / "out", option, "./no_such_dir"))
+    with pytest.raises(ValueError, match=r"There is no folder './no_such_dir'"):
+        script.main(options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_misspelled_option_is_not_called_missing(capsys):
     with pytest.raises(SystemExit):
         script.parse_arguments(["--modle", "m", "--completions", "c", "--output", "o"])

@@ -21,7 +21,7 @@ from test_features import byte_tokenizer
 from transformers import AutoModelForCausalLM
 
 from trl_fork.data import final_answer
-from trl_fork.sampling import TransformersEngine, load_model, load_tokenizer
+from trl_fork.sampling import TransformersEngine, check_model_path, load_model, load_tokenizer
 
 
 ROOT = Path(__file__).parent.parent
@@ -281,8 +281,24 @@ def test_bad_models(model, tmp_path):
         run(model, tmp_path / "a", max_new_tokens=1020)
     with pytest.raises(ValueError, match=r"--base_model 'x' is for LoRA adapters"):
         run(model, tmp_path / "b", base_model="x")
+    for options in ({}, {"engine": "vllm"}):
+        with pytest.raises(ValueError, match=r"There is no folder './no_such_dir'"):
+            run("./no_such_dir", tmp_path / "d", **options)
     with pytest.raises(ImportError, match=r"pip install trl_fork\[vllm\]`, or use --engine transformers"):
         run(model, tmp_path / "c", engine="vllm")
+
+
+def test_what_is_taken_for_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "run").mkdir(parents=True)
+    (tmp_path / "outputs" / "file").touch()
+    for name in ("outputs/run", "./outputs/run", str(tmp_path / "outputs/run"), "gpt2", "Qwen/Qwen3-0.6B"):
+        check_model_path(name)
+    for name in ("outputs/rum", "outputs/run/checkpoint-9", "../x", "/x", "~/x", "x/", str(tmp_path / "x")):
+        with pytest.raises(ValueError, match=f"There is no folder {name!r}"):
+            check_model_path(name)
+    with pytest.raises(ValueError, match="'outputs/file' is a file"):
+        check_model_path("outputs/file")
 
 
 class StandInLLM:

@@ -158,6 +158,7 @@ def test_help_shows_our_options_first(capsys):
     [
         ({"dataset_name": None}, "dataset_name is not set"),
         ({"model_name_or_path": None}, "model_name_or_path is not set"),
+        ({"model_name_or_path": "./no_such_dir"}, r"There is no folder './no_such_dir' \(looked from /"),
         ({"prompt_column": "problem"}, r"no column 'problem'; it has \['question', 'answer'\]"),
         ({"reward_funcs": ["acuracy_reward"]}, "unknown reward function 'acuracy_reward'"),
         ({"per_device_train_batch_size": 400}, "has 16 rows, but one generation batch takes 200 prompts"),
