@@ -128,6 +128,23 @@ def test_unknown_options(words, message, recipe, tmp_path, capsys):
     assert message in error and error.count("\n") == 2  # no page of usage
 
 
+def test_refused_values_and_a_machine_without_a_gpu(recipe, tmp_path, capsys, monkeypatch):
+    # Also where the tests run beside a GPU
+    monkeypatch.setattr("trl_fork.forking_grpo_config.is_torch_bf16_gpu_available", lambda: False)
+    del recipe["use_cpu"], recipe["bf16"]
+    path = write(recipe, tmp_path)
+    for words, message in (
+        ([], "there is none here. To train on the CPU set use_cpu to true and bf16 to false (--use_cpu true --bf16"),
+        (["--top_entropy_quantile", "20"], "top_entropy_quantile must be in (0, 1], got 20"),
+    ):
+        with pytest.raises(SystemExit):
+            parse("--config", path, *words)
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 2
+    assert parse("--config", path, "--use_cpu", "true", "--bf16", "false")
+    assert parse("--config", path, "--use_cpu", "true")
+
+
 def test_unknown_key_of_the_yaml_file(recipe, tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse("--config", write({**recipe, "top_entropy_quantil": 0.1}, tmp_path))

@@ -91,7 +91,10 @@ class GroupedTrlParser(_NearestOption, TrlParser):
             path = "".join(words[words.index("--config") + 1 :][:1])
             if not Path(path).is_file():
                 self.error(f"--config: there is no file {path!r} (looked from {Path.cwd()})")
-        return super().parse_args_and_config(words, **kwargs)
+        try:
+            return super().parse_args_and_config(words, **kwargs)
+        except ValueError as error:  # a value that a configuration refuses, with its reason
+            self.error(str(error))
 
     def set_defaults_with_config(self, **settings) -> list[str]:
         known = {action.dest for action in self._actions} - {"config"}
