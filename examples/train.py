@@ -9,6 +9,8 @@ Any field of ForkingGRPOConfig (TRL's GRPOConfig and more), of TRL's ModelConfig
 of the script arguments below can stand in the YAML file or on the command line; the command line wins.
 """
 
+import os
+import shlex
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -19,12 +21,13 @@ from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 from trl_fork.callbacks import ForkReportCallback
 from trl_fork.checkpoints import check_model_will_be_saved
 from trl_fork.command_line import GroupedTrlParser
-from trl_fork.data import load_benchmark, load_training_set
-from trl_fork.math_datasets import BENCHMARKS
+from trl_fork.data import load_benchmark, load_training_set, training_prompt
+from trl_fork.math_datasets import BENCHMARKS, TRAINING_SETS, find_dataset
 from trl_fork.report import plot_training, require_matplotlib
 from trl_fork.rewards import get_reward_function
 from trl_fork.sampling import check_model_path
-from trl_fork.telemetry import SummaryCallback
+from trl_fork.telemetry import LastLogCallback, SummaryCallback
+from trl_fork.training_prompt import save_prompt
 
 
 @dataclass
@@ -144,6 +147,18 @@ def load_data(arguments: ForkingScriptArguments, name: str, split: str, *, evalu
     )
 
 
+def prompt_of(arguments: ForkingScriptArguments) -> dict[str, str] | None:
+    return training_prompt(
+        arguments.dataset_name,
+        arguments.dataset_train_split,
+        config=arguments.dataset_config,
+        streaming=arguments.dataset_streaming,
+        prompt_column=arguments.prompt_column,
+        instruction=arguments.instruction,
+        prompt_template=arguments.prompt_template,
+    )
+
+
 def load_rewards(arguments: ForkingScriptArguments, args: ForkingGRPOConfig) -> list:
     return [
         get_reward_function(
@@ -202,7 +217,10 @@ def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_confi
     if not args.disable_tqdm:  # one line per log, where the Trainer prints a dictionary of fifty numbers
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(SummaryCallback)
+    trainer.add_callback(LastLogCallback)
     check_model_will_be_saved(trainer.accelerator)
+    if trainer.accelerator.is_main_process:
+        save_prompt(args.output_dir, prompt_of(arguments))
     trainer.train(resume_from_checkpoint=_boolean_or_path(args.resume_from_checkpoint))
 
     trainer.save_state()
@@ -213,6 +231,44 @@ def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_confi
     elif trainer.push_to_hub(dataset_name=arguments.dataset_name):  # saves the model first
         trainer.accelerator.print(f"Pushed to https://huggingface.co/{trainer.hub_model_id}.")
     trainer.accelerator.print(f"Model, trainer_state.json and training.png are in {args.output_dir}.")
+    trainer.accelerator.print(next_steps(arguments, args, model_config.model_name_or_path, trainer.state.global_step))
+
+
+def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base: str, steps: int) -> str:
+    """Commands for what comes after a run."""
+
+    def command(script: str, **options) -> str:
+        words = ["python", os.path.relpath(Path(__file__).with_name(script))]
+        return shlex.join([*words, *(str(word) for name, value in options.items() for word in (f"--{name}", value))])
+
+    data, output = arguments.eval_dataset_name or arguments.dataset_name, Path(args.output_dir)
+    if find_dataset(TRAINING_SETS, data) and not find_dataset(BENCHMARKS, data):  # has no problems to test on
+        data = "math500"
+    lines = [
+        "Next:",
+        "  Evaluate, with the prompt of the training:",
+        "    "
+        + command(
+            "evaluate.py",
+            model=output,
+            dataset=data,
+            max_new_tokens=args.max_completion_length,
+            output=output / "evaluation",
+        ),
+        "  See where its responses fork:",
+        "    "
+        + command(
+            "analyze_entropy.py",
+            model=output,
+            reference_model=base,
+            completions=output / "evaluation" / "completions.jsonl",
+            output=output / "entropy",
+        ),
+    ]
+    if any(output.glob("checkpoint-*")):
+        more = f"--resume_from_checkpoint true --max_steps {2 * steps}"
+        lines += ["  Train on, from the last checkpoint:", f"    the same command with {more}"]
+    return "\n".join(lines)
 
 
 def _boolean_or_path(value: str | None) -> bool | str | None:

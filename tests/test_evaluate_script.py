@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from trl_fork.data import final_answer
 from trl_fork.sampling import TransformersEngine, check_model_path, load_model, load_tokenizer
+from trl_fork.training_prompt import find_prompt, save_prompt
 
 
 ROOT = Path(__file__).parent.parent
@@ -255,6 +257,33 @@ def test_instruction_is_recorded_shown_and_compared(model, reference, tmp_path, 
     printed = capsys.readouterr().out
     assert "Different instruction: None and 'Well: {question}'." in printed
     assert "Different limit: None and 2." in printed and "Different temperature" not in printed
+
+
+def test_the_prompt_of_the_training_is_the_default(model, reference, tmp_path, capsys):
+    trained, base = tmp_path / "run" / "checkpoint-5", tmp_path / "base"
+    for directory in (trained, base):
+        shutil.copytree(model, directory)
+    save_prompt(tmp_path / "run", {"instruction": "Well: {question}"})
+
+    def prompts(name, **options):
+        return [
+            line["prompt"] for line in run(name, tmp_path / "out" / str(len(options)), limit=2, **options).values()
+        ]
+
+    assert all("Well: " in prompt and "step by step" not in prompt for prompt in prompts(trained))
+    assert f"that of the model's training ({tmp_path / 'run' / 'forking_prompt.json'})" in capsys.readouterr().out
+    assert prompts(trained) and "samples are in" not in capsys.readouterr().out  # the same settings: nothing is left
+    settings = json.loads((tmp_path / "out" / "0" / "settings.json").read_text())["settings"]
+    assert (settings["instruction"], settings["prompt_template"]) == ("Well: {question}", None)
+    # What is given wins
+    found = prompts(trained, prompt_template="Q: {question}")
+    assert all(prompt.startswith("Q: ") and "Well" not in prompt for prompt in found)
+    assert "model's training" not in capsys.readouterr().out
+    # and only checkpoints belong to the run around them
+    save_prompt(tmp_path, {"instruction": "Well: {question}"})
+    assert find_prompt(base) is None and find_prompt("user/name") is None
+    save_prompt(tmp_path / "run", None)
+    assert find_prompt(trained) is None
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
 """`examples/train.py` as a user runs it: real text, real parsing, real processes."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import analyze_entropy
+import evaluate
 import pytest
 import train as script
 import yaml
@@ -94,11 +98,39 @@ def test_trains_saves_and_resumes(recipe, tmp_path):
     assert any((weights[name] != tensor).any() for name, tensor in load_file(run / "model.safetensors").items())
 
 
-def test_lora_from_the_model_config(recipe, tmp_path):
-    recipe |= {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear", "max_steps": 1}
-    script.main(*parse("--config", write(recipe, tmp_path)))
-    assert (tmp_path / "run" / "adapter_model.safetensors").exists()
-    assert not (tmp_path / "run" / "model.safetensors").exists()
+def test_lora_and_what_comes_after(recipe, tmp_path, capsys):
+    """An adapter of a run shorter than `logging_steps`, then the commands that it ends with."""
+    recipe |= {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear", "logging_steps": 10}
+    path = write(recipe, tmp_path)
+    script.main(*parse("--config", path))
+    run = tmp_path / "run"
+    assert (run / "adapter_model.safetensors").exists()
+    assert not (run / "model.safetensors").exists()
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == [2]
+    assert "'What is 12 * 34? Put your final answer within \\\\boxed{}.'" in (run / "README.md").read_text()
+
+    printed = capsys.readouterr().out
+    commands = [shlex.split(line) for line in printed.splitlines() if line.startswith("    python ")]
+    assert [Path(words[1]).resolve() for words in commands] == [
+        *(ROOT / "examples" / name for name in ("evaluate.py", "analyze_entropy.py"))
+    ]
+    evaluate.main(evaluate.parse_arguments([*commands[0][2:], "--limit", "2", "--num_samples", "1"]))
+    lines = (run / "evaluation" / "completions.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    assert all(" Put your final answer within \\boxed{}.<|im_end|>" in json.loads(line)["prompt"] for line in lines)
+    analyze_entropy.main(analyze_entropy.parse_arguments(commands[1][2:]))
+    assert (run / "entropy" / "report.html").exists()
+
+    (more,) = re.findall(r"the same command with (.*)", printed)
+    script.main(*parse("--config", path, *more.split()))
+    assert json.loads((run / "trainer_state.json").read_text())["global_step"] == 4
+
+
+def test_next_steps_of_a_run_without_checkpoints(recipe, tmp_path):
+    recipe |= {"dataset_name": "dapo-math-17k", "save_strategy": "no"}
+    text = script.next_steps(*parse("--config", write(recipe, tmp_path))[:2], "base", 5)
+    assert "--dataset math500" in text and "resume" not in text
 
 
 def test_command_line_wins(recipe, tmp_path):

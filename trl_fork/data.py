@@ -130,6 +130,34 @@ def load_training_set(
     )
 
 
+def training_prompt(
+    name: str,
+    split: str = "train",
+    *,
+    config: str | None = None,
+    streaming: bool = False,
+    prompt_column: str | None = None,
+    instruction: str | None = None,
+    prompt_template: str | None = None,
+) -> dict[str, str] | None:
+    """
+    The prompt that [`load_training_set`] makes of a question, given the same arguments.
+
+    Returns:
+        `dict`: `{"instruction": ...}` or `{"prompt_template": ...}`, with `{question}` in it; or `None` where prompts
+        are conversations already, which it leaves as they are.
+    """
+    if prompt_template is not None:
+        return {"prompt_template": PAPER_PROMPT if prompt_template == "paper" else prompt_template}
+    entry = find_dataset(TRAINING_SETS, name, config)
+    if instruction is None and entry is None:
+        dataset = _load(entry, name, split, config, streaming)
+        column = _pick("prompt_column", prompt_column, PROMPT_COLUMNS, _columns(dataset))
+        if is_conversational({"prompt": _get(next(iter(dataset)), column)}):
+            return None
+    return {"instruction": instruction or ("{question}" if entry is None else BOXED_INSTRUCTION)}
+
+
 def load_benchmark(
     name: str,
     *,
