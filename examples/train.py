@@ -11,6 +11,7 @@ of the script arguments below can stand in the YAML file or on the command line;
 
 import os
 import shlex
+import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -277,4 +278,6 @@ def _boolean_or_path(value: str | None) -> bool | str | None:
 
 
 if __name__ == "__main__":
+    # TRL 1.16 calls transformers by names that 5.23 has replaced: nothing that a user of this script could change.
+    warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6", category=FutureWarning)
     main(*make_parser().parse_args_and_config())
