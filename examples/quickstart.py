@@ -92,8 +92,8 @@ def main() -> None:
     console.rule("[bold]2. Reinforcement learning on forking tokens")
     console.print(
         "In each step the model answers 16 problems 8 times each. A right last digit earns 1. It learns to write what "
-        "earned more\nthan its other answers did, but only from the 20 % of the tokens at which it was least certain. "
-        "The bar counts the steps;\nreward, length and entropy of each are in train.log."
+        "earned more than its other answers did, but only from the 20 % of the tokens at which it was least certain. "
+        "The bar counts the steps; reward, length and entropy go to train.log.\n"
     )
     evaluated = time.perf_counter()
     reinforce(output_dir, options.seed, options.max_steps)

@@ -6,7 +6,14 @@ import pytest
 from datasets import Dataset, DatasetDict
 from trl.rewards import accuracy_reward
 
-from trl_fork.data import final_answer, load_split, load_training_set, to_prompt_and_solution, training_prompt
+from trl_fork.data import (
+    final_answer,
+    load_benchmark,
+    load_split,
+    load_training_set,
+    to_prompt_and_solution,
+    training_prompt,
+)
 from trl_fork.math_datasets import BOXED_INSTRUCTION, PAPER_PROMPT
 
 
@@ -90,6 +97,17 @@ def test_training_prompt_is_that_of_the_training_set(tmp_path, settings, streami
     row = next(iter(load_training_set(str(tmp_path / "a.jsonl"), **settings)))
     assert row == next(iter(to_prompt_and_solution(Dataset.from_list(rows), prompt_column="text", **prompt)))
     assert all("{question}" in text for text in prompt.values())
+
+
+def test_evaluation_asks_what_the_training_asked(tmp_path):
+    """To a small model, a space before the question is another question."""
+    path = str(tmp_path / "a.jsonl")
+    Dataset.from_list([{"prompt": " 1 + 1?\n", "answer": "2"}]).to_json(path)
+    (trained,), (evaluated,) = load_training_set(path), load_benchmark(path, **training_prompt(path))
+    assert evaluated["prompt"] == trained["prompt"] == [{"role": "user", "content": " 1 + 1?\n"}]
+    assert load_benchmark(path)[0]["id"] == evaluated["id"]  # the same problem, however it is asked
+    settings = {"instruction": "{question}!"}
+    assert load_benchmark(path, **settings)[0]["prompt"] == load_training_set(path, **settings)[0]["prompt"]
 
 
 def test_training_prompt_where_the_data_set_decides(tmp_path):

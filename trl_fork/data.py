@@ -177,7 +177,8 @@ def load_benchmark(
             [`~math_datasets.PAPER_PROMPT`].
         instruction (`str`, *optional*):
             Text of the user message, for models with a chat template; by default the problem and the request to
-            answer within `\\boxed{}`.
+            answer within `\\boxed{}`. `"{question}"` is the problem as it stands, with the white space around it, as
+            [`load_training_set`] takes it without an instruction.
         split (`str`, *optional*):
             Name of the split; by default the one of the table, or `"test"`.
         config (`str`, *optional*):
@@ -201,11 +202,14 @@ def load_benchmark(
     problems: dict[str, dict] = {}  # by what makes a problem: copies of a row, as files for avg@k have them, are one
     for row in dataset:
         question, solution = _question(row, prompt_column), final_answer(_get(row, solution_column))
+        asked = _get(row, prompt_column) if instruction == "{question}" else question
+        asked = asked if isinstance(asked, str) else question
         if entry and entry.context_column and row.get(entry.context_column):
             question = f"{row[entry.context_column]}\n{question}"
+            asked = f"{row[entry.context_column]}\n{asked}"
         digest = hashlib.sha256(f"{question}\0{solution}".encode()).hexdigest()[:16]
         identity = str(row[entry.id_column]) if entry and entry.id_column else digest
-        problems.setdefault(digest, {"prompt": as_prompt(question), "solution": solution, "id": identity})
+        problems.setdefault(digest, {"prompt": as_prompt(asked), "solution": solution, "id": identity})
     rows = list(problems.values())
     if len({row["id"] for row in rows}) < len(rows):
         raise ValueError(
