@@ -133,9 +133,8 @@ def make_parser() -> GroupedTrlParser:
 
 
 def load_data(arguments: ForkingScriptArguments, name: str, split: str, *, evaluation: bool = False):
-    prompts = {"instruction": arguments.instruction, "prompt_template": arguments.prompt_template}
     if evaluation and name in BENCHMARKS:
-        return load_benchmark(name, **prompts)
+        return load_benchmark(name, **(prompt_of(arguments) or {}))
     return load_training_set(
         name,
         split,
@@ -144,11 +143,13 @@ def load_data(arguments: ForkingScriptArguments, name: str, split: str, *, evalu
         deduplicate=False if evaluation else arguments.deduplicate,
         prompt_column=arguments.prompt_column,
         solution_column=arguments.solution_column,
-        **prompts,
+        instruction=arguments.instruction,
+        prompt_template=arguments.prompt_template,
     )
 
 
 def prompt_of(arguments: ForkingScriptArguments) -> dict[str, str] | None:
+    """What the model is asked in training, and then in evaluation."""
     return training_prompt(
         arguments.dataset_name,
         arguments.dataset_train_split,

@@ -15,6 +15,7 @@ import yaml
 from conftest import build_model
 from safetensors.torch import load_file
 from test_features import byte_tokenizer
+from test_math_datasets import hub  # noqa: F401
 from test_report_page import read
 
 
@@ -126,6 +127,14 @@ def test_lora_and_what_comes_after(recipe, tmp_path, capsys):
     (more,) = re.findall(r"the same command with (.*)", printed)
     script.main(*parse("--config", path, *more.split()))
     assert json.loads((run / "trainer_state.json").read_text())["global_step"] == 4
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("instruction", [None, "{question} Go."])
+def test_benchmarks_are_asked_as_in_training(instruction, recipe, tmp_path):
+    arguments, _, _ = parse("--config", write({**recipe, "instruction": instruction}, tmp_path))
+    (row,) = script.load_data(arguments, "aime25", "test", evaluation=True)
+    assert row["prompt"][0]["content"] == (instruction or "{question}").replace("{question}", "p")
 
 
 def test_next_steps_of_a_run_without_checkpoints(recipe, tmp_path):
