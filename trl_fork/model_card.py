@@ -133,7 +133,7 @@ def build_model_card(
 
 def example_prompt(output_dir: Path, has_chat_template: bool) -> str | list[dict[str, str]]:
     """What the card's snippet asks the model: as in its training, where that is known."""
-    found = find_prompt(output_dir)
+    found = find_prompt(output_dir) if output_dir.is_dir() else None  # what is no folder, the Hub would be asked for
     prompt = found[0] if found else {"instruction": "{question} Please reason step by step."}
     ((kind, text),) = prompt.items()
     text = text.replace("{question}", "What is 12 * 34?")
