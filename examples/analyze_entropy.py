@@ -29,11 +29,13 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from trl_fork import analysis, figures
+from trl_fork.command_line import OptionParser
 from trl_fork.decoding import TEMPERATURES, decode_with_temperatures, problems_of
 from trl_fork.definitions import DEFINITIONS
 from trl_fork.report import require_matplotlib, token_texts
 from trl_fork.report_page import ReportResponse, write_report_page
 from trl_fork.response_files import Response, has_tokenizer, load_tokenizer, read_responses
+from trl_fork.sampling import check_model_path
 from trl_fork.score_store import ScoreStore
 from trl_fork.token_statistics import Example, TokenContexts, TokenStatistics
 
@@ -46,7 +48,7 @@ NUM_LISTED = 100  # token types at either end, as in the paper
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--model", required=True, help="Hub name or folder of the model that is analysed")
     parser.add_argument("--reference_model", help="model to compare with; the first of --checkpoints if not given")
     parser.add_argument("--checkpoints", nargs="+", default=[], help="models between reference and model, in order "
@@ -278,8 +280,7 @@ def draw(summary: dict, entropies: np.ndarray, corpus: Corpus, directory: Path) 
             ("top", "high", "Tokens of highest mean entropy (size: mean entropy)"),
             ("bottom", "low", "Tokens of lowest mean entropy (size: rank)"),
         ):
-            # With few types the two lists overlap; the clouds do not.
-            shown = summary["tokens"][end][: max(1, summary["tokens"]["num_types"] // 2)]
+            shown = summary["tokens"][end][: half_of_types(summary["tokens"])]
             cloud = figures.plot_token_cloud(shown, title, largest=level)
             if cloud is not None:
                 add(title, f"tokens_{end}", cloud)
@@ -299,13 +300,29 @@ def draw(summary: dict, entropies: np.ndarray, corpus: Corpus, directory: Path) 
     return drawn
 
 
+def half_of_types(tokens: dict) -> int:
+    """How many of either list to show: with few types the two overlap."""
+    return max(1, tokens["num_types"] // 2)
+
+
+def no_types(tokens: dict) -> str:
+    return (
+        f"No token type is sampled more often than {tokens['min_count']} times, so that none is listed: lower "
+        "--min_token_count, or sample more responses."
+    )
+
+
 def tokens_as_markdown(tokens: dict) -> str:
     """The tables of analysis B."""
 
     def cell(text: str) -> str:
         return figures.visible(text).replace("\u2423", " ").replace("\\", "\\\\").replace("|", "\\|")
 
+    if not tokens["num_types"]:
+        return no_types(tokens) + "\n"
     lines = [f"Token types sampled more often than {tokens['min_count']} times. Entropies in nats.\n"]
+    if tokens["num_types"] <= NUM_LISTED:
+        lines += [f"There are {tokens['num_types']} of them, so that both tables list all.\n"]
     for end, title in (("top", "Highest mean entropy"), ("bottom", "Lowest mean entropy")):
         lines += [f"## {title}\n", "| token | mean entropy | count | alternatives | followed by | example |"]
         lines += ["|---|---|---|---|---|---|"]
@@ -389,11 +406,12 @@ def print_summary(summary: dict, output: Path) -> None:
         print(f"  {d['fraction_below_0.01']:.1%} of the tokens are below 0.01 (the paper's Qwen3-8B: 50.6 %)")
     if "tokens" in summary:
         tokens = summary["tokens"]
-        for end in ("top", "bottom"):
-            words = "  ".join(figures.visible(entry["token"]) for entry in tokens[end][:12])
-            print(f"Tokens of {'highest' if end == 'top' else 'lowest'} mean entropy: {words}")
+        for end, level in (("top", "highest"), ("bottom", "lowest"))[: tokens["num_types"]]:
+            shown = tokens[end][: min(12, half_of_types(tokens))]
+            words = "  ".join(figures.visible(entry["token"]) for entry in shown)
+            print(f"Tokens of {level} mean entropy: {words}")
         if not tokens["num_types"]:
-            print(f"  none is sampled more often than {tokens['min_count']} times: lower --min_token_count")
+            print(no_types(tokens))
     if "overlap" in summary:
         last = summary["overlap"]["models"][-1]["with_reference"]
         print(
@@ -413,8 +431,9 @@ def print_summary(summary: dict, output: Path) -> None:
             f"tokens in the top {FRACTION:.0%} (median {shares['p50']:.1%})"
         )
     if "correctness" in summary:
-        right, wrong = (summary["correctness"][name]["mean_entropy"] for name in ("correct", "incorrect"))
-        print(f"Mean entropy of correct responses {right or math.nan:.3f}, of incorrect ones {wrong or math.nan:.3f}")
+        means = ((name, summary["correctness"][name]["mean_entropy"]) for name in ("correct", "incorrect"))
+        words = [f"{name} responses {mean:.3f}" for name, mean in means if mean is not None]
+        print(f"Mean entropy of {', of '.join(words)}")
     if "decoding_temperature" in summary:
         for cell in summary["decoding_temperature"]["cells"]:
             temperatures = f"forking {cell['forking_temperature']:g}, other {cell['other_temperature']:g}"
@@ -424,12 +443,14 @@ def print_summary(summary: dict, output: Path) -> None:
 
 def main(options: argparse.Namespace) -> None:
     require_matplotlib()
+    models = list(dict.fromkeys(filter(None, [options.reference_model, *options.checkpoints])))
+    models = [*(model for model in models if model != options.model), options.model]
+    for model in models:  # before the first of them has sampled or read for hours
+        check_model_path(model)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     completions = Path(options.completions) if options.completions else sample_responses(options)
     tokenizer = load_tokenizer(options.model)
-    models = list(dict.fromkeys(filter(None, [options.reference_model, *options.checkpoints])))
-    models = [*(model for model in models if model != options.model), options.model]
     for model in models[:-1]:
         check_same_tokens(model, tokenizer)
     corpus = load_corpus(completions, tokenizer, options.max_responses)

@@ -22,16 +22,18 @@ from accelerate import PartialState
 from datasets.utils.logging import disable_progress_bar
 from tqdm import tqdm
 
+from trl_fork.command_line import OptionParser
 from trl_fork.completions import CompletionStore, key, read_completions, write_json
 from trl_fork.data import load_benchmark
 from trl_fork.evaluation import Problem, evaluate, summarize, todo_of
 from trl_fork.grading import GradingPool
 from trl_fork.sampling import TransformersEngine, VLLMEngine, load_model, load_tokenizer
 from trl_fork.tables import dataset_label, print_comparison, print_results
+from trl_fork.training_prompt import find_prompt
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--model", help="Hub name, folder, checkpoint or LoRA adapter")
     parser.add_argument("--base_model", help="base of a LoRA adapter, if not the one its configuration names")
     parser.add_argument("--dataset", nargs="+", help="benchmarks by short name, files, or names on the Hub")
@@ -43,7 +45,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--prompt_template", help="'paper', or text in which {question} stands for the question")
     parser.add_argument(
         "--instruction",
-        help="text of the user's message, with {question} in it (default: the question and a request for a box)",
+        help="text of the user's message, with {question} in it (default: the prompt that the model was trained with "
+        "by examples/train.py, or else the question and a request for a box)",
     )
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--limit", type=int, help="only the first problems of each data set")
@@ -163,6 +166,12 @@ def main(options: argparse.Namespace) -> None:
         raise ValueError("--engine vllm runs in one process: use --tensor_parallel_size for several GPUs.")
     disable_progress_bar()
     tokenizer = load_tokenizer(options.model, base_model=options.base_model)
+    if options.instruction is options.prompt_template is None and (found := find_prompt(options.model)):
+        prompt, path = found
+        vars(options).update(prompt)
+        state.print(
+            f"The prompt is that of the model's training ({path}); --instruction or --prompt_template change it."
+        )
     store = CompletionStore(options.output, state.process_index)
     with GradingPool() as pool:
         problems = load_problems(options, tokenizer, pool)

@@ -50,6 +50,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.rewards import accuracy_reward
 
 from trl_fork import select_tokens
+from trl_fork.command_line import OptionParser
 from trl_fork.entropy import completion_entropies
 from trl_fork.report import highlight_tokens
 from trl_fork.report_page import ReportResponse, write_report_page
@@ -89,6 +90,11 @@ def main() -> None:
     show_completion("before", before, test)
 
     console.rule("[bold]2. Reinforcement learning on forking tokens")
+    console.print(
+        "In each step the model answers 16 problems 8 times each. A right last digit earns 1. It learns to write what "
+        "earned more than its other answers did, but only from the 20 % of the tokens at which it was least certain. "
+        "The bar counts the steps; reward, length and entropy go to train.log.\n"
+    )
     evaluated = time.perf_counter()
     reinforce(output_dir, options.seed, options.max_steps)
     trained = time.perf_counter()
@@ -109,7 +115,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=42, help="of the problems, the weights and the sampling")
     parser.add_argument(
         "--output_dir", default=str(DEFAULT_OUTPUT_DIR), help="emptied if an earlier quickstart made it"

@@ -1,4 +1,4 @@
-"""
+r"""
 Train a language model by reinforcement learning on its forking tokens.
 
     accelerate launch examples/train.py --config configs/recipes/quickstart.yaml
@@ -9,20 +9,26 @@ Any field of ForkingGRPOConfig (TRL's GRPOConfig and more), of TRL's ModelConfig
 of the script arguments below can stand in the YAML file or on the command line; the command line wins.
 """
 
-from dataclasses import dataclass, field
+import os
+import shlex
+import warnings
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from transformers import ProgressCallback
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from transformers import ProgressCallback, TrainingArguments
+from trl import GRPOConfig, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 from trl_fork.callbacks import ForkReportCallback
 from trl_fork.checkpoints import check_model_will_be_saved
-from trl_fork.data import load_benchmark, load_training_set
-from trl_fork.math_datasets import BENCHMARKS
+from trl_fork.command_line import GroupedTrlParser
+from trl_fork.data import load_benchmark, load_training_set, training_prompt
+from trl_fork.math_datasets import BENCHMARKS, TRAINING_SETS, find_dataset
 from trl_fork.report import plot_training, require_matplotlib
 from trl_fork.rewards import get_reward_function
-from trl_fork.telemetry import SummaryCallback
+from trl_fork.sampling import check_model_path
+from trl_fork.telemetry import LastLogCallback, SummaryCallback
+from trl_fork.training_prompt import save_prompt
 
 
 @dataclass
@@ -99,10 +105,36 @@ class ForkingScriptArguments(ScriptArguments):
     )
 
 
+# The help has four hundred options: those that a run is likely to set come first.
+COMMON_OPTIONS = (
+    *("model_name_or_path", "output_dir", "max_steps", "num_train_epochs", "learning_rate", "num_generations"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length", "temperature"),
+    *("use_vllm", "use_peft", "lora_r", "bf16", "use_cpu", "eval_strategy", "logging_steps", "save_steps"),
+    *("report_to", "resume_from_checkpoint", "seed"),
+)
+
+
+def make_parser() -> GroupedTrlParser:
+    def names(dataclass) -> list[str]:
+        return [field.name for field in fields(dataclass)]
+
+    return GroupedTrlParser(
+        (ForkingScriptArguments, ForkingGRPOConfig, ModelConfig),
+        groups={
+            "data, prompts and rewards (this script)": names(ForkingScriptArguments),
+            "forking tokens (trl_fork.ForkingGRPOConfig)": ForkingGRPOConfig.__annotations__,
+            "what most runs set": COMMON_OPTIONS,
+            "model, LoRA and quantization (trl.ModelConfig)": names(ModelConfig),
+            "GRPO (trl.GRPOConfig)": set(names(GRPOConfig)) - set(names(TrainingArguments)),
+            "training (transformers.TrainingArguments)": names(TrainingArguments),
+        },
+        description=__doc__,
+    )
+
+
 def load_data(arguments: ForkingScriptArguments, name: str, split: str, *, evaluation: bool = False):
-    prompts = {"instruction": arguments.instruction, "prompt_template": arguments.prompt_template}
     if evaluation and name in BENCHMARKS:
-        return load_benchmark(name, **prompts)
+        return load_benchmark(name, **(prompt_of(arguments) or {}))
     return load_training_set(
         name,
         split,
@@ -111,7 +143,21 @@ def load_data(arguments: ForkingScriptArguments, name: str, split: str, *, evalu
         deduplicate=False if evaluation else arguments.deduplicate,
         prompt_column=arguments.prompt_column,
         solution_column=arguments.solution_column,
-        **prompts,
+        instruction=arguments.instruction,
+        prompt_template=arguments.prompt_template,
+    )
+
+
+def prompt_of(arguments: ForkingScriptArguments) -> dict[str, str] | None:
+    """What the model is asked in training, and then in evaluation."""
+    return training_prompt(
+        arguments.dataset_name,
+        arguments.dataset_train_split,
+        config=arguments.dataset_config,
+        streaming=arguments.dataset_streaming,
+        prompt_column=arguments.prompt_column,
+        instruction=arguments.instruction,
+        prompt_template=arguments.prompt_template,
     )
 
 
@@ -142,6 +188,7 @@ def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_confi
         raise ValueError("dataset_name is not set: name a data set of the Hub, or a local file.")
     if not model_config.model_name_or_path:
         raise ValueError("model_name_or_path is not set: name a model of the Hub, or a local folder.")
+    check_model_path(model_config.model_name_or_path)
     refuse_other_run(args)
     require_matplotlib()
     args.model_init_kwargs = {
@@ -172,7 +219,10 @@ def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_confi
     if not args.disable_tqdm:  # one line per log, where the Trainer prints a dictionary of fifty numbers
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(SummaryCallback)
+    trainer.add_callback(LastLogCallback)
     check_model_will_be_saved(trainer.accelerator)
+    if trainer.accelerator.is_main_process:
+        save_prompt(args.output_dir, prompt_of(arguments))
     trainer.train(resume_from_checkpoint=_boolean_or_path(args.resume_from_checkpoint))
 
     trainer.save_state()
@@ -183,6 +233,44 @@ def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_confi
     elif trainer.push_to_hub(dataset_name=arguments.dataset_name):  # saves the model first
         trainer.accelerator.print(f"Pushed to https://huggingface.co/{trainer.hub_model_id}.")
     trainer.accelerator.print(f"Model, trainer_state.json and training.png are in {args.output_dir}.")
+    trainer.accelerator.print(next_steps(arguments, args, model_config.model_name_or_path, trainer.state.global_step))
+
+
+def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base: str, steps: int) -> str:
+    """Commands for what comes after a run."""
+
+    def command(script: str, **options) -> str:
+        words = ["python", os.path.relpath(Path(__file__).with_name(script))]
+        return shlex.join([*words, *(str(word) for name, value in options.items() for word in (f"--{name}", value))])
+
+    data, output = arguments.eval_dataset_name or arguments.dataset_name, Path(args.output_dir)
+    if find_dataset(TRAINING_SETS, data) and not find_dataset(BENCHMARKS, data):  # has no problems to test on
+        data = "math500"
+    lines = [
+        "Next:",
+        "  Evaluate, with the prompt of the training:",
+        "    "
+        + command(
+            "evaluate.py",
+            model=output,
+            dataset=data,
+            max_new_tokens=args.max_completion_length,
+            output=output / "evaluation",
+        ),
+        "  See where its responses fork:",
+        "    "
+        + command(
+            "analyze_entropy.py",
+            model=output,
+            reference_model=base,
+            completions=output / "evaluation" / "completions.jsonl",
+            output=output / "entropy",
+        ),
+    ]
+    if any(output.glob("checkpoint-*")):
+        more = f"--resume_from_checkpoint true --max_steps {2 * steps}"
+        lines += ["  Train on, from the last checkpoint:", f"    the same command with {more}"]
+    return "\n".join(lines)
 
 
 def _boolean_or_path(value: str | None) -> bool | str | None:
@@ -191,4 +279,6 @@ def _boolean_or_path(value: str | None) -> bool | str | None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ForkingScriptArguments, ForkingGRPOConfig, ModelConfig)).parse_args_and_config())
+    # TRL 1.16 calls transformers by names that 5.23 has replaced: nothing that a user of this script could change.
+    warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6", category=FutureWarning)
+    main(*make_parser().parse_args_and_config())

@@ -314,6 +314,7 @@ def test_awkward_names_and_tokens(tmp_path):
     table = script.tokens_as_markdown(
         {
             "min_count": 0,
+            "num_types": 1,
             "top": [
                 {
                     "token": "|\n",
@@ -329,6 +330,28 @@ def test_awkward_names_and_tokens(tmp_path):
     )
     (line,) = [line for line in table.splitlines() if line.startswith("| **")]
     assert line.replace("\\|", "").count("|") == 7  # six columns
+
+
+def test_few_token_types_or_none(files, tmp_path, capsys):
+    """A short file, as of a first try: what is missing is said, and no token stands in both lists of the console."""
+    (path := tmp_path / "few.jsonl").write_text(
+        json.dumps({"prompt": "<user>a<assistant>", "completion": "aaaabbbcc"})
+    )
+    for num_types in range(4):
+        output, least = tmp_path / str(num_types), 4 - num_types
+        options = ("--completions", str(path), "--analyses", "tokens", "--min_token_count", str(least))
+        summary = run(files, output, *options, models=None)
+        assert summary["tokens"]["num_types"] == num_types
+        printed, table = capsys.readouterr().out, (output / "tokens.md").read_text()
+        lists = [line.split(": ")[1].split("  ") for line in printed.splitlines() if " mean entropy: " in line]
+        tokens = [token for tokens in lists for token in tokens]
+        assert len(tokens) == len(set(tokens)) == min(num_types, 2), printed
+        if num_types:
+            assert f"There are {num_types} of them, so that both tables list all." in table
+            continue
+        for text in (printed, table):
+            assert f"No token type is sampled more often than {least} times, so that none is listed: lower" in text
+        assert "|---" not in table
 
 
 def test_without_wordcloud_the_tables_remain(files, tmp_path, monkeypatch):
@@ -501,12 +524,27 @@ def test_half_a_last_line_is_left_out_and_damage_is_named(tmp_path):
         (["--temperature", "0"], "--temperature must be positive, got 0.0"),
         (["--completions", "nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
         (["--dataset", "aime24"], "not allowed with argument"),
+        (["--min_count", "1"], "there is no option --min_count; did you mean --min_token_count?"),
     ],
 )
 def test_bad_arguments(files, tmp_path, capsys, change, message):
     with pytest.raises(SystemExit):
         script.parse_arguments(arguments(files, tmp_path, *change, models=None))
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--model", "--reference_model", "--checkpoints"])
+def test_a_wrong_path_stops_before_anything_is_read(files, tmp_path, option):
+    options = script.parse_arguments(arguments(files, tmp_path / "out", option, "./no_such_dir"))
+    with pytest.raises(ValueError, match=r"There is no folder './no_such_dir'"):
+        script.main(options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_misspelled_option_is_not_called_missing(capsys):
+    with pytest.raises(SystemExit):
+        script.parse_arguments(["--modle", "m", "--completions", "c", "--output", "o"])
+    assert "there is no option --modle; did you mean --model?" in capsys.readouterr().err
 
 
 def test_checkpoints_are_put_in_order(files, tmp_path):

@@ -61,6 +61,7 @@ def check_page(path, rollouts, model, tokenizer, temperature=1.0):
             "gradient_accumulation_steps": 2,
         },
         {"token_selection": "random"},
+        {"top_entropy_quantile": 1.0},
         {"token_selection": "low_entropy", "temperature": 0.7},
         {"skip_inert_compute": False, "entropy_threshold_scope": "sequence"},
     ],
@@ -232,7 +233,7 @@ def test_log_completions_in_evaluation_and_unknown_selections(model, tokenizer, 
     train(model, tokenizer, rollouts, tmp_path, **settings)
     output = capfd.readouterr().out
     assert "fixed_reward" in output
-    assert highlighted(output) == []
+    assert highlighted(output) == [] and "are marked" not in output
 
 
 def test_sentencepiece_tokens_keep_their_space():

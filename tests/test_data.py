@@ -6,7 +6,15 @@ import pytest
 from datasets import Dataset, DatasetDict
 from trl.rewards import accuracy_reward
 
-from trl_fork.data import final_answer, load_split, load_training_set, to_prompt_and_solution
+from trl_fork.data import (
+    final_answer,
+    load_benchmark,
+    load_split,
+    load_training_set,
+    to_prompt_and_solution,
+    training_prompt,
+)
+from trl_fork.math_datasets import BOXED_INSTRUCTION, PAPER_PROMPT
 
 
 ROWS = [{"question": f"{i} + 1?", "answer": f"Add one. #### {i + 1},000"} for i in range(4)]
@@ -77,6 +85,40 @@ def test_conversations_are_written_anew_only_when_asked():
     assert to_prompt_and_solution(longer)[0]["prompt"][0] == system
     with pytest.raises(ValueError, match=r"messages of \['system', 'user'\].* must be one message of the user"):
         to_prompt_and_solution(longer, prompt_template="{question}!")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"instruction": "{question}!"}, {"prompt_template": "paper"}], ids=str)
+def test_training_prompt_is_that_of_the_training_set(tmp_path, settings, streaming):
+    settings = {**settings, "streaming": streaming, "prompt_column": "text"}
+    rows = [{"text": "2?", "answer": "2"}]
+    Dataset.from_list(rows).to_json(tmp_path / "a.jsonl")
+    prompt = training_prompt(str(tmp_path / "a.jsonl"), **settings)
+    row = next(iter(load_training_set(str(tmp_path / "a.jsonl"), **settings)))
+    assert row == next(iter(to_prompt_and_solution(Dataset.from_list(rows), prompt_column="text", **prompt)))
+    assert all("{question}" in text for text in prompt.values())
+
+
+def test_evaluation_asks_what_the_training_asked(tmp_path):
+    """To a small model, a space before the question is another question."""
+    path = str(tmp_path / "a.jsonl")
+    Dataset.from_list([{"prompt": " 1 + 1?\n", "answer": "2"}]).to_json(path)
+    (trained,), (evaluated,) = load_training_set(path), load_benchmark(path, **training_prompt(path))
+    assert evaluated["prompt"] == trained["prompt"] == [{"role": "user", "content": " 1 + 1?\n"}]
+    assert load_benchmark(path)[0]["id"] == evaluated["id"]  # the same problem, however it is asked
+    settings = {"instruction": "{question}!"}
+    assert load_benchmark(path, **settings)[0]["prompt"] == load_training_set(path, **settings)[0]["prompt"]
+
+
+def test_training_prompt_where_the_data_set_decides(tmp_path):
+    conversation = [{"role": "user", "content": "Think. 1 + 1?"}]
+    Dataset.from_list([{"prompt": conversation, "answer": "2"}]).to_json(tmp_path / "a.jsonl")
+    assert training_prompt(str(tmp_path / "a.jsonl")) is None
+    assert training_prompt(str(tmp_path / "a.jsonl"), instruction="{question}!") == {"instruction": "{question}!"}
+    # Known data sets have an instruction of their own. Nothing is loaded to see it: there is no Hub here.
+    assert training_prompt("dapo-math-17k") == {"instruction": BOXED_INSTRUCTION}
+    assert training_prompt("openai/gsm8k", config="main") == {"instruction": BOXED_INSTRUCTION}
+    assert training_prompt("dapo-math-17k", prompt_template="paper") == {"prompt_template": PAPER_PROMPT}
 
 
 def test_any_file_can_be_deduplicated(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -21,7 +22,8 @@ from test_features import byte_tokenizer
 from transformers import AutoModelForCausalLM
 
 from trl_fork.data import final_answer
-from trl_fork.sampling import TransformersEngine, load_model, load_tokenizer
+from trl_fork.sampling import TransformersEngine, check_model_path, load_model, load_tokenizer
+from trl_fork.training_prompt import find_prompt, save_prompt
 
 
 ROOT = Path(__file__).parent.parent
@@ -257,6 +259,33 @@ def test_instruction_is_recorded_shown_and_compared(model, reference, tmp_path, 
     assert "Different limit: None and 2." in printed and "Different temperature" not in printed
 
 
+def test_the_prompt_of_the_training_is_the_default(model, reference, tmp_path, capsys):
+    trained, base = tmp_path / "run" / "checkpoint-5", tmp_path / "base"
+    for directory in (trained, base):
+        shutil.copytree(model, directory)
+    save_prompt(tmp_path / "run", {"instruction": "Well: {question}"})
+
+    def prompts(name, **options):
+        return [
+            line["prompt"] for line in run(name, tmp_path / "out" / str(len(options)), limit=2, **options).values()
+        ]
+
+    assert all("Well: " in prompt and "step by step" not in prompt for prompt in prompts(trained))
+    assert f"that of the model's training ({tmp_path / 'run' / 'forking_prompt.json'})" in capsys.readouterr().out
+    assert prompts(trained) and "samples are in" not in capsys.readouterr().out  # the same settings: nothing is left
+    settings = json.loads((tmp_path / "out" / "0" / "settings.json").read_text())["settings"]
+    assert (settings["instruction"], settings["prompt_template"]) == ("Well: {question}", None)
+    # What is given wins
+    found = prompts(trained, prompt_template="Q: {question}")
+    assert all(prompt.startswith("Q: ") and "Well" not in prompt for prompt in found)
+    assert "model's training" not in capsys.readouterr().out
+    # and only checkpoints belong to the run around them
+    save_prompt(tmp_path, {"instruction": "Well: {question}"})
+    assert find_prompt(base) is None and find_prompt("user/name") is None
+    save_prompt(tmp_path / "run", None)
+    assert find_prompt(trained) is None
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -264,6 +293,8 @@ def test_instruction_is_recorded_shown_and_compared(model, reference, tmp_path, 
         (["--temperature", "0"], "give --num_samples 1 or a temperature"),
         (["--top_p", "0"], "--top_p must be in"),
         (["--num_samples", "0"], "must be at least 1"),
+        (["--num_sample", "8"], "there is no option --num_sample; did you mean --num_samples?"),
+        (["--top_k", "20"], "there is no option --top_k; did you mean --top_p?"),
     ],
     ids=lambda value: value[0] if value and isinstance(value, list) else None,
 )
@@ -279,8 +310,24 @@ def test_bad_models(model, tmp_path):
         run(model, tmp_path / "a", max_new_tokens=1020)
     with pytest.raises(ValueError, match=r"--base_model 'x' is for LoRA adapters"):
         run(model, tmp_path / "b", base_model="x")
+    for options in ({}, {"engine": "vllm"}):
+        with pytest.raises(ValueError, match=r"There is no folder './no_such_dir'"):
+            run("./no_such_dir", tmp_path / "d", **options)
     with pytest.raises(ImportError, match=r"pip install trl_fork\[vllm\]`, or use --engine transformers"):
         run(model, tmp_path / "c", engine="vllm")
+
+
+def test_what_is_taken_for_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "run").mkdir(parents=True)
+    (tmp_path / "outputs" / "file").touch()
+    for name in ("outputs/run", "./outputs/run", str(tmp_path / "outputs/run"), "gpt2", "Qwen/Qwen3-0.6B"):
+        check_model_path(name)
+    for name in ("outputs/rum", "outputs/run/checkpoint-9", "../x", "/x", "~/x", "x/", str(tmp_path / "x")):
+        with pytest.raises(ValueError, match=f"There is no folder {name!r}"):
+            check_model_path(name)
+    with pytest.raises(ValueError, match="'outputs/file' is a file"):
+        check_model_path("outputs/file")
 
 
 class StandInLLM:

@@ -15,7 +15,8 @@ from transformers import GenerationConfig
 
 from trl_fork import tables
 from trl_fork.completions import FIELDS, CompletionStore, read_completions
-from trl_fork.evaluation import Problem, compare, pass_at_k, sample_seed, summarize, todo_of
+from trl_fork.evaluation import Problem, compare, evaluate, pass_at_k, sample_seed, summarize, todo_of
+from trl_fork.grading import GradingPool
 from trl_fork.sampling import TransformersEngine
 
 
@@ -182,6 +183,23 @@ def test_samples_do_not_depend_on_the_batch(tokenizer):
     ]
     assert together == engine.generate(PROMPTS[::-1], [4, 3, 2, 1])[::-1]
     assert together != engine.generate(PROMPTS, [5, 6, 7, 8])
+
+
+def test_samples_of_a_problem_differ(tokenizer, tmp_path):
+    """With one seed for all samples of a problem avg@K would still be plausible, but its K samples one sample."""
+    problems = [Problem("d", str(i), "", prompt, "7") for i, prompt in enumerate(PROMPTS)]
+    engine = TransformersEngine(build_model(tokenizer), tokenizer, max_new_tokens=8)
+    store = CompletionStore(tmp_path)
+    with GradingPool(num_workers=1) as pool:
+        evaluate(problems, engine, pool, store, done=set(), num_samples=5, batch_size=7)
+    rows = read_completions(store.path)
+    assert len(rows) == 20
+    for problem in problems:
+        texts = {row["sample"]: row["completion"] for row in rows if row["problem_id"] == problem.problem_id}
+        assert len(texts) == len(set(texts.values())) == 5
+        for number, text in texts.items():
+            (sample,) = engine.generate([problem.prompt_ids], [sample_seed(0, problem, number)])
+            assert sample.text == text
 
 
 def test_greedy_is_transformers_greedy(tokenizer):

@@ -7,6 +7,7 @@ published ones have; the rows are made up.
 
 import re
 
+import datasets
 import pytest
 import yaml
 from datasets import Dataset
@@ -124,6 +125,8 @@ def hub(tmp_path, monkeypatch):
         header = {"configs": [{"config_name": name, "data_files": files} for name, files in found.items()]}
         (tmp_path / repository / "README.md").write_text(f"---\n{yaml.safe_dump(header)}---\n")
     monkeypatch.chdir(tmp_path)
+    # The user's own cache knows data sets of these names, and by relative paths takes them for those here.
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return tmp_path
 
 

@@ -169,13 +169,16 @@ def drawn_panels(monkeypatch, log_history, path):
 
     titles = []
     save = Figure.savefig
-    monkeypatch.setattr(
-        Figure,
-        "savefig",
-        lambda self, *a, **k: titles.extend(x.get_title("left") for x in self.axes) or save(self, *a, **k),
-    )
+
+    def spy(self, *arguments, **keywords):
+        titles.extend([self.get_suptitle(), *(x.get_title("left") for x in self.axes)])
+        return save(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
     plot_training(log_history, path)
     assert path.read_bytes().startswith(b"\x89PNG")
+    has_forks = any(name.startswith("forking/") for entry in log_history for name in entry)
+    assert titles.pop(0) == f"Reinforcement learning{' on forking tokens' if has_forks else ''}"
     return titles
 
 
@@ -218,8 +221,8 @@ def test_a_failed_stage_shows_why(tmp_path, monkeypatch, capfd):
     import quickstart
 
     with pytest.raises(SystemExit, match="Reinforcement learning failed with exit status 1"):
-        quickstart.reinforce(tmp_path, seed=0, max_steps=1)  # there is no data
-    assert "there is no file" in capfd.readouterr().err
+        quickstart.reinforce(tmp_path, seed=0, max_steps=1)  # there is no model
+    assert "There is no folder" in capfd.readouterr().err
 
 
 @pytest.mark.slow

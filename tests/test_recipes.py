@@ -13,9 +13,7 @@ import yaml
 from conftest import build_model
 from test_features import byte_tokenizer
 from transformers import TrainingArguments
-from trl import ModelConfig, TrlParser
 
-from trl_fork import ForkingGRPOConfig
 from trl_fork.math_datasets import PAPER_PROMPT, TRAINING_SETS
 
 
@@ -76,7 +74,7 @@ def parse(name, monkeypatch, *overrides):
     """A recipe with the parser of the script, as each of its processes does."""
     monkeypatch.setattr(TrainingArguments, "world_size", property(lambda args: PROCESSES.get(name, 1)))
     arguments = ["--config", str(DIRECTORY / f"{name}.yaml"), "--use_cpu", "true", *overrides]
-    return TrlParser((script.ForkingScriptArguments, ForkingGRPOConfig, ModelConfig)).parse_args_and_config(arguments)
+    return script.make_parser().parse_args_and_config(arguments)
 
 
 def test_all_recipes_are_there():

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import logging
 
 import pytest
 import torch
@@ -111,7 +112,9 @@ def test_all_savings_keep_the_gradient(settings, updates, tokenizer, tmp_path):
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_what_is_not_exact_is_off(settings, off, tokenizer, tmp_path):
+def test_what_is_not_exact_is_off(settings, off, tokenizer, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
+
     def build(tokenizer):
         model = build_model(tokenizer)
         model.save_pretrained(tmp_path / "model")
@@ -123,6 +126,9 @@ def test_what_is_not_exact_is_off(settings, off, tokenizer, tmp_path):
     torch.manual_seed(0)
     difference, lean, _ = compare(tokenizer, tmp_path, build, **{**ON_POLICY, **settings})
     assert set(lean._savings.reasons) == off
+    # A run on all tokens has nothing to be told: its user did not ask for a selection.
+    warned = "skip_inert_compute: not everything can be left out" in caplog.text
+    assert warned == (settings != {"top_entropy_quantile": 1.0})
     assert difference < 1e-5
     for name in ("padding", "head_backward"):
         assert getattr(lean._savings, name)

@@ -1,20 +1,22 @@
 """`examples/train.py` as a user runs it: real text, real parsing, real processes."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import analyze_entropy
+import evaluate
 import pytest
 import train as script
 import yaml
 from conftest import build_model
 from safetensors.torch import load_file
 from test_features import byte_tokenizer
+from test_math_datasets import hub  # noqa: F401
 from test_report_page import read
-from trl import ModelConfig, TrlParser
-
-from trl_fork import ForkingGRPOConfig
 
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +55,7 @@ def write(recipe, tmp_path) -> str:
 
 
 def parse(*arguments):
-    return TrlParser((script.ForkingScriptArguments, ForkingGRPOConfig, ModelConfig)).parse_args_and_config(arguments)
+    return script.make_parser().parse_args_and_config(arguments)
 
 
 def test_trains_saves_and_resumes(recipe, tmp_path):
@@ -69,6 +71,7 @@ def test_trains_saves_and_resumes(recipe, tmp_path):
     ]
     first = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=250)
     assert first.returncode == 0, first.stderr[-3000:]
+    assert "FutureWarning" not in first.stderr  # of TRL's own calls
     run = tmp_path / "run"
     history = json.loads((run / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2]
@@ -97,19 +100,116 @@ def test_trains_saves_and_resumes(recipe, tmp_path):
     assert any((weights[name] != tensor).any() for name, tensor in load_file(run / "model.safetensors").items())
 
 
-def test_lora_from_the_model_config(recipe, tmp_path):
-    recipe |= {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear", "max_steps": 1}
-    script.main(*parse("--config", write(recipe, tmp_path)))
-    assert (tmp_path / "run" / "adapter_model.safetensors").exists()
-    assert not (tmp_path / "run" / "model.safetensors").exists()
+def test_lora_and_what_comes_after(recipe, tmp_path, capsys):
+    """An adapter of a run shorter than `logging_steps`, then the commands that it ends with."""
+    recipe |= {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear", "logging_steps": 10}
+    path = write(recipe, tmp_path)
+    script.main(*parse("--config", path))
+    run = tmp_path / "run"
+    assert (run / "adapter_model.safetensors").exists()
+    assert not (run / "model.safetensors").exists()
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == [2]
+    assert "'What is 12 * 34? Put your final answer within \\\\boxed{}.'" in (run / "README.md").read_text()
+
+    printed = capsys.readouterr().out
+    commands = [shlex.split(line) for line in printed.splitlines() if line.startswith("    python ")]
+    assert [Path(words[1]).resolve() for words in commands] == [
+        *(ROOT / "examples" / name for name in ("evaluate.py", "analyze_entropy.py"))
+    ]
+    evaluate.main(evaluate.parse_arguments([*commands[0][2:], "--limit", "2", "--num_samples", "1"]))
+    lines = (run / "evaluation" / "completions.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    assert all(" Put your final answer within \\boxed{}.<|im_end|>" in json.loads(line)["prompt"] for line in lines)
+    analyze_entropy.main(analyze_entropy.parse_arguments(commands[1][2:]))
+    assert (run / "entropy" / "report.html").exists()
+
+    (more,) = re.findall(r"the same command with (.*)", printed)
+    script.main(*parse("--config", path, *more.split()))
+    assert json.loads((run / "trainer_state.json").read_text())["global_step"] == 4
 
 
-def test_command_line_wins_and_unknown_keys_are_errors(recipe, tmp_path):
-    _, args, _ = parse("--config", write(recipe, tmp_path), "--top_entropy_quantile", "0.5")
-    assert args.top_entropy_quantile == 0.5
-    recipe["top_entropy_quantil"] = 0.1
-    with pytest.raises(ValueError, match="top_entropy_quantil"):
-        parse("--config", write(recipe, tmp_path))
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("instruction", [None, "{question} Go."])
+def test_benchmarks_are_asked_as_in_training(instruction, recipe, tmp_path):
+    arguments, _, _ = parse("--config", write({**recipe, "instruction": instruction}, tmp_path))
+    (row,) = script.load_data(arguments, "aime25", "test", evaluation=True)
+    assert row["prompt"][0]["content"] == (instruction or "{question}").replace("{question}", "p")
+
+
+def test_next_steps_of_a_run_without_checkpoints(recipe, tmp_path):
+    recipe |= {"dataset_name": "dapo-math-17k", "save_strategy": "no"}
+    text = script.next_steps(*parse("--config", write(recipe, tmp_path))[:2], "base", 5)
+    assert "--dataset math500" in text and "resume" not in text
+
+
+def test_command_line_wins(recipe, tmp_path):
+    path = write(recipe, tmp_path)
+    for words in (("--config", path), (f"--config={path}",)):
+        _, args, _ = parse(*words, "--top_entropy_quantile", "0.5", "--max-steps", "7")
+        assert (args.top_entropy_quantile, args.max_steps, args.output_dir) == (0.5, 7, recipe["output_dir"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learing_rate", "1e-5"], "there is no option --learing_rate; did you mean --learning_rate?"),
+        (["--learing-rate=1e-5"], "there is no option --learing-rate; did you mean --learning_rate?"),
+        (["--learn", "1e-4"], "there is no option --learn; did you mean --learning_rate?"),  # no abbreviations
+        (["--xyzzy"], "there is no option --xyzzy\n"),
+        (["--bf16", "false", "true"], "'true' belongs to no option"),
+        (["--config", "gone.yaml"], "--config: there is no file 'gone.yaml'"),
+        (["--config"], "--config: there is no file ''"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_unknown_options(words, message, recipe, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse(*([] if "--config" in words else ["--config", write(recipe, tmp_path)]), *words)
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 2  # no page of usage
+
+
+def test_refused_values_and_a_machine_without_a_gpu(recipe, tmp_path, capsys, monkeypatch):
+    # Also where the tests run beside a GPU
+    monkeypatch.setattr("trl_fork.forking_grpo_config.is_torch_bf16_gpu_available", lambda: False)
+    del recipe["use_cpu"], recipe["bf16"]
+    path = write(recipe, tmp_path)
+    for words, message in (
+        ([], "there is none here. To train on the CPU set use_cpu to true and bf16 to false (--use_cpu true --bf16"),
+        (["--top_entropy_quantile", "20"], "top_entropy_quantile must be in (0, 1], got 20"),
+    ):
+        with pytest.raises(SystemExit):
+            parse("--config", path, *words)
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 2
+    assert parse("--config", path, "--use_cpu", "true", "--bf16", "false")
+    assert parse("--config", path, "--use_cpu", "true")
+
+
+def test_unknown_key_of_the_yaml_file(recipe, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse("--config", write({**recipe, "top_entropy_quantil": 0.1}, tmp_path))
+    message = "'top_entropy_quantil', which is no option; did you mean top_entropy_quantile?"
+    assert message in capsys.readouterr().err
+
+
+def test_help_shows_our_options_first(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    text = capsys.readouterr().out
+    order = [
+        "--config",
+        "--dataset_name",
+        "--top_entropy_quantile",
+        "--learning_rate",
+        "--lora_alpha",
+        "--beta ",
+        "--eval_steps",
+    ]
+    assert order == sorted(order, key=lambda option: text.index(f"\n  {option}"))
+    actions = script.make_parser()._actions
+    assert all(text.count(f"\n  --{action.dest} ") == 1 for action in actions if action.dest != "help")
 
 
 @pytest.mark.parametrize(
@@ -117,6 +217,7 @@ def test_command_line_wins_and_unknown_keys_are_errors(recipe, tmp_path):
     [
         ({"dataset_name": None}, "dataset_name is not set"),
         ({"model_name_or_path": None}, "model_name_or_path is not set"),
+        ({"model_name_or_path": "./no_such_dir"}, r"There is no folder './no_such_dir' \(looked from /"),
         ({"prompt_column": "problem"}, r"no column 'problem'; it has \['question', 'answer'\]"),
         ({"reward_funcs": ["acuracy_reward"]}, "unknown reward function 'acuracy_reward'"),
         ({"per_device_train_batch_size": 400}, "has 16 rows, but one generation batch takes 200 prompts"),

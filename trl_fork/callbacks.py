@@ -57,7 +57,8 @@ class ForkReportCallback(GenerationCallback):
     process runs the same forward passes over the same responses, one for each, so that those whose weights are spread
     over processes stay in step; the main process alone writes. Where the selection has not needed the entropies of the
     whole batch (`entropy_threshold_scope` of a micro-batch, `token_selection="random"`), they are scored for this.
-    The forking set shown is always that of the whole batch. Random numbers and gradients are not touched.
+    The forking set shown is always that of the whole batch; in a run on all tokens, the top 20 % of it. Random numbers
+    and gradients are not touched.
 
     Args:
         every_n_steps (`int`, *optional*, defaults to `50`):
@@ -170,7 +171,7 @@ class ForkReportCallback(GenerationCallback):
             "Forking tokens of the batch": f"{sum(forks.forks):,} of {sum(forks.occurrences):,}",
             "Threshold of the batch": f"{forks.threshold:.3f} nats",
             "Trained on": args.token_selection if args.selects_tokens else "all tokens",
-            "Pool": args.entropy_threshold_scope,
+            **({"Pool": args.entropy_threshold_scope} if args.selects_tokens else {}),
             "Most frequent forks": ", ".join(f"{row[0]!r} ({row[1]:,})" for row in forks.table[:8]),
         }
         try:
@@ -222,7 +223,7 @@ def forks_of_batch(trainer, batch: dict, mask: torch.Tensor, entropies: torch.Te
     ranks = Ranks(trainer.accelerator)
     tokenizer = trainer.processing_class
     mask, entropies = mask.bool(), entropies.float()
-    forking = select_tokens(entropies, mask, trainer.args.top_entropy_quantile, ranks=ranks)
+    forking = select_tokens(entropies, mask, forking_fraction(trainer.args), ranks=ranks)
     infinity = entropies.new_tensor([float("inf")])
     threshold = ranks.gather(torch.cat([entropies[forking], infinity]).min()).min().item()
 
@@ -246,6 +247,11 @@ def forks_of_batch(trainer, batch: dict, mask: torch.Tensor, entropies: torch.Te
             for token, text in zip(top, token_texts(tokenizer, top), strict=True)
         ],
     )
+
+
+def forking_fraction(args: ForkingGRPOConfig) -> float:
+    """Of the tokens, what is shown as forking: a run on all tokens is shown beside one on the paper's 20 %."""
+    return args.top_entropy_quantile if args.selects_tokens else ForkingGRPOConfig.top_entropy_quantile
 
 
 def log_forks(trainer, forks: BatchForks) -> None:

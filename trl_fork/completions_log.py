@@ -51,7 +51,7 @@ class MarkedCompletionsMixin(TrainerMixin):
             [prompts[row] for row in rows],
             [self._marked_completions[row] or completions[row] for row in rows],
             {name: [values[row] for row in rows] for name, values in columns.items()},
-            title=f"Step {step}: tokens trained on are marked",
+            title=f"Step {step}{': tokens trained on are marked' if any(self._marked_completions) else ''}",
         )
         if rows:
             Console().print(table)

@@ -130,6 +130,34 @@ def load_training_set(
     )
 
 
+def training_prompt(
+    name: str,
+    split: str = "train",
+    *,
+    config: str | None = None,
+    streaming: bool = False,
+    prompt_column: str | None = None,
+    instruction: str | None = None,
+    prompt_template: str | None = None,
+) -> dict[str, str] | None:
+    """
+    The prompt that [`load_training_set`] makes of a question, given the same arguments.
+
+    Returns:
+        `dict`: `{"instruction": ...}` or `{"prompt_template": ...}`, with `{question}` in it; or `None` where prompts
+        are conversations already, which it leaves as they are.
+    """
+    if prompt_template is not None:
+        return {"prompt_template": PAPER_PROMPT if prompt_template == "paper" else prompt_template}
+    entry = find_dataset(TRAINING_SETS, name, config)
+    if instruction is None and entry is None:
+        dataset = _load(entry, name, split, config, streaming)
+        column = _pick("prompt_column", prompt_column, PROMPT_COLUMNS, _columns(dataset))
+        if is_conversational({"prompt": _get(next(iter(dataset)), column)}):
+            return None
+    return {"instruction": instruction or ("{question}" if entry is None else BOXED_INSTRUCTION)}
+
+
 def load_benchmark(
     name: str,
     *,
@@ -149,7 +177,8 @@ def load_benchmark(
             [`~math_datasets.PAPER_PROMPT`].
         instruction (`str`, *optional*):
             Text of the user message, for models with a chat template; by default the problem and the request to
-            answer within `\\boxed{}`.
+            answer within `\\boxed{}`. `"{question}"` is the problem as it stands, with the white space around it, as
+            [`load_training_set`] takes it without an instruction.
         split (`str`, *optional*):
             Name of the split; by default the one of the table, or `"test"`.
         config (`str`, *optional*):
@@ -173,11 +202,14 @@ def load_benchmark(
     problems: dict[str, dict] = {}  # by what makes a problem: copies of a row, as files for avg@k have them, are one
     for row in dataset:
         question, solution = _question(row, prompt_column), final_answer(_get(row, solution_column))
+        asked = _get(row, prompt_column) if instruction == "{question}" else question
+        asked = asked if isinstance(asked, str) else question
         if entry and entry.context_column and row.get(entry.context_column):
             question = f"{row[entry.context_column]}\n{question}"
+            asked = f"{row[entry.context_column]}\n{asked}"
         digest = hashlib.sha256(f"{question}\0{solution}".encode()).hexdigest()[:16]
         identity = str(row[entry.id_column]) if entry and entry.id_column else digest
-        problems.setdefault(digest, {"prompt": as_prompt(question), "solution": solution, "id": identity})
+        problems.setdefault(digest, {"prompt": as_prompt(asked), "solution": solution, "id": identity})
     rows = list(problems.values())
     if len({row["id"] for row in rows}) < len(rows):
         raise ValueError(

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass, field
 
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import GRPOConfig
 
 from .selection import ENTROPY_THRESHOLD_SCOPES, TOKEN_SELECTIONS
@@ -154,6 +155,7 @@ class ForkingGRPOConfig(GRPOConfig):
                 "standardises advantages over the batch, so that they depend on what was dropped. Set "
                 "'sum_then_normalize'."
             )
+        self._check_precision()
         super().__post_init__()
         self._check_windows()
 
@@ -203,6 +205,15 @@ class ForkingGRPOConfig(GRPOConfig):
                     "token. The default of 0.28 is meant for the clipped losses; set epsilon_high=5.0 (ScaleRL's "
                     "value)."
                 )
+
+    def _check_precision(self):
+        # As transformers, whose message names neither the option nor that bf16 is TRL's default
+        bf16 = self.bf16 if self.bf16 is not None else not self.fp16
+        if bf16 and not (self.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()):
+            raise ValueError(
+                "bf16, the default, needs a GPU that computes in it, and there is none here. To train on the CPU set "
+                "use_cpu to true and bf16 to false (--use_cpu true --bf16 false); on an older GPU, bf16 to false."
+            )
 
     def _check_windows(self):
         accumulation, steps = self.gradient_accumulation_steps, self.steps_per_generation

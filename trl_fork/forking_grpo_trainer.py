@@ -29,7 +29,7 @@ from .forking_grpo_config import ForkingGRPOConfig
 from .hub import PublishingMixin
 from .lm_head import row_sparse_head
 from .metrics import count_metrics, entropy_metrics, partial_metrics
-from .savings import arrange, kind_of_positions, plan_savings, score_by_length
+from .savings import ALL_TOKENS, arrange, kind_of_positions, plan_savings, score_by_length
 from .selection import (
     NaNEntropyError,
     check_entropies,
@@ -150,9 +150,9 @@ class ForkingGRPOTrainer(
             image_inputs=isinstance(self.processing_class, ProcessorMixin),
             auxiliary_loss=self.aux_loss_enabled,
         )
-        if self._savings.reasons and self.accelerator.is_main_process:
-            reasons = "; ".join(f"{saving}: {reason}" for saving, reason in self._savings.reasons.items())
-            logger.warning(f"skip_inert_compute: not everything can be left out of this run ({reasons}).")
+        reasons = [f"{name}: {reason}" for name, reason in self._savings.reasons.items() if reason != ALL_TOKENS]
+        if reasons and self.accelerator.is_main_process:
+            logger.warning(f"skip_inert_compute: not everything can be left out of this run ({'; '.join(reasons)}).")
         # Entropies that TRL's old-log-probability pass has left, with the ids they are of; `None` while nobody asks.
         self._old_policy_scores: list | None = None
         self._loss_inputs = None  # batch inside `compute_loss`, where `get_high_entropy_mask` needs it

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from .training_prompt import find_prompt
+
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 
@@ -80,7 +82,8 @@ def build_model_card(
     steps: int,
 ) -> ModelCard:
     """
-    The card of what stands in `args.output_dir`; `results.json` and `training.png` are taken up where they exist.
+    The card of what stands in `args.output_dir`; `results.json`, `training.png` and the prompt of the training are
+    taken up where they exist.
 
     Args:
         args ([`ForkingGRPOConfig`]): Configuration of the run.
@@ -114,7 +117,7 @@ def build_model_card(
         base_model=base_model,
         datasets=datasets,
         is_adapter=is_adapter,
-        has_chat_template=has_chat_template,
+        example=repr(example_prompt(output_dir, has_chat_template)),
         all_tokens=not args.selects_tokens,
         token_selection=args.token_selection,
         percent=f"{100 * args.top_entropy_quantile:g}",
@@ -126,6 +129,15 @@ def build_model_card(
         versions=installed_versions((*PACKAGES, "peft") if is_adapter else PACKAGES),
         citations=f"{CITATION}\n\n{OTHER_CITATIONS}",
     )
+
+
+def example_prompt(output_dir: Path, has_chat_template: bool) -> str | list[dict[str, str]]:
+    """What the card's snippet asks the model: as in its training, where that is known."""
+    found = find_prompt(output_dir) if output_dir.is_dir() else None  # what is no folder, the Hub would be asked for
+    prompt = found[0] if found else {"instruction": "{question} Please reason step by step."}
+    ((kind, text),) = prompt.items()
+    text = text.replace("{question}", "What is 12 * 34?")
+    return [{"role": "user", "content": text}] if kind == "instruction" and has_chat_template else text
 
 
 def read_results(path: Path) -> tuple[list[str], list[list[str]]]:

@@ -67,7 +67,9 @@ def plot_training(log_history: list[dict], path: str | Path) -> None:
     rows = -(-len(curves) // columns) or 1
     figure = Figure(figsize=(4.0 * columns, 2.9 * rows + 0.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)  # not pyplot, whose backend and open figures belong to the caller
-    figure.suptitle("Reinforcement learning on forking tokens", fontsize=14, fontweight="bold")
+    selects = any(panel.key.startswith("forking/") for panel, _, _ in curves)  # nothing to log of a run on all tokens
+    title = f"Reinforcement learning{' on forking tokens' if selects else ''}"
+    figure.suptitle(title, fontsize=14, fontweight="bold")
     if not curves:  # no error: this stands at the end of a long run
         figure.text(0.5, 0.4, "Nothing was logged.\nLower logging_steps.", ha="center", fontsize=11, color=_GREY)
     last_step = max((steps[-1] for _, steps, _ in curves), default=1)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .sampling import check_model_path
+
 
 PROMPT_FIELDS = ("prompt", "question", "problem")
 COMPLETION_FIELDS = ("completion", "response", "text")
@@ -69,8 +71,10 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     The tokenizer of a model.
 
     Raises:
-        `ValueError`: for a folder without one. transformers would make an empty one up from the model's type.
+        `ValueError`: for a path to nothing, and for a folder without one: transformers would make an empty one up
+            from the model's type.
     """
+    check_model_path(model)
     if not has_tokenizer(model):
         raise ValueError(
             f"{model!r} has no tokenizer (tokenizer_config.json). Copy there that of the model it was trained from."

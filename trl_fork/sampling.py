@@ -246,8 +246,34 @@ def load_tokenizer(name: str, *, base_model: str | None = None) -> PreTrainedTok
     return AutoTokenizer.from_pretrained(name if base is None or has_its_own else base)
 
 
+def check_model_path(name: str) -> None:
+    """
+    Refuse a path at which there is no folder. transformers would take it for a name and blame the Hub.
+
+    Args:
+        name (`str`):
+            A path, or a name on the Hub, which is not asked. `outputs/run` could be either: it is a path where there
+            is a folder `outputs`.
+
+    Raises:
+        `ValueError`: naming the path, and the folder it was looked for from.
+    """
+    path = Path(name)
+    looks_like_a_path = (
+        name.startswith((".", "~", "/"))
+        or name.endswith("/")
+        or len(path.parts) > 2
+        or (len(path.parts) == 2 and path.parent.is_dir())
+    )
+    if path.is_file():
+        raise ValueError(f"{name!r} is a file: name the folder of the model.")
+    if looks_like_a_path and not path.is_dir():
+        raise ValueError(f"There is no folder {name!r} (looked from {Path.cwd()}).")
+
+
 def base_of_adapter(name: str, base_model: str | None = None) -> str | None:
     """The base model of a LoRA adapter; `None` for what is no adapter."""
+    check_model_path(name)
     config = find_adapter_config_file(name)
     if config is not None:
         return base_model or json.loads(Path(config).read_text())["base_model_name_or_path"]

@@ -13,6 +13,9 @@ from .batching import cut_padding, inert_rows, lengths, plan_window, take_rows
 from .distributed import Ranks
 
 
+# A reason that is no news: such a run leaves out no token, and asked for no selection that would need a scoring pass.
+ALL_TOKENS = "all tokens are trained on, and no scoring pass supplies the entropies to log"
+
 # Sums over tokens, divided by a count of the generation batch: the same however rows are spread over micro-batches
 _BATCH_COUNT_LOSSES = ("cispo", "dapo", "vespo")
 
@@ -88,7 +91,10 @@ def plan_savings(args, *, positions: str, image_inputs: bool, auxiliary_loss: bo
         (auxiliary_loss, "the auxiliary loss averages over each micro-batch"),
     )
     # Where the training pass sees fewer tokens, the logged entropies have to come from a scoring pass.
-    unscored = (not args.scores_generation_batch, "no scoring pass supplies the entropies to log")
+    unscored = (
+        not args.scores_generation_batch,
+        "no scoring pass supplies the entropies to log" if args.selects_tokens else ALL_TOKENS,
+    )
     inert = allowed(
         "inert_rows",
         (not ordering, reasons.get("ordering", "")),

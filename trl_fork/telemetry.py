@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from functools import wraps
 
 import torch
-from transformers import ProgressCallback
+from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from ._trl import TrainerMixin, logger
 
@@ -192,6 +193,14 @@ class SummaryCallback(ProgressCallback):
             line = summary_line(logs, state.global_step, state.max_steps)
             if line:
                 self.training_bar.write(line)
+
+
+class LastLogCallback(TrainerCallback):
+    """Log the last step of a run too, where it is no multiple of `logging_steps`: a short run would show nothing."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.logging_strategy == IntervalStrategy.STEPS and state.global_step >= state.max_steps:
+            control.should_log = True
 
 
 def _timed_rollouts(rollout_func):
