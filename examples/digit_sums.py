@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import random
 import re
+from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
@@ -82,6 +83,11 @@ def solution(operands: tuple[int, ...]) -> str:
     return str(sum(operands) % 10)
 
 
+def is_correct(operands: tuple[int, ...], text: str) -> bool:
+    """Whether a completion ends in the right digit, in a box."""
+    return text.endswith(f"\\boxed{{{solution(operands)}}}")
+
+
 def demonstration(operands: tuple[int, ...], rng: random.Random) -> str:
     """A chain of thought in the manner of the warm-up data. Its guesses are right one time in ten."""
     remaining = list(zip(LABELS, operands, strict=False))
@@ -107,7 +113,11 @@ def demonstration(operands: tuple[int, ...], rng: random.Random) -> str:
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word, digit and sign. Decoding returns the text exactly."""
     # A word is another token after a space; only the start words stand without one.
-    phrases = [*STARTS, *(f" {phrase}" for phrase in (*CAREFUL, HASTY, *ENDS, "rest", *LABELS))]
+    return build_tokenizer([*STARTS, *(f" {phrase}" for phrase in (*CAREFUL, HASTY, *ENDS, "rest", *LABELS))])
+
+
+def build_tokenizer(phrases: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer for a task whose words are these, besides digits and signs."""
     words = {token for phrase in phrases for token in re.findall(_TOKEN, phrase)}
     words |= {"\\boxed{", "}", "=", ".", " ", *"0123456789"}
     vocabulary = {token: index for index, token in enumerate([*_SPECIAL, *sorted(words)])}
@@ -127,17 +137,22 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
-    """A Qwen3 of 0.45 million parameters with random weights."""
+TINY = {  # 0.45 million parameters
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int, shape: dict[str, int] = TINY) -> Qwen3ForCausalLM:
+    """A Qwen3 with random weights."""
     set_seed(seed)
     config = Qwen3Config(
+        **shape,
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
         max_position_embeddings=256,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,

@@ -1,0 +1,135 @@
+"""The cells of the study: which runs there are, and in which order. One run is one cell."""
+
+from dataclasses import asdict, dataclass, replace
+
+
+# Settings of ForkingGRPOConfig, by the name of the arm. Everything else is the same for all of them.
+ARMS = {
+    "all": {"top_entropy_quantile": 1.0},
+    "top20": {"top_entropy_quantile": 0.2},
+    "random20": {"top_entropy_quantile": 0.2, "token_selection": "random"},
+    "bottom80": {"top_entropy_quantile": 0.2, "token_selection": "low_entropy"},
+    "top10": {"top_entropy_quantile": 0.1},
+    "top50": {"top_entropy_quantile": 0.5},
+    # On the task VARIANTS_TASK only
+    "top20-local": {"top_entropy_quantile": 0.2, "entropy_threshold_scope": "local"},
+    "top20-sequence": {"top_entropy_quantile": 0.2, "entropy_threshold_scope": "sequence"},
+    "top20-denominator-all": {"top_entropy_quantile": 0.2, "loss_denominator": "all"},
+    "random20-denominator-all": {
+        "top_entropy_quantile": 0.2,
+        "token_selection": "random",
+        "loss_denominator": "all",
+    },
+}
+MAIN_ARMS = ("all", "top20", "random20", "bottom80", "top10", "top50")
+VARIANTS = tuple(arm for arm in ARMS if arm not in MAIN_ARMS)
+VARIANTS_TASK = "digit_sums"
+TASKS = ("digit_sums", "reach_target")
+UPDATES_PER_BATCH = (1, 16)  # the second is the paper's
+
+SEEDS = (0, 1, 2, 3, 4)
+SWEEP_SEEDS = (0, 1)
+TUNING_SEEDS = (100, 101)  # not those of the results, so that the choice does not favour the arm it is made on
+LEARNING_RATES = (1.25e-4, 2.5e-4, 5e-4)  # at 1e-3 a trial unlearned the task
+SWEEP_FACTORS = (0.5, 2.0)  # times the chosen learning rate, which is the third value
+
+
+@dataclass(frozen=True)
+class Cell:
+    """
+    One run.
+
+    Args:
+        size (`str`): Size of the model, a key of [`SIZES`].
+        task (`str`): One of `TASKS`.
+        arm (`str`): A key of `ARMS`.
+        updates_per_batch (`int`): Optimizer steps on one batch of rollouts.
+        learning_rate (`float`): Peak learning rate.
+        seed (`int`): Of the problems, their order, the sampling and a random selection.
+    """
+
+    size: str
+    task: str
+    arm: str
+    updates_per_batch: int
+    learning_rate: float
+    seed: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.size} {self.task} {self.arm} u{self.updates_per_batch} lr{self.learning_rate:g} seed{self.seed}"
+        )
+
+
+def cell_of(row: dict) -> Cell:
+    """The cell that a row of results belongs to."""
+    return Cell(**{name: row[name] for name in Cell.__dataclass_fields__})
+
+
+def tuning_cells(size: str) -> list[Cell]:
+    """Stage `tune`: learning rates for the arm on all tokens, from which one is chosen per task and regime."""
+    return [
+        Cell(size, task, "all", updates, learning_rate, seed)
+        for seed in TUNING_SEEDS
+        for task in TASKS
+        for updates in UPDATES_PER_BATCH
+        for learning_rate in LEARNING_RATES
+    ]
+
+
+def main_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> list[Cell]:
+    """Stage `arms`: seed by seed, so that a study that is cut off has whole seeds."""
+    return [
+        Cell(size, task, arm, updates, learning_rates[task, updates], seed)
+        for seed in SEEDS
+        for task in TASKS
+        for updates in UPDATES_PER_BATCH
+        for arm in MAIN_ARMS
+    ]
+
+
+def sweep_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> list[Cell]:
+    """Stage `sweep`: the masked arms at two more learning rates, so that no arm wins by its step size."""
+    return [
+        replace(cell, learning_rate=float(f"{factor * cell.learning_rate:.3g}"))
+        for cell in main_cells(size, learning_rates)
+        for factor in SWEEP_FACTORS
+        if cell.seed in SWEEP_SEEDS and cell.arm != "all"
+    ]
+
+
+def variant_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> list[Cell]:
+    """Stage `variants`: threshold scopes and denominators, on one task."""
+    return [
+        replace(cell, arm=arm)
+        for cell in main_cells(size, learning_rates)
+        for arm in VARIANTS
+        if cell.task == VARIANTS_TASK and cell.arm == "top20"
+    ]
+
+
+STAGES = {"arms": main_cells, "sweep": sweep_cells, "variants": variant_cells}  # `tune` comes first
+
+
+def chosen_learning_rates(rows: list[dict]) -> dict[tuple[str, int], float]:
+    """
+    Per task and regime the learning rate of highest mean held-out accuracy over the tuning runs on all tokens.
+
+    Raises:
+        `ValueError`: if a tuning run is missing.
+    """
+    done = {cell_of(row): row for row in rows}
+    size = next((row["size"] for row in rows), None)
+    missing = [cell for cell in tuning_cells(size) if cell not in done]
+    if missing or not rows:
+        raise ValueError(f"The learning rate is not chosen yet: {len(missing)} runs of --stage tune are missing.")
+    means: dict[tuple[str, int], dict[float, float]] = {}
+    for cell in tuning_cells(size):
+        key = (cell.task, cell.updates_per_batch)
+        rates = means.setdefault(key, dict.fromkeys(LEARNING_RATES, 0.0))
+        rates[cell.learning_rate] += done[cell]["accuracy"] / len(TUNING_SEEDS)
+    return {key: max(rates, key=rates.get) for key, rates in means.items()}
+
+
+def as_row(cell: Cell) -> dict:
+    return asdict(cell)
