@@ -29,6 +29,7 @@ from .forking_grpo_config import ForkingGRPOConfig
 from .hub import PublishingMixin
 from .lm_head import row_sparse_head
 from .metrics import count_metrics, entropy_metrics, partial_metrics
+from .out_of_memory import OutOfMemoryMixin
 from .savings import ALL_TOKENS, arrange, kind_of_positions, plan_savings, score_by_length
 from .selection import (
     NaNEntropyError,
@@ -49,6 +50,7 @@ _ADDED = (_WEIGHTS, _PRIORITIES, _SCALE, _ARRANGED)
 
 
 class ForkingGRPOTrainer(
+    OutOfMemoryMixin,
     PublishingMixin,
     ResumableGenerationMixin,
     DynamicSamplingMixin,

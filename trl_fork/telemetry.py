@@ -24,10 +24,11 @@ EXPLOSION = (4.0, 2.0)
 
 
 class Stopwatch:
-    """Seconds by activity. Of nested activities the inner one counts."""
+    """Seconds by activity. Of nested activities the inner one counts; `interrupted` is the one that an error ended."""
 
     def __init__(self):
         self.seconds: dict[str, float] = defaultdict(float)
+        self.interrupted: str | None = None
         self._stack: list[str] = []
         self._since = 0.0
 
@@ -37,6 +38,9 @@ class Stopwatch:
         self._stack.append(activity)
         try:
             yield
+        except BaseException:
+            self.interrupted = self.interrupted or activity  # the innermost comes first
+            raise
         finally:
             self._switch()
             self._stack.pop()

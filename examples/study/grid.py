@@ -80,10 +80,9 @@ def tuning_cells(size: str) -> list[Cell]:
 def main_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> list[Cell]:
     """Stage `arms`: seed by seed, so that a study that is cut off has whole seeds."""
     return [
-        Cell(size, task, arm, updates, learning_rates[task, updates], seed)
+        Cell(size, task, arm, updates, learning_rate, seed)
         for seed in SEEDS
-        for task in TASKS
-        for updates in UPDATES_PER_BATCH
+        for (task, updates), learning_rate in learning_rates.items()
         for arm in MAIN_ARMS
     ]
 
@@ -111,24 +110,26 @@ def variant_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> li
 STAGES = {"arms": main_cells, "sweep": sweep_cells, "variants": variant_cells}  # `tune` comes first
 
 
-def chosen_learning_rates(rows: list[dict]) -> dict[tuple[str, int], float]:
+def chosen_learning_rates(rows: list[dict], size: str, tasks=TASKS) -> dict[tuple[str, int], float]:
     """
     Per task and regime the learning rate of highest mean held-out accuracy over the tuning runs on all tokens.
 
     Raises:
         `ValueError`: if a tuning run is missing.
     """
-    done = {cell_of(row): row for row in rows}
-    size = next((row["size"] for row in rows), None)
-    missing = [cell for cell in tuning_cells(size) if cell not in done]
-    if missing or not rows:
-        raise ValueError(f"The learning rate is not chosen yet: {len(missing)} runs of --stage tune are missing.")
+    accuracies = {cell_of(row): row["accuracy"] for row in rows}
+    cells = [cell for cell in tuning_cells(size) if cell.task in tasks]
+    missing = [cell for cell in cells if cell not in accuracies]
+    if missing:
+        raise ValueError(
+            f"The learning rate is not chosen yet: {len(missing)} runs of --stage tune are missing, such as "
+            f"{str(missing[0])!r}."
+        )
     means: dict[tuple[str, int], dict[float, float]] = {}
-    for cell in tuning_cells(size):
-        key = (cell.task, cell.updates_per_batch)
-        rates = means.setdefault(key, dict.fromkeys(LEARNING_RATES, 0.0))
-        rates[cell.learning_rate] += done[cell]["accuracy"] / len(TUNING_SEEDS)
-    return {key: max(rates, key=rates.get) for key, rates in means.items()}
+    for cell in cells:
+        rates = means.setdefault((cell.task, cell.updates_per_batch), dict.fromkeys(LEARNING_RATES, 0.0))
+        rates[cell.learning_rate] += accuracies[cell] / len(TUNING_SEEDS)
+    return {key: max(rates, key=lambda rate: rates[rate]) for key, rates in means.items()}
 
 
 def as_row(cell: Cell) -> dict:

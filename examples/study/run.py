@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -47,25 +48,27 @@ def main() -> None:
     parser = OptionParser(description=__doc__)
     parser.add_argument("--stage", required=True, choices=["warm_up", "tune", *STAGES])
     parser.add_argument("--size", default="tiny", choices=["tiny", "30m", "100m"], help="of the model")
+    parser.add_argument("--task", choices=TASKS, help="runs of this task only")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/study"), help="folder of the warmed-up models")
     parser.add_argument("--only", help="one cell, as the progress bar names it: run it again and compare")
     options = parser.parse_args()
+    tasks = [options.task] if options.task else TASKS
     path = options.results / f"{options.size}.jsonl"
     if options.stage == "warm_up":
-        make_starts(options.work_dir, options.size)
+        make_starts(options.work_dir, options.size, tasks)
         return
     rows = read_rows(path)
-    cells = cells_of_stage(options.stage, options.size, rows)
+    cells = cells_of_stage(options.stage, options.size, rows, tasks)
     if options.only:
         cells = [cell for cell in cells if str(cell) == options.only] or sys.exit(
             f"Stage {options.stage} has no cell {options.only!r}. It has, for example, {str(cells[0])!r}."
         )
-        make_starts(options.work_dir, options.size)
+        make_starts(options.work_dir, options.size, tasks)
         compare(run_cell(cells[0], options.work_dir), rows)
         return
-    make_starts(options.work_dir, options.size)
+    make_starts(options.work_dir, options.size, tasks)
     run_cells(cells, rows, path, options.work_dir, options.workers)
 
 
@@ -75,17 +78,17 @@ def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def cells_of_stage(stage: str, size: str, rows: list[dict]) -> list[Cell]:
+def cells_of_stage(stage: str, size: str, rows: list[dict], tasks: Sequence[str] = TASKS) -> list[Cell]:
     if stage == "tune":
-        return tuning_cells(size)
-    return STAGES[stage](size, chosen_learning_rates(rows))
+        return [cell for cell in tuning_cells(size) if cell.task in tasks]
+    return STAGES[stage](size, chosen_learning_rates(rows, size, tasks))
 
 
-def make_starts(work_dir: Path, size: str) -> None:
+def make_starts(work_dir: Path, size: str, tasks: Sequence[str] = TASKS) -> None:
     """The warmed-up model of each task, where it is not there yet."""
     from runs import start_path, warm_up
 
-    for task in TASKS:
+    for task in tasks:
         if not (start_path(work_dir, size, task) / "model.safetensors").exists():
             console.print(f"Warm-up for {task}: a minute or two on a CPU.")
             warm_up(work_dir, size, task)

@@ -28,14 +28,14 @@ class Size:
 
     Args:
         shape (`dict`): Of the Qwen3, see [`digit_sums.make_model`].
-        warm_up_steps (`int`): Steps of supervised fine-tuning with 64 demonstrations each.
+        warm_up_factor (`int`): Of `WARM_UP_STEPS`.
         warm_up_learning_rate (`float`): Their peak learning rate.
         prompts_per_update (`int`): With 8 rollouts each.
         updates (`int`): Optimizer steps of every run; a multiple of 16.
     """
 
     shape: dict[str, int]
-    warm_up_steps: int = 300
+    warm_up_factor: int = 1
     warm_up_learning_rate: float = 3e-3
     prompts_per_update: int = 8
     updates: int = 48
@@ -56,15 +56,16 @@ def _shape(hidden: int, layers: int) -> dict[str, int]:
 SIZES = {
     "tiny": Size(digit_sums.TINY),  # 0.45 million parameters: a CPU
     # For one GPU; not run yet.
-    "30m": Size(_shape(512, 8), 600, 1e-3, prompts_per_update=32, updates=96),
-    "100m": Size(_shape(768, 12), 600, 5e-4, prompts_per_update=32, updates=96),
+    "30m": Size(_shape(512, 8), 2, 1e-3, prompts_per_update=32, updates=96),
+    "100m": Size(_shape(768, 12), 2, 5e-4, prompts_per_update=32, updates=96),
 }
+WARM_UP_STEPS = {"digit_sums": 300, "reach_target": 400}  # of supervised fine-tuning, with 64 demonstrations each
 NUM_GENERATIONS = 8
 NUM_TEST = 256  # held-out problems, the same for every run
 SAMPLES_PER_PROBLEM = 8  # of the last evaluation
 EVALUATIONS = 6  # during training, at equal distances; and one before it
 GRADIENT_SEEDS = (0, 1, 2)  # of the arm on all tokens, whose gradient is taken apart
-MAX_COMPLETION_LENGTH = {"digit_sums": 56, "reach_target": 48}  # tokens; the longest demonstration fits
+MAX_COMPLETION_LENGTH = {"digit_sums": 56, "reach_target": 56}  # tokens; the longest demonstration fits
 WARM_UP_SEED = 7
 
 
@@ -78,9 +79,10 @@ def start_path(root: Path, size: str, task: str) -> Path:
 def warm_up(root: Path, size: str, name: str) -> None:
     """Supervised fine-tuning of random weights on careless demonstrations: the start of every run of a task."""
     task, settings = importlib.import_module(name), SIZES[size]
+    steps = settings.warm_up_factor * WARM_UP_STEPS[name]
     rng = random.Random(WARM_UP_SEED)
     tokenizer = task.make_tokenizer()
-    problems = task.training_problems(64 * settings.warm_up_steps, rng)
+    problems = task.training_problems(64 * steps, rng)
     demonstrations = [
         {
             "prompt": _conversation(task, problem),
@@ -93,7 +95,7 @@ def warm_up(root: Path, size: str, name: str) -> None:
         model=digit_sums.make_model(tokenizer, WARM_UP_SEED, settings.shape),
         args=SFTConfig(
             output_dir=str(path),
-            max_steps=settings.warm_up_steps,
+            max_steps=steps,
             per_device_train_batch_size=64,
             learning_rate=settings.warm_up_learning_rate,
             lr_scheduler_type="cosine",

@@ -1,0 +1,413 @@
+"""
+Write docs/study.md and its figures from the results: every number on the page is computed here.
+
+    python examples/study/report.py [--results examples/study/results/tiny.jsonl] [--output docs]
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tasks
+
+import numpy as np
+from grid import (
+    ARMS,
+    MAIN_ARMS,
+    SEEDS,
+    SWEEP_FACTORS,
+    SWEEP_SEEDS,
+    TASKS,
+    TUNING_SEEDS,
+    UPDATES_PER_BATCH,
+    VARIANTS,
+    VARIANTS_TASK,
+    cell_of,
+    chosen_learning_rates,
+    tuning_cells,
+)
+from jinja2 import Environment, StrictUndefined
+from run import RESULTS, read_rows
+from runs import NUM_GENERATIONS, NUM_TEST, SAMPLES_PER_PROBLEM, SIZES
+from scipy import stats
+
+from trl_fork.command_line import OptionParser
+
+
+TEMPLATE = Path(__file__).with_name("page.md.jinja")
+LABELS = {
+    "all": "all tokens",
+    "top20": "top 20 %",
+    "random20": "random 20 %",
+    "bottom80": "bottom 80 %",
+    "top10": "top 10 %",
+    "top50": "top 50 %",
+    "top20-local": "top 20 %, scope `local`",
+    "top20-sequence": "top 20 %, scope `sequence`",
+    "top20-denominator-all": "top 20 %, divided by all tokens",
+    "random20-denominator-all": "random 20 %, divided by all tokens",
+}
+TASK_LABELS = {"digit_sums": "digit sums", "reach_target": "reach the target"}
+# Decided before the runs were made; p-values are corrected for their number (Holm).
+COMPARISONS = (("top20", "all"), ("top20", "random20"), ("bottom80", "all"))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds and its 95 % interval, by Student's t."""
+
+    mean: float
+    half_width: float
+    n: int
+    p: float = float("nan")  # two-sided, of a mean of zero
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.mean:{spec}} ± {self.half_width:{spec.lstrip('+')}}"
+
+    @property
+    def excludes_zero(self) -> bool:
+        return abs(self.mean) > self.half_width
+
+
+def interval(values) -> Interval:
+    values = np.asarray(values, dtype=float)
+    n = len(values)
+    if n < 2:
+        return Interval(values.mean() if n else float("nan"), float("nan"), n)
+    error = stats.sem(values)
+    p = stats.ttest_1samp(values, 0.0).pvalue if error else float("nan")
+    return Interval(values.mean(), float(stats.t.ppf(0.975, n - 1) * error), n, float(p))
+
+
+def area_under_curve(row: dict) -> float:
+    """Mean held-out accuracy over training: the area under its curve, divided by the number of steps."""
+    steps = [point["step"] for point in row["evaluations"]]
+    return float(np.trapezoid([point["accuracy"] for point in row["evaluations"]], steps) / steps[-1])
+
+
+class Study:
+    """The rows of one size, by what they are asked for."""
+
+    def __init__(self, rows: list[dict]):
+        self.rows = rows
+        self.size = rows[0]["size"]
+        self.learning_rates = chosen_learning_rates(rows, self.size)
+        self.by_cell = {cell_of(row): row for row in rows}
+
+    def runs(self, task: str, updates: int, arm: str, learning_rate: float | None = None) -> dict[int, dict]:
+        """Runs by seed, at the chosen learning rate unless another is given."""
+        learning_rate = learning_rate or self.learning_rates[task, updates]
+        return {
+            cell.seed: row
+            for cell, row in sorted(self.by_cell.items(), key=lambda item: item[0].seed)
+            if (cell.task, cell.updates_per_batch, cell.arm) == (task, updates, arm)
+            and cell.learning_rate == learning_rate
+            and cell.seed in SEEDS
+        }
+
+    def difference(self, task: str, updates: int, first: str, second: str, measure=None) -> Interval:
+        """Of two arms, over the seeds that both have."""
+        measure = measure or (lambda row: row["accuracy"])
+        a, b = self.runs(task, updates, first), self.runs(task, updates, second)
+        return interval([measure(a[seed]) - measure(b[seed]) for seed in a if seed in b])
+
+
+def holm(ps: list[float]) -> list[float]:
+    """P-values corrected for their number, by Holm's step-down method."""
+    adjusted, highest = [1.0] * len(ps), 0.0
+    for rank, index in enumerate(np.argsort(ps)):
+        highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tuning_table(study: Study) -> str:
+    rates = sorted({cell.learning_rate for cell in tuning_cells(study.size)})
+    rows = []
+    for (task, updates), chosen in study.learning_rates.items():
+        values = [
+            np.mean(
+                [
+                    study.by_cell[cell]["accuracy"]
+                    for cell in tuning_cells(study.size)
+                    if (cell.task, cell.updates_per_batch, cell.learning_rate) == (task, updates, rate)
+                ]
+            )
+            for rate in rates
+        ]
+        rows.append(
+            [
+                f"{TASK_LABELS[task]}, {regime(updates)}",
+                *(f"**{v:.3f}**" if r == chosen else f"{v:.3f}" for v, r in zip(values, rates, strict=True)),
+            ]
+        )
+    return markdown(["", *(f"{rate:g}" for rate in rates)], rows)
+
+
+def regime(updates: int) -> str:
+    return f"{updates} update{'s' if updates > 1 else ''} per batch"
+
+
+def arms_table(study: Study, task: str, updates: int, arms=MAIN_ARMS) -> str:
+    rows = []
+    for arm in arms:
+        runs = list(study.runs(task, updates, arm).values())
+        if not runs:
+            continue
+
+        def mean(values, spec):
+            return f"{np.mean(values):{spec}}"
+
+        rows.append(
+            [
+                LABELS[arm],
+                str(len(runs)),
+                f"{interval([row['accuracy'] for row in runs]):.3f}",
+                f"{interval([row[f'pass@{SAMPLES_PER_PROBLEM}'] for row in runs]):.3f}",
+                mean([row["greedy_accuracy"] for row in runs], ".3f"),
+                f"{interval([area_under_curve(row) for row in runs]):.3f}",
+                mean([row["entropy"] for row in runs], ".3f"),
+                mean([row["length"] for row in runs], ".1f"),
+                mean([np.mean(row["training"]["grad_norm"]) for row in runs], ".2f"),
+                f"{selected_tokens(runs):,.0f}",
+                mean([row["processor_seconds"] for row in runs], ".0f"),
+            ]
+        )
+    header = [
+        *("Arm", "seeds", "accuracy", f"pass@{SAMPLES_PER_PROBLEM}", "greedy", "area under curve"),
+        *("entropy", "length", "gradient norm", "tokens trained on", "processor s"),
+    ]
+    return markdown(header, rows)
+
+
+def selected_tokens(runs: list[dict]) -> float:
+    """Mean number of tokens, over a whole run, that the policy gradient saw."""
+    totals = []
+    for row in runs:
+        settings = SIZES[row["size"]]
+        rollouts = settings.prompts_per_update * NUM_GENERATIONS
+        # What is logged of a generation holds for every update on it.
+        lengths, fractions = (filled(row["training"][name]) for name in ("length", "selected_fraction"))
+        if row["arm"] == "all":
+            fractions = np.ones_like(lengths)
+        totals.append(float((lengths * fractions * rollouts).sum()))
+    return float(np.mean(totals))
+
+
+def filled(values: list[float | None]) -> np.ndarray:
+    """A curve whose gaps hold the last value before them."""
+    result, last = [], float("nan")
+    for value in values:
+        last = last if value is None else value
+        result.append(last)
+    return np.array(result)
+
+
+def comparisons(study: Study) -> list[tuple[str, int, str, str, Interval, float]]:
+    found = [
+        (task, updates, first, second, study.difference(task, updates, first, second))
+        for task in TASKS
+        for updates in UPDATES_PER_BATCH
+        for first, second in COMPARISONS
+    ]
+    return [(*row, p) for row, p in zip(found, holm([row[-1].p for row in found]), strict=True)]
+
+
+def comparison_table(study: Study) -> str:
+    rows = [
+        [
+            f"{LABELS[first]} minus {LABELS[second]}",
+            TASK_LABELS[task],
+            str(updates),
+            f"{difference:+.3f}",
+            p_value(difference.p),
+            p_value(adjusted),
+            str(difference.n),
+        ]
+        for task, updates, first, second, difference, adjusted in comparisons(study)
+    ]
+    return markdown(["Held-out accuracy", "task", "updates per batch", "difference", "p", "p (Holm)", "seeds"], rows)
+
+
+def p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def sweep_table(study: Study) -> str:
+    factors = sorted([1.0, *SWEEP_FACTORS])
+    rows = []
+    for task in TASKS:
+        for updates in UPDATES_PER_BATCH:
+            chosen = study.learning_rates[task, updates]
+            for arm in MAIN_ARMS:
+                found = []
+                for factor in factors:
+                    runs = study.runs(task, updates, arm, float(f"{factor * chosen:.3g}"))
+                    values = [runs[seed]["accuracy"] for seed in SWEEP_SEEDS if seed in runs]
+                    complete = len(values) == len(SWEEP_SEEDS)
+                    found.append(f"{np.mean(values):.3f}" if complete else "-")
+                if arm != "all" or found.count("-") < len(found):
+                    rows.append([f"{TASK_LABELS[task]}, {regime(updates)}: {LABELS[arm]}", *found])
+    return markdown(["Held-out accuracy", *(f"{factor:g} x" for factor in factors)], rows)
+
+
+def variants_table(study: Study) -> str:
+    rows = []
+    for updates in UPDATES_PER_BATCH:
+        for arm in VARIANTS:
+            base = arm.split("-")[0]
+            runs = study.runs(VARIANTS_TASK, updates, arm)
+            if not runs:
+                continue
+            difference = study.difference(VARIANTS_TASK, updates, arm, base)
+            rows.append(
+                [
+                    f"{LABELS[arm]}, {regime(updates)}",
+                    str(len(runs)),
+                    f"{interval([row['accuracy'] for row in runs.values()]):.3f}",
+                    f"{difference:+.3f}",
+                    p_value(difference.p),
+                    f"{np.mean([np.mean(row['training']['grad_norm']) for row in runs.values()]):.2f}",
+                ]
+            )
+    return markdown(["Variant", "seeds", "accuracy", "minus the main arm", "p", "gradient norm"], rows)
+
+
+def gradient_table(study: Study) -> str:
+    """Averages over training, tasks apart, of the arm on all tokens."""
+    rows = []
+    for task in TASKS:
+        for updates in UPDATES_PER_BATCH:
+            points = gradient_points(study, task, updates)
+            if not points:
+                continue
+            for name in ("top20", "random20", "bottom80"):
+                rows.append(
+                    [
+                        f"{TASK_LABELS[task]}, {regime(updates)}: {LABELS[name]}",
+                        *(
+                            f"{np.mean([point[f'{measure}/{name}'] for point in points]):.2f}"
+                            for measure in ("norm", "cosine", "agreement")
+                        ),
+                        f"{np.mean([point['agreement/all'] for point in points]):.2f}",
+                    ]
+                )
+    return markdown(
+        ["Part of the gradient", "norm", "cosine", "cosine, other batch", "all tokens, other batch"], rows
+    )
+
+
+def gradient_points(study: Study, task: str, updates: int) -> list[dict]:
+    runs = study.runs(task, updates, "all").values()
+    return [point for row in runs for point in row["gradients"] if "norm/all" in point]
+
+
+# ---------------------------------------------------------------------- the page
+
+
+def page(study: Study) -> str:
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    settings = SIZES[study.size]
+    counts = [
+        len(study.runs(task, updates, arm)) for task in TASKS for updates in UPDATES_PER_BATCH for arm in MAIN_ARMS
+    ]
+    text = environment.from_string(TEMPLATE.read_text()).render(
+        study=study,
+        settings=settings,
+        rollouts=settings.prompts_per_update * NUM_GENERATIONS,
+        num_generations=NUM_GENERATIONS,
+        num_test=NUM_TEST,
+        samples=SAMPLES_PER_PROBLEM,
+        seeds=(min(counts), max(counts)),
+        tuning_seeds=TUNING_SEEDS,
+        num_rows=len(study.rows),
+        hours=sum(row["processor_seconds"] for row in study.rows) / 3600,
+        arms=ARMS,
+        tasks=TASKS,
+        regimes=UPDATES_PER_BATCH,
+        task_labels=TASK_LABELS,
+        regime=regime,
+        arms_table=lambda task, updates: arms_table(study, task, updates),
+        tuning_table=tuning_table(study),
+        comparison_table=comparison_table(study),
+        sweep_table=sweep_table(study),
+        variants_table=variants_table(study),
+        gradient_table=gradient_table(study),
+        claims=claims(study),
+        start={task: start_accuracy(study, task) for task in TASKS},
+    )
+    return text.rstrip() + "\n"
+
+
+def start_accuracy(study: Study, task: str) -> float:
+    """Held-out accuracy of the warmed-up model: the evaluations before the first step."""
+    return float(np.mean([row["evaluations"][0]["accuracy"] for row in study.rows if row["task"] == task]))
+
+
+def claims(study: Study) -> str:
+    """The paper's claims, with what is seen of them in each task and regime."""
+
+    def seen(verdict) -> list[str]:
+        return [verdict(task, updates) for task in TASKS for updates in UPDATES_PER_BATCH]
+
+    def sign(difference: Interval) -> str:
+        word = "no difference" if not difference.excludes_zero else "better" if difference.mean > 0 else "worse"
+        return f"{word} ({difference:+.3f})"
+
+    def accuracy(first, second):
+        return lambda task, updates: sign(study.difference(task, updates, first, second))
+
+    def entropy(task, updates):
+        difference = study.difference(task, updates, "top20", "all", lambda row: row["entropy"])
+        word = "no difference" if not difference.excludes_zero else "higher" if difference.mean > 0 else "lower"
+        return f"{word} ({difference:+.3f} nats)"
+
+    def length(task, updates):
+        difference = study.difference(task, updates, "top20", "all", lambda row: row["length"])
+        word = "no difference" if not difference.excludes_zero else "longer" if difference.mean > 0 else "shorter"
+        return f"{word} ({difference:+.1f} tokens)"
+
+    def shared(task, updates):
+        return f"{np.mean([row['overlap']['whole_set'] for row in study.runs(task, updates, 'all').values()]):.0%}"
+
+    rows = [
+        ["Top 20 % matches or beats all tokens: accuracy of top 20 % against all", *seen(accuracy("top20", "all"))],
+        ["Training on the bottom 80 % fails: its accuracy against all", *seen(accuracy("bottom80", "all"))],
+        ["(not in the paper) top 20 % against random 20 %", *seen(accuracy("top20", "random20"))],
+        ["10 to 50 % do about equally well: top 10 % against top 50 %", *seen(accuracy("top10", "top50"))],
+        ["Overall entropy stays higher with the top 20 %: against all", *seen(entropy)],
+        ["Answers get longer with the top 20 %: against all", *seen(length)],
+        ["RL on all tokens keeps the forks: top-20 % positions shared with the start (paper: 86.67 %)", *seen(shared)],
+    ]
+    header = [
+        "Claim",
+        *(f"{TASK_LABELS[task]}, {updates}" for task in TASKS for updates in UPDATES_PER_BATCH),
+    ]
+    return markdown(header, rows)
+
+
+def main() -> None:
+    parser = OptionParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS / "tiny.jsonl", help="file of the runs")
+    parser.add_argument("--output", type=Path, default=RESULTS.parent.parent.parent / "docs", help="folder of the page")
+    options = parser.parse_args()
+    from plots import save_plots
+
+    study = Study(read_rows(options.results))
+    (options.output / "study").mkdir(parents=True, exist_ok=True)
+    (options.output / "study.md").write_text(page(study))
+    save_plots(study, options.output / "study")
+    print(f"{options.output / 'study.md'} is of {len(study.rows)} runs.")
+
+
+if __name__ == "__main__":
+    main()

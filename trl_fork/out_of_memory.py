@@ -1,0 +1,84 @@
+"""An error that says which settings to turn when a device is out of memory."""
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+from ._trl import TrainerMixin
+
+
+class OutOfMemoryMixin(TrainerMixin):
+    """
+    What [`ForkingGRPOTrainer`] makes of a device without memory: an error that names three settings.
+
+    PyTorch's own names the bytes. Which settings free them depends on what was going on.
+    """
+
+    def train(self, *args, **kwargs):
+        """
+        [`~transformers.Trainer.train`].
+
+        Raises:
+            `torch.OutOfMemoryError`: naming what was going on and the settings to turn, the first one first.
+        """
+        try:
+            return super().train(*args, **kwargs)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            raise torch.OutOfMemoryError(self._describe_out_of_memory(error)) from error
+
+    def _describe_out_of_memory(self, error: RuntimeError) -> str:
+        what, settings = self._settings_to_turn()
+        remedies = "\n".join(f"  {number}. {setting}" for number, setting in enumerate(settings, 1))
+        return (
+            f"Step {self.state.global_step}: out of memory {what} ({str(error).splitlines()[0]}). Turn, in this "
+            f"order:\n{remedies}\nEstimates by model size and length are in docs/adapters.md."
+        )
+
+    def _settings_to_turn(self) -> tuple[str, list[str]]:
+        """What was going on, and three settings of it with their values."""
+        args, activity = self.args, self._stopwatch.interrupted
+        shorter = f"max_completion_length ({args.max_completion_length}): memory grows with it"
+        if not self.model.training and activity != "training":
+            return (
+                "in evaluation",
+                [
+                    f"per_device_eval_batch_size ({args.per_device_eval_batch_size}): completions at a time",
+                    shorter,
+                    "eval_strategy: 'no', and examples/evaluate.py afterwards",
+                ],
+            )
+        lighter = (
+            "load_in_4bit: true with use_peft (QLoRA)"
+            if getattr(self.model, "peft_config", None)
+            else "use_peft: true with dtype: bfloat16 (LoRA): neither gradients nor optimizer for the base weights"
+        )
+        if activity == "generation":
+            number = args.generation_batch_size // self.accelerator.num_processes
+            return (
+                f"while {number} completions were generated",
+                [
+                    f"generation_batch_size ({args.generation_batch_size} over all processes): completions at a time; "
+                    "with a larger gradient_accumulation_steps an update sees as many as before",
+                    shorter,
+                    f"vllm_gpu_memory_utilization ({args.vllm_gpu_memory_utilization}), or vllm_mode: server on "
+                    "another GPU"
+                    if args.use_vllm
+                    else lighter,
+                ],
+            )
+        if activity in ("training", "scoring"):
+            size = args.per_device_train_batch_size
+            return (
+                f"in a pass over {size} completions",
+                [
+                    f"per_device_train_batch_size ({size}): with gradient_accumulation_steps "
+                    f"({args.gradient_accumulation_steps}) larger by the same factor the gradient is the same",
+                    "gradient_checkpointing: true" if not args.gradient_checkpointing else lighter,
+                    shorter,
+                ],
+            )
+        return (
+            "in the optimizer or a checkpoint",
+            [lighter, f"optim ({args.optim}): paged_adamw_8bit", "ZeRO-3 over several GPUs (configs/accelerate)"],
+        )
