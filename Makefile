@@ -17,8 +17,10 @@ test-distributed: $(INSTALLED)  ## DDP, ZeRO, FSDP2, two machines, kill and resu
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[deepspeed]'
 	$(BIN)/python -m pytest -m distributed $(ARGS)
 
-test-slow: $(INSTALLED)  ## The quickstart for three seeds and the commands of the README
+test-slow: $(INSTALLED)  ## The quickstart for three seeds, the commands of the README, and adapters on 4-bit weights
 	$(BIN)/python -m pytest -m 'slow and not distributed' --timeout 1800 $(ARGS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[quantization]'
+	$(BIN)/python -m pytest tests/test_adapters.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -3,9 +3,9 @@ Merge a LoRA adapter into its base model: one folder that loads without PEFT, an
 
     python examples/merge_adapter.py --model outputs/qwen3_0.6b_lora --output outputs/qwen3_0.6b_merged
 
-The base model is loaded in `--dtype`, never in 4 bits: an adapter that was trained on a quantized base (QLoRA) is merged
-into the weights that were quantized, so that what it was trained on and what it is merged into differ by the rounding.
-Evaluate the merged model, not only the adapter.
+The base model is loaded in `--dtype`, never in 4 bits: an adapter that was trained on a quantized base (QLoRA) is
+merged into the weights before rounding, which are not quite those it was trained on. Evaluate the merged model, not
+only the adapter.
 """
 
 from pathlib import Path

@@ -53,6 +53,8 @@ PARSED_ONLY = {
     "use_vllm": "needs vLLM and a GPU",
     "load_in_4bit": "needs bitsandbytes",
 }
+# Commands that take hours; what they call has tests of its own.
+LONG = {"examples/study/run.py", "examples/study/report.py"}
 TINY_RUN = {
     "use_cpu": True,
     "bf16": False,
@@ -260,6 +262,8 @@ class Command:
     @property
     def obstacles(self) -> set[str]:
         """Why it cannot run here."""
+        if str(self.script) in LONG:
+            return {"hours"}
         found = {"processes"} if self.processes > 1 else set()
         if self.script.name == "train.py":
             parsed = parse_training(self.arguments, self.processes)

@@ -1,6 +1,8 @@
 """What README and `docs/` say is true: blocks run, links lead somewhere, the API page is that of the code."""
 
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from fnmatch import fnmatch
 from urllib.parse import unquote
@@ -23,6 +25,7 @@ IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 # Of what the blocks of a page write
 LEAVES = {
+    "docs/adapters.md": ["outputs/qwen3_0.6b_merged/model.safetensors"],
     "README.md": ["outputs/gsm8k/adapter_model.safetensors"],
     "docs/analyze.md": ["forks.html", "outputs/gsm8k/entropy/report.html", "selected.jsonl"],
     "docs/evaluate.md": ["outputs/gsm8k/evaluation/results.json", "outputs/base/results.json"],
@@ -108,6 +111,13 @@ def test_api_page_is_up_to_date():
     assert build_api.PAGE.read_text() == build_api.render(), "run `python docs/build_api.py`"
 
 
+def test_memory_table_is_what_the_script_prints():
+    printed = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "memory.py"], capture_output=True, text=True, check=True
+    )
+    assert printed.stdout in (ROOT / "docs" / "adapters.md").read_text()
+
+
 def test_what_pages_import_is_public():
     imported = set()
     for page in PAGES:
@@ -141,7 +151,7 @@ def test_options_exist():
     options = {
         name.removeprefix("--") for action in launch_command_parser()._actions for name in action.option_strings
     }
-    for script in [*ROOT.glob("examples/*.py"), *ROOT.glob("benchmarks/*.py")]:
+    for script in [*ROOT.glob("examples/**/*.py"), *ROOT.glob("benchmarks/*.py")]:
         options |= set(re.findall(r'"--(\w+)"', script.read_text()))
     count = 0
     for page in PAGES:

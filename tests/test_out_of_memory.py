@@ -81,6 +81,6 @@ def test_other_errors_are_left_alone(tokenizer, tmp_path):
         def compute_loss(self, *args, **kwargs):
             raise RuntimeError("another error")
 
-    with pytest.raises(RuntimeError, match="^another error$") as caught:
+    with pytest.raises(RuntimeError, match=r"^another error$") as caught:
         train(build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, Broken)
     assert not isinstance(caught.value, torch.OutOfMemoryError)

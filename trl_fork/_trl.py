@@ -171,6 +171,10 @@ def evaluation_mode(model: torch.nn.Module):
     """
     training = [module for module in model.modules() if module.training]
     model.eval()
+    for module in training:
+        # On a CPU their first pass in evaluation mode packs 4-bit weights into a layout without a backward, for good.
+        if type(module).__module__.startswith("bitsandbytes."):
+            module.training = True
     try:
         yield
     finally:

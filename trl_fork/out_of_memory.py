@@ -3,17 +3,17 @@
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from ._trl import TrainerMixin
+from .telemetry import TelemetryMixin
 
 
-class OutOfMemoryMixin(TrainerMixin):
+class OutOfMemoryMixin(TelemetryMixin):
     """
     What [`ForkingGRPOTrainer`] makes of a device without memory: an error that names three settings.
 
     PyTorch's own names the bytes. Which settings free them depends on what was going on.
     """
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """
         [`~transformers.Trainer.train`].
 
@@ -21,7 +21,7 @@ class OutOfMemoryMixin(TrainerMixin):
             `torch.OutOfMemoryError`: naming what was going on and the settings to turn, the first one first.
         """
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise

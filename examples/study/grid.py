@@ -56,9 +56,7 @@ class Cell:
     seed: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.size} {self.task} {self.arm} u{self.updates_per_batch} lr{self.learning_rate:g} seed{self.seed}"
-        )
+        return f"{self.size} {self.task} {self.arm} u{self.updates_per_batch} lr{self.learning_rate:g} seed{self.seed}"
 
 
 def cell_of(row: dict) -> Cell:

@@ -4,6 +4,7 @@ Write docs/study.md and its figures from the results: every number on the page i
     python examples/study/report.py [--results examples/study/results/tiny.jsonl] [--output docs]
 """
 
+import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from scipy import stats
 from trl_fork.command_line import OptionParser
 
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEMPLATE = Path(__file__).with_name("page.md.jinja")
 LABELS = {
     "all": "all tokens",
@@ -301,9 +303,7 @@ def gradient_table(study: Study) -> str:
                         f"{np.mean([point['agreement/all'] for point in points]):.2f}",
                     ]
                 )
-    return markdown(
-        ["Part of the gradient", "norm", "cosine", "cosine, other batch", "all tokens, other batch"], rows
-    )
+    return markdown(["Part of the gradient", "norm", "cosine", "cosine, other batch", "all tokens, other batch"], rows)
 
 
 def gradient_points(study: Study, task: str, updates: int) -> list[dict]:
@@ -395,11 +395,14 @@ def claims(study: Study) -> str:
     return markdown(header, rows)
 
 
-def main() -> None:
+def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = OptionParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS / "tiny.jsonl", help="file of the runs")
-    parser.add_argument("--output", type=Path, default=RESULTS.parent.parent.parent / "docs", help="folder of the page")
-    options = parser.parse_args()
+    parser.add_argument("--output", type=Path, default=DOCS, help="folder of the page")
+    return parser.parse_args(arguments)
+
+
+def main(options: argparse.Namespace) -> None:
     from plots import save_plots
 
     study = Study(read_rows(options.results))
@@ -410,4 +413,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_arguments())

@@ -14,6 +14,7 @@ are missing. `--only` makes one cell again and prints it beside the line that is
     python examples/study/run.py --stage arms --only "tiny digit_sums top20 u1 lr0.001 seed0"
 """
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -44,7 +45,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 console = Console()
 
 
-def main() -> None:
+def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = OptionParser(description=__doc__)
     parser.add_argument("--stage", required=True, choices=["warm_up", "tune", *STAGES])
     parser.add_argument("--size", default="tiny", choices=["tiny", "30m", "100m"], help="of the model")
@@ -53,7 +54,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/study"), help="folder of the warmed-up models")
     parser.add_argument("--only", help="one cell, as the progress bar names it: run it again and compare")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main(options: argparse.Namespace) -> None:
     tasks = [options.task] if options.task else TASKS
     path = options.results / f"{options.size}.jsonl"
     if options.stage == "warm_up":
@@ -129,4 +133,4 @@ def compare(row: dict, rows: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_arguments())

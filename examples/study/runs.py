@@ -59,7 +59,7 @@ SIZES = {
     "30m": Size(_shape(512, 8), 2, 1e-3, prompts_per_update=32, updates=96),
     "100m": Size(_shape(768, 12), 2, 5e-4, prompts_per_update=32, updates=96),
 }
-WARM_UP_STEPS = {"digit_sums": 300, "reach_target": 400}  # of supervised fine-tuning, with 64 demonstrations each
+WARM_UP_STEPS = {"digit_sums": 300, "reach_target": 600}  # of supervised fine-tuning, with 64 demonstrations each
 NUM_GENERATIONS = 8
 NUM_TEST = 256  # held-out problems, the same for every run
 SAMPLES_PER_PROBLEM = 8  # of the last evaluation
@@ -228,7 +228,13 @@ class Probe(TrainerCallback):
     """
 
     def __init__(self, cell: Cell, task, tokenizer, problems, reference):
-        self.cell, self.task, self.tokenizer, self.problems, self.reference = cell, task, tokenizer, problems, reference
+        self.cell, self.task, self.tokenizer, self.problems, self.reference = (
+            cell,
+            task,
+            tokenizer,
+            problems,
+            reference,
+        )
         self.every = SIZES[cell.size].updates // EVALUATIONS
         self.evaluations: list[dict] = []
         self.gradients: list[dict] = []
