@@ -21,7 +21,7 @@ ARMS = {
         "loss_denominator": "all",
     },
 }
-MAIN_ARMS = ("all", "top20", "random20", "bottom80", "top10", "top50")
+MAIN_ARMS = ("all", "top20", "random20", "bottom80", "top50", "top10")
 VARIANTS = tuple(arm for arm in ARMS if arm not in MAIN_ARMS)
 VARIANTS_TASK = "digit_sums"
 TASKS = ("digit_sums", "reach_target")
@@ -89,19 +89,24 @@ def sweep_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> list
     """Stage `sweep`: the masked arms at two more learning rates, so that no arm wins by its step size."""
     return [
         replace(cell, learning_rate=float(f"{factor * cell.learning_rate:.3g}"))
+        for arm in MAIN_ARMS[1:]  # the comparisons that matter most come first
         for cell in main_cells(size, learning_rates)
         for factor in SWEEP_FACTORS
-        if cell.seed in SWEEP_SEEDS and cell.arm != "all"
+        if cell.seed in SWEEP_SEEDS and cell.arm == arm
     ]
 
 
 def variant_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> list[Cell]:
-    """Stage `variants`: threshold scopes and denominators, on one task."""
+    """
+    Stage `variants`: threshold scopes and denominators, on one task.
+
+    A run has one micro-batch per update. With one update per batch the scope `local` is `batch`, and is not run.
+    """
     return [
         replace(cell, arm=arm)
         for cell in main_cells(size, learning_rates)
         for arm in VARIANTS
-        if cell.task == VARIANTS_TASK and cell.arm == "top20"
+        if cell.task == VARIANTS_TASK and cell.arm == "top20" and (cell.updates_per_batch, arm) != (1, "top20-local")
     ]
 
 

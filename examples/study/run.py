@@ -110,6 +110,8 @@ def run_cells(cells: list[Cell], rows: list[dict], path: Path, work_dir: Path, w
     todo = [cell for cell in cells if cell not in done]
     console.print(f"{len(cells) - len(todo)} of {len(cells)} runs are in {path} already.")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():  # a line that was cut off would spoil the next one
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     bar = tqdm(total=len(todo), unit="run")
     # Processes of their own: PyTorch's threads do not survive a fork.
     with (
