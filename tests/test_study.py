@@ -149,7 +149,7 @@ def test_a_stage_goes_on_where_it_was(small, monkeypatch, capsys):
     study.run_cells(wanted, study.read_rows(path), path, small, workers=1)
     assert made == [wanted[0], wanted[2]]
     assert "1 of 3 runs" in capsys.readouterr().out
-    assert [grid.cell_of(row).seed for row in study.read_rows(path)] == [1, 0, 2]
+    assert sorted(grid.cell_of(row).seed for row in study.read_rows(path)) == [0, 1, 2]
 
 
 class Inline:

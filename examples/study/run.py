@@ -34,7 +34,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process per run uses a comput
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tasks
 
-from grid import STAGES, TASKS, Cell, cell_of, chosen_learning_rates, tuning_cells
+from grid import ARMS, STAGES, TASKS, Cell, cell_of, chosen_learning_rates, tuning_cells
 from rich.console import Console
 from tqdm import tqdm
 
@@ -50,6 +50,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--stage", required=True, choices=["warm_up", "tune", *STAGES])
     parser.add_argument("--size", default="tiny", choices=["tiny", "30m", "100m"], help="of the model")
     parser.add_argument("--task", choices=TASKS, help="runs of this task only")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="runs of these arms only")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/study"), help="folder of the warmed-up models")
@@ -64,7 +65,7 @@ def main(options: argparse.Namespace) -> None:
         make_starts(options.work_dir, options.size, tasks)
         return
     rows = read_rows(path)
-    cells = cells_of_stage(options.stage, options.size, rows, tasks)
+    cells = [cell for cell in cells_of_stage(options.stage, options.size, rows, tasks) if cell.arm in options.arms]
     if options.only:
         cells = [cell for cell in cells if str(cell) == options.only] or sys.exit(
             f"Stage {options.stage} has no cell {options.only!r}. It has, for example, {str(cells[0])!r}."
