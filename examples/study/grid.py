@@ -86,10 +86,10 @@ def main_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> list[
 
 
 def sweep_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> list[Cell]:
-    """Stage `sweep`: the masked arms at two more learning rates, so that no arm wins by its step size."""
+    """Stage `sweep`: two more learning rates, so that no arm wins by its step size."""
     return [
         replace(cell, learning_rate=float(f"{factor * cell.learning_rate:.3g}"))
-        for arm in MAIN_ARMS[1:]  # the comparisons that matter most come first
+        for arm in MAIN_ARMS
         for cell in main_cells(size, learning_rates)
         for factor in SWEEP_FACTORS
         if cell.seed in SWEEP_SEEDS and cell.arm == arm
