@@ -71,10 +71,10 @@ def main(options: argparse.Namespace) -> None:
             f"Stage {options.stage} has no cell {options.only!r}. It has, for example, {str(cells[0])!r}."
         )
         make_starts(options.work_dir, options.size, tasks)
-        compare(run_cell(cells[0], options.work_dir), rows)
+        compare(run_cell(cells[0], options.work_dir, False), rows)
         return
     make_starts(options.work_dir, options.size, tasks)
-    run_cells(cells, rows, path, options.work_dir, options.workers)
+    run_cells(cells, rows, path, options.work_dir, options.workers, take_gradient_apart=options.stage == "arms")
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -99,13 +99,15 @@ def make_starts(work_dir: Path, size: str, tasks: Sequence[str] = TASKS) -> None
             warm_up(work_dir, size, task)
 
 
-def run_cell(cell: Cell, work_dir: Path) -> dict:
+def run_cell(cell: Cell, work_dir: Path, take_gradient_apart: bool) -> dict:
     from runs import run
 
-    return run(cell, work_dir)
+    return run(cell, work_dir, take_gradient_apart)
 
 
-def run_cells(cells: list[Cell], rows: list[dict], path: Path, work_dir: Path, workers: int) -> None:
+def run_cells(
+    cells: list[Cell], rows: list[dict], path: Path, work_dir: Path, workers: int, take_gradient_apart: bool = False
+) -> None:
     """Run what is not in the file yet, and append it."""
     done = {cell_of(row) for row in rows}
     todo = [cell for cell in cells if cell not in done]
@@ -119,7 +121,7 @@ def run_cells(cells: list[Cell], rows: list[dict], path: Path, work_dir: Path, w
         path.open("a") as file,
         ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
-        futures = {pool.submit(run_cell, cell, work_dir): cell for cell in todo}
+        futures = {pool.submit(run_cell, cell, work_dir, take_gradient_apart): cell for cell in todo}
         for future in as_completed(futures):
             row = future.result()
             file.write(json.dumps(row) + "\n")

@@ -164,9 +164,15 @@ def configuration(cell: Cell, output_dir: str = "outputs/study") -> ForkingGRPOC
     )
 
 
-def run(cell: Cell, root: Path) -> dict:
+def run(cell: Cell, root: Path, take_gradient_apart: bool = False) -> dict:
     """
     Train and measure one cell.
+
+    Args:
+        cell ([`Cell`]): The run.
+        root (`Path`): Where the warmed-up models are.
+        take_gradient_apart (`bool`, *optional*, defaults to `False`):
+            Whether to do so where the cell trains on all tokens; it takes as long as the run.
 
     Returns:
         `dict`: one row of results: the cell, held-out accuracy and pass@8 at the end, and curves over training.
@@ -186,6 +192,7 @@ def run(cell: Cell, root: Path) -> dict:
         return [float(task.is_correct(tuple(p), c[0]["content"])) for p, c in zip(problem, completions, strict=True)]
 
     probe = Probe(cell, task, tokenizer, test, Qwen3ForCausalLM.from_pretrained(start).eval())
+    probe.takes_gradient_apart = take_gradient_apart and cell.arm == "all" and cell.seed in GRADIENT_SEEDS
     trainer = ForkingGRPOTrainer(
         model=model,
         reward_funcs=correct,
@@ -235,6 +242,7 @@ class Probe(TrainerCallback):
             problems,
             reference,
         )
+        self.takes_gradient_apart = False
         self.every = SIZES[cell.size].updates // EVALUATIONS
         self.evaluations: list[dict] = []
         self.gradients: list[dict] = []
@@ -258,7 +266,7 @@ class Probe(TrainerCallback):
                 "entropy_percentiles": [_short(value) for value in percentile_trace(rollouts.entropies)],
             }
         )
-        if self.cell.arm == "all" and self.cell.seed in GRADIENT_SEEDS:
+        if self.takes_gradient_apart:
             # Two batches: how far the gradient of one agrees with that of the other is the measure of its noise.
             batches = [
                 self.sample(model, NUM_GENERATIONS, seed=1000 * self.cell.seed + step + 1 + half, part=half)
