@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from grid import MAIN_ARMS, TASKS, UPDATES_PER_BATCH
 from matplotlib.figure import Figure
-from report import LABELS, TASK_LABELS, Study, gradient_points, regime
+from outcomes import Study, gradient_points
+from report import LABELS, TASK_LABELS, regime
 
 from trl_fork.analysis import TRACE_LEVELS
 

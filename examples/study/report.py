@@ -6,7 +6,6 @@ Write docs/study.md and its figures from the results: every number on the page i
 
 import argparse
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -16,22 +15,29 @@ import numpy as np
 from grid import (
     ARMS,
     MAIN_ARMS,
-    SEEDS,
     SWEEP_FACTORS,
-    SWEEP_SEEDS,
     TASKS,
     TUNING_SEEDS,
     UPDATES_PER_BATCH,
     VARIANTS,
     VARIANTS_TASK,
-    cell_of,
-    chosen_learning_rates,
     tuning_cells,
 )
 from jinja2 import Environment, StrictUndefined
+from outcomes import (
+    Interval,
+    Study,
+    area_under_curve,
+    gradient_points,
+    holm,
+    interval,
+    lead_at_best_rates,
+    selected_tokens,
+    start_accuracy,
+    swept,
+)
 from run import RESULTS, read_rows
-from runs import NUM_GENERATIONS, NUM_TEST, SAMPLES_PER_PROBLEM, SIZES
-from scipy import stats
+from settings import NUM_GENERATIONS, NUM_TEST, SAMPLES_PER_PROBLEM, SIZES
 
 from trl_fork.command_line import OptionParser
 
@@ -53,75 +59,6 @@ LABELS = {
 TASK_LABELS = {"digit_sums": "digit sums", "reach_target": "reach the target"}
 # Decided before the runs were made; p-values are corrected for their number (Holm).
 COMPARISONS = (("top20", "all"), ("top20", "random20"), ("bottom80", "all"))
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds and its 95 % interval, by Student's t."""
-
-    mean: float
-    half_width: float
-    n: int
-    p: float = float("nan")  # two-sided, of a mean of zero
-
-    def __format__(self, spec: str) -> str:
-        return f"{self.mean:{spec}} ± {self.half_width:{spec.lstrip('+')}}"
-
-    @property
-    def excludes_zero(self) -> bool:
-        return abs(self.mean) > self.half_width
-
-
-def interval(values) -> Interval:
-    values = np.asarray(values, dtype=float)
-    n = len(values)
-    if n < 2:
-        return Interval(values.mean() if n else float("nan"), float("nan"), n)
-    error = stats.sem(values)
-    p = stats.ttest_1samp(values, 0.0).pvalue if error else float("nan")
-    return Interval(values.mean(), float(stats.t.ppf(0.975, n - 1) * error), n, float(p))
-
-
-def area_under_curve(row: dict) -> float:
-    """Mean held-out accuracy over training: the area under its curve, divided by the number of steps."""
-    steps = [point["step"] for point in row["evaluations"]]
-    return float(np.trapezoid([point["accuracy"] for point in row["evaluations"]], steps) / steps[-1])
-
-
-class Study:
-    """The rows of one size, by what they are asked for."""
-
-    def __init__(self, rows: list[dict]):
-        self.rows = rows
-        self.size = rows[0]["size"]
-        self.learning_rates = chosen_learning_rates(rows, self.size)
-        self.by_cell = {cell_of(row): row for row in rows}
-
-    def runs(self, task: str, updates: int, arm: str, learning_rate: float | None = None) -> dict[int, dict]:
-        """Runs by seed, at the chosen learning rate unless another is given."""
-        learning_rate = learning_rate or self.learning_rates[task, updates]
-        return {
-            cell.seed: row
-            for cell, row in sorted(self.by_cell.items(), key=lambda item: item[0].seed)
-            if (cell.task, cell.updates_per_batch, cell.arm) == (task, updates, arm)
-            and cell.learning_rate == learning_rate
-            and cell.seed in SEEDS
-        }
-
-    def difference(self, task: str, updates: int, first: str, second: str, measure=None) -> Interval:
-        """Of two arms, over the seeds that both have."""
-        measure = measure or (lambda row: row["accuracy"])
-        a, b = self.runs(task, updates, first), self.runs(task, updates, second)
-        return interval([measure(a[seed]) - measure(b[seed]) for seed in a if seed in b])
-
-
-def holm(ps: list[float]) -> list[float]:
-    """P-values corrected for their number, by Holm's step-down method."""
-    adjusted, highest = [1.0] * len(ps), 0.0
-    for rank, index in enumerate(np.argsort(ps)):
-        highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
-        adjusted[index] = highest
-    return adjusted
 
 
 # ---------------------------------------------------------------------- tables
@@ -191,29 +128,6 @@ def arms_table(study: Study, task: str, updates: int, arms=MAIN_ARMS) -> str:
     return markdown(header, rows)
 
 
-def selected_tokens(runs: list[dict]) -> float:
-    """Mean number of tokens, over a whole run, that the policy gradient saw."""
-    totals = []
-    for row in runs:
-        settings = SIZES[row["size"]]
-        rollouts = settings.prompts_per_update * NUM_GENERATIONS
-        # What is logged of a generation holds for every update on it.
-        lengths, fractions = (filled(row["training"][name]) for name in ("length", "selected_fraction"))
-        if row["arm"] == "all":
-            fractions = np.ones_like(lengths)
-        totals.append(float((lengths * fractions * rollouts).sum()))
-    return float(np.mean(totals))
-
-
-def filled(values: list[float | None]) -> np.ndarray:
-    """A curve whose gaps hold the last value before them."""
-    result, last = [], float("nan")
-    for value in values:
-        last = last if value is None else value
-        result.append(last)
-    return np.array(result)
-
-
 def comparisons(study: Study) -> list[tuple[str, int, str, str, Interval, float]]:
     found = [
         (task, updates, first, second, study.difference(task, updates, first, second))
@@ -244,16 +158,6 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def swept(study: Study, task: str, updates: int, arm: str) -> list[float | None]:
-    """Mean accuracy over `SWEEP_SEEDS` at each learning rate of the sweep, rising; `None` where a run is missing."""
-    chosen, means = study.learning_rates[task, updates], []
-    for factor in sorted([1.0, *SWEEP_FACTORS]):
-        runs = study.runs(task, updates, arm, float(f"{factor * chosen:.3g}"))
-        values = [runs[seed]["accuracy"] for seed in SWEEP_SEEDS if seed in runs]
-        means.append(float(np.mean(values)) if len(values) == len(SWEEP_SEEDS) else None)
-    return means
-
-
 def sweep_table(study: Study) -> str:
     rows = []
     for task in TASKS:
@@ -266,17 +170,6 @@ def sweep_table(study: Study) -> str:
                 cells = ["-" if v is None else f"**{v:.3f}**" if v == best else f"{v:.3f}" for v in found]
                 rows.append([f"{TASK_LABELS[task]}, {regime(updates)}: {LABELS[arm]}", *cells])
     return markdown(["Held-out accuracy", *(f"{factor:g} x" for factor in sorted([1.0, *SWEEP_FACTORS]))], rows)
-
-
-def lead_at_best_rates(study: Study, first: str, second: str) -> list[float]:
-    """Per setting with a whole sweep of both arms: how far one is ahead, each at the best of its learning rates."""
-    leads = []
-    for task in TASKS:
-        for updates in UPDATES_PER_BATCH:
-            a, b = (swept(study, task, updates, arm) for arm in (first, second))
-            if None not in a + b:
-                leads.append(max(a) - max(b))
-    return leads
 
 
 def variants_table(study: Study) -> str:
@@ -323,11 +216,6 @@ def gradient_table(study: Study) -> str:
     return markdown(["Part of the gradient", "norm", "cosine", "cosine, other batch", "all tokens, other batch"], rows)
 
 
-def gradient_points(study: Study, task: str, updates: int) -> list[dict]:
-    runs = study.runs(task, updates, "all").values()
-    return [point for row in runs for point in row["gradients"] if "norm/all" in point]
-
-
 # ---------------------------------------------------------------------- the page
 
 
@@ -365,11 +253,6 @@ def page(study: Study) -> str:
         start={task: start_accuracy(study, task) for task in TASKS},
     )
     return text.rstrip() + "\n"
-
-
-def start_accuracy(study: Study, task: str) -> float:
-    """Held-out accuracy of the warmed-up model: the evaluations before the first step."""
-    return float(np.mean([row["evaluations"][0]["accuracy"] for row in study.rows if row["task"] == task]))
 
 
 def conclusion(study: Study) -> str:
