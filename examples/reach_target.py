@@ -10,7 +10,7 @@ be. A demonstration wanders, and stops where it likes:
 The answer is the derivation: it is right if every step is (a label that was not used, its number, what remains) and
 nothing remains at its end. The arithmetic follows from what stands before it; which number comes next, with which
 sign, and whether to stop, are choices. Demonstrations are a little better at them than chance: a model that imitates
-them is right about a third of the time.
+them is right about a fifth of the time.
 
 The functions are those of `digit_sums.py`; a problem is the tuple of the start and the numbers.
 """

@@ -35,6 +35,15 @@ def scoring(trainer_class):
     return Broken
 
 
+def rewarding(trainer_class):
+    class Broken(trainer_class):
+        def _calculate_rewards(self, *args, **kwargs):
+            with self._stopwatch.measure("rewards"):  # where a reward model would run
+                return allocate()
+
+    return Broken
+
+
 def evaluating(trainer_class):
     class Broken(trainer_class):
         def prediction_step(self, *args, **kwargs):
@@ -56,9 +65,10 @@ def stepping(trainer_class):
 @pytest.mark.parametrize(
     ("broken", "what", "first"),
     [
-        (generating, "completions were generated", "generation_batch_size (32 over all processes)"),
+        (generating, "completions were generated", "generation_batch_size (32 over all processes"),
         (training, "in a pass over 8 completions", "per_device_train_batch_size (8)"),
         (scoring, "in a pass over 8 completions", "per_device_train_batch_size (8)"),
+        (rewarding, "while rewards were computed", "the device of a reward model"),
         (stepping, "in the optimizer", "use_peft: true"),
         (evaluating, "in evaluation", "per_device_eval_batch_size"),
     ],

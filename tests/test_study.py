@@ -248,10 +248,11 @@ def test_statistics():
 
 
 def test_the_page_is_of_the_results():
-    rows = study.read_rows(study.RESULTS / "tiny.jsonl")
+    results = report.load_study(study.RESULTS / "tiny.jsonl")
+    rows = results.rows
     page = (ROOT / "docs" / "study.md").read_text()
-    assert page == report.page(report.Study(rows)), "run `python examples/study/report.py`"
-    assert report.conclusion(report.Study(rows)) in " ".join((ROOT / "README.md").read_text().split())
+    assert page == report.page(results), "run `python examples/study/report.py`"
+    assert report.conclusion(results) in " ".join((ROOT / "README.md").read_text().split())
     for name in re.findall(r"\]\((study/\w+\.png)\)", page):
         assert (ROOT / "docs" / name).is_file()
     assert len({grid.cell_of(row) for row in rows}) == len(rows)

@@ -1,7 +1,6 @@
 """An error that says which settings to turn when a device is out of memory."""
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 
 from .telemetry import TelemetryMixin
 
@@ -20,10 +19,12 @@ class OutOfMemoryMixin(TelemetryMixin):
         Raises:
             `torch.OutOfMemoryError`: naming what was going on and the settings to turn, the first one first.
         """
+        self._stopwatch.interrupted = None
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            # The allocator of the CPU has no exception of its own.
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
             raise torch.OutOfMemoryError(self._describe_out_of_memory(error)) from error
 
@@ -48,37 +49,57 @@ class OutOfMemoryMixin(TelemetryMixin):
                     "eval_strategy: 'no', and examples/evaluate.py afterwards",
                 ],
             )
-        lighter = (
-            "load_in_4bit: true with use_peft (QLoRA)"
-            if getattr(self.model, "peft_config", None)
-            else "use_peft: true with dtype: bfloat16 (LoRA): neither gradients nor optimizer for the base weights"
-        )
+        if getattr(self.model, "is_loaded_in_4bit", False):
+            lighter = "a smaller model: the weights are in 4 bits already"
+        elif getattr(self.model, "peft_config", None):
+            lighter = "load_in_4bit: true with use_peft (QLoRA)"
+        else:
+            lighter = (
+                "use_peft: true with dtype: bfloat16 (LoRA): neither gradients nor optimizer for the base weights"
+            )
         if activity == "generation":
             number = args.generation_batch_size // self.accelerator.num_processes
-            return (
-                f"while {number} completions were generated",
-                [
-                    f"generation_batch_size ({args.generation_batch_size} over all processes): completions at a time; "
-                    "with a larger gradient_accumulation_steps an update sees as many as before",
-                    shorter,
+            settings = [
+                f"generation_batch_size ({args.generation_batch_size} over all processes; steps_per_generation sets "
+                "it too): completions at a time, a multiple of per_device_train_batch_size times processes. An update "
+                "sees as many as before, the threshold scope batch fewer",
+                shorter,
+                lighter,
+            ]
+            if args.use_vllm:
+                settings.insert(
+                    0,
                     f"vllm_gpu_memory_utilization ({args.vllm_gpu_memory_utilization}), or vllm_mode: server on "
-                    "another GPU"
-                    if args.use_vllm
-                    else lighter,
-                ],
-            )
+                    "another GPU",
+                )
+            return f"while {number} completions were generated", settings[:3]
         if activity in ("training", "scoring"):
             size = args.per_device_train_batch_size
+            cut = args.entropy_threshold_scope in ("micro_batch", "local") or args.loss_type == "bnpo"
             return (
                 f"in a pass over {size} completions",
                 [
                     f"per_device_train_batch_size ({size}): with gradient_accumulation_steps "
-                    f"({args.gradient_accumulation_steps}) larger by the same factor the gradient is the same",
+                    f"({args.gradient_accumulation_steps}) and steps_per_generation ({args.steps_per_generation}) "
+                    f"larger by the same factor {'an update sees as many' if cut else 'the gradient is the same'}",
                     "gradient_checkpointing: true" if not args.gradient_checkpointing else lighter,
+                    shorter,
+                ],
+            )
+        if activity == "rewards":
+            return (
+                "while rewards were computed",
+                [
+                    "the device of a reward model, or its dtype: it is loaded beside the policy",
+                    f"generation_batch_size ({args.generation_batch_size} over all processes): completions at a time",
                     shorter,
                 ],
             )
         return (
             "in the optimizer or a checkpoint",
-            [lighter, f"optim ({args.optim}): paged_adamw_8bit", "ZeRO-3 over several GPUs (configs/accelerate)"],
+            [
+                lighter,
+                f"optim ({args.optim}), such as paged_adamw_8bit",
+                "ZeRO-3 over several GPUs (configs/accelerate)",
+            ],
         )

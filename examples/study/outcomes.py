@@ -42,10 +42,16 @@ def area_under_curve(row: dict) -> float:
 
 
 class Study:
-    """The rows of one size, by what they are asked for."""
+    """
+    The rows of one size, by what they are asked for.
 
-    def __init__(self, rows: list[dict]):
-        self.rows = rows
+    Args:
+        rows (`list[dict]`): Lines of results.
+        starts (`dict[str, dict]`): By task, what the model can do before training.
+    """
+
+    def __init__(self, rows: list[dict], starts: dict[str, dict]):
+        self.rows, self.starts = rows, starts
         self.size = rows[0]["size"]
         self.learning_rates = chosen_learning_rates(rows, self.size)
         self.by_cell = {cell_of(row): row for row in rows}
@@ -100,11 +106,6 @@ def filled(values: list[float | None]) -> np.ndarray:
     return np.array(result)
 
 
-def start_accuracy(study: Study, task: str) -> float:
-    """Held-out accuracy of the warmed-up model: the evaluations before the first step."""
-    return float(np.mean([row["evaluations"][0]["accuracy"] for row in study.rows if row["task"] == task]))
-
-
 def swept(study: Study, task: str, updates: int, arm: str) -> list[float | None]:
     """Mean accuracy over `SWEEP_SEEDS` at each learning rate of the sweep, rising; `None` where a run is missing."""
     chosen, means = study.learning_rates[task, updates], []
@@ -115,14 +116,18 @@ def swept(study: Study, task: str, updates: int, arm: str) -> list[float | None]
     return means
 
 
-def lead_at_best_rates(study: Study, first: str, second: str) -> list[float]:
-    """Per setting with a whole sweep of both arms: how far one is ahead, each at the best of its learning rates."""
+def lead_at_best_rates(study: Study, first: str, second: str) -> list[tuple[str, int, float, float]]:
+    """
+    Per setting with a whole sweep of both arms: task, updates per batch, and how far the first is ahead, at the chosen
+    learning rate and each at the best of its own.
+    """
     leads = []
     for task in TASKS:
         for updates in UPDATES_PER_BATCH:
             a, b = (swept(study, task, updates, arm) for arm in (first, second))
             if None not in a + b:
-                leads.append(max(a) - max(b))
+                middle = len(a) // 2
+                leads.append((task, updates, a[middle] - b[middle], max(a) - max(b)))
     return leads
 
 

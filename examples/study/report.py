@@ -5,6 +5,7 @@ Write docs/study.md and its figures from the results: every number on the page i
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -33,7 +34,6 @@ from outcomes import (
     interval,
     lead_at_best_rates,
     selected_tokens,
-    start_accuracy,
     swept,
 )
 from run import RESULTS, read_rows
@@ -97,7 +97,12 @@ def regime(updates: int) -> str:
 
 
 def arms_table(study: Study, task: str, updates: int, arms=MAIN_ARMS) -> str:
-    rows = []
+    start = study.starts[task]
+    rows = [
+        ["before training", "-"]
+        + [f"{start[name]:.3f}" for name in ("accuracy", f"pass@{SAMPLES_PER_PROBLEM}", "greedy_accuracy")]
+        + ["-", f"{start['entropy']:.3f}", f"{start['length']:.1f}", "-", "-", "-", "-"]
+    ]
     for arm in arms:
         runs = list(study.runs(task, updates, arm).values())
         if not runs:
@@ -116,14 +121,15 @@ def arms_table(study: Study, task: str, updates: int, arms=MAIN_ARMS) -> str:
                 f"{interval([area_under_curve(row) for row in runs]):.3f}",
                 mean([row["entropy"] for row in runs], ".3f"),
                 mean([row["length"] for row in runs], ".1f"),
-                mean([np.mean(row["training"]["grad_norm"]) for row in runs], ".2f"),
+                mean([np.median(row["training"]["grad_norm"]) for row in runs], ".2f"),
+                f"{max(max(row['training']['grad_norm']) for row in runs):.0f}",
                 f"{selected_tokens(runs):,.0f}",
                 mean([row["processor_seconds"] for row in runs], ".0f"),
             ]
         )
     header = [
         *("Arm", "seeds", "accuracy", f"pass@{SAMPLES_PER_PROBLEM}", "greedy", "area under curve"),
-        *("entropy", "length", "gradient norm", "tokens trained on", "processor s"),
+        *("entropy", "length", "gradient norm", "largest", "tokens selected", "processor s"),
     ]
     return markdown(header, rows)
 
@@ -188,7 +194,7 @@ def variants_table(study: Study) -> str:
                     f"{interval([row['accuracy'] for row in runs.values()]):.3f}",
                     f"{difference:+.3f}",
                     p_value(difference.p),
-                    f"{np.mean([np.mean(row['training']['grad_norm']) for row in runs.values()]):.2f}",
+                    f"{np.mean([np.median(row['training']['grad_norm']) for row in runs.values()]):.2f}",
                 ]
             )
     return markdown(["Variant", "seeds", "accuracy", "minus the main arm", "p", "gradient norm"], rows)
@@ -217,6 +223,11 @@ def gradient_table(study: Study) -> str:
 
 
 # ---------------------------------------------------------------------- the page
+
+
+def load_study(path: Path) -> Study:
+    """The runs of a file of results, and the starts beside it."""
+    return Study(read_rows(path), json.loads(path.with_name(f"{path.stem}-start.json").read_text()))
 
 
 def page(study: Study) -> str:
@@ -250,7 +261,7 @@ def page(study: Study) -> str:
         claims=claims(study),
         conclusion=conclusion(study),
         difference=study.difference,
-        start={task: start_accuracy(study, task) for task in TASKS},
+        start={task: study.starts[task]["accuracy"] for task in TASKS},
     )
     return text.rstrip() + "\n"
 
@@ -267,10 +278,12 @@ def conclusion(study: Study) -> str:
         return f"{np.mean(means):.2f}"
 
     def verdict(first: str, second: str) -> str:
-        found = [study.difference(task, updates, first, second) for task in TASKS for updates in UPDATES_PER_BATCH]
-        better = sum(difference.excludes_zero and difference.mean > 0 for difference in found)
-        worse = sum(difference.excludes_zero and difference.mean < 0 for difference in found)
-        return f"better in {better}, worse in {worse} and not told apart in {len(found) - better - worse}"
+        signs = [
+            np.sign(difference.mean) * (adjusted < 0.05)
+            for _, _, a, b, difference, adjusted in comparisons(study)
+            if (a, b) == (first, second)
+        ]
+        return f"better in {signs.count(1)}, worse in {signs.count(-1)} and not told apart in {signs.count(0)}"
 
     settings = len(TASKS) * len(UPDATES_PER_BATCH)
     seeds = min(len(study.runs(task, updates, "top20")) for task in TASKS for updates in UPDATES_PER_BATCH)
@@ -278,18 +291,20 @@ def conclusion(study: Study) -> str:
         f"At this scale, over {settings} settings with {seeds} seeds each, training on the 20 % of tokens with the "
         f"highest entropy ends at a held-out accuracy of {mean('top20')}, on all tokens at {mean('all')}, on a random "
         f"20 % at {mean('random20')} and on the other 80 % at {mean('bottom80')} (before training "
-        f"{np.mean([start_accuracy(study, task) for task in TASKS]):.2f}). Against all tokens, settings counted by "
-        f"95 % intervals of paired differences, the top 20 % is {verdict('top20', 'all')}; against a random 20 % it "
-        f"is {verdict('top20', 'random20')}{step_size(lead_at_best_rates(study, 'top20', 'random20'))}."
+        f"{np.mean([study.starts[task]['accuracy'] for task in TASKS]):.2f}). By paired t-tests over seeds, corrected "
+        f"for their number, the top 20 % is {verdict('top20', 'all')} settings than all tokens, and "
+        f"{verdict('top20', 'random20')} than a random 20 %{step_size(lead_at_best_rates(study, 'top20', 'random20'))}."
     )
 
 
-def step_size(leads: list[float]) -> str:
+def step_size(leads: list[tuple[str, int, float, float]]) -> str:
     """The end of the sentence about random tokens: what remains when every arm may choose its learning rate."""
     if not leads:
         return ""
-    values = ", ".join(f"{lead:+.2f}" for lead in leads)
-    return f", and with the best of three learning rates for each (two seeds) it is ahead by {values}"
+    values = ", ".join(
+        f"{TASK_LABELS[task]} {updates}: {chosen:+.2f} to {best:+.2f}" for task, updates, chosen, best in leads
+    )
+    return f"; with the best of three learning rates for each, on two seeds, its lead over it goes from {values}"
 
 
 def claims(study: Study) -> str:
@@ -299,6 +314,8 @@ def claims(study: Study) -> str:
         return [verdict(task, updates) for task in TASKS for updates in UPDATES_PER_BATCH]
 
     def sign(difference: Interval) -> str:
+        if difference.n < 2:
+            return "not run"
         word = "no difference" if not difference.excludes_zero else "better" if difference.mean > 0 else "worse"
         return f"{word} ({difference:+.3f})"
 
@@ -321,6 +338,10 @@ def claims(study: Study) -> str:
     rows = [
         ["Top 20 % matches or beats all tokens: accuracy of top 20 % against all", *seen(accuracy("top20", "all"))],
         ["Training on the bottom 80 % fails: its accuracy against all", *seen(accuracy("bottom80", "all"))],
+        [
+            "(not in the paper) bottom 80 %, greedy decoding: against all",
+            *seen(lambda t, u: sign(study.difference(t, u, "bottom80", "all", lambda row: row["greedy_accuracy"]))),
+        ],
         ["(not in the paper) top 20 % against random 20 %", *seen(accuracy("top20", "random20"))],
         ["10 to 50 % do about equally well: top 10 % against top 50 %", *seen(accuracy("top10", "top50"))],
         ["Overall entropy stays higher with the top 20 %: against all", *seen(entropy)],
@@ -344,7 +365,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 def main(options: argparse.Namespace) -> None:
     from plots import save_plots
 
-    study = Study(read_rows(options.results))
+    study = load_study(options.results)
     (options.output / "study").mkdir(parents=True, exist_ok=True)
     (options.output / "study.md").write_text(page(study))
     save_plots(study, options.output / "study")

@@ -63,6 +63,7 @@ def main(options: argparse.Namespace) -> None:
     path = options.results / f"{options.size}.jsonl"
     if options.stage == "warm_up":
         make_starts(options.work_dir, options.size, tasks)
+        measure_starts(options, tasks)
         return
     rows = read_rows(path)
     cells = [cell for cell in cells_of_stage(options.stage, options.size, rows, tasks) if cell.arm in options.arms]
@@ -97,6 +98,18 @@ def make_starts(work_dir: Path, size: str, tasks: Sequence[str] = TASKS) -> None
         if not (start_path(work_dir, size, task) / "model.safetensors").exists():
             console.print(f"Warm-up for {task}: a minute or two on a CPU.")
             warm_up(work_dir, size, task)
+
+
+def measure_starts(options: argparse.Namespace, tasks: Sequence[str]) -> None:
+    """Write what the warmed-up models can do to RESULTS/SIZE-start.json."""
+    from runs import measure_start
+
+    path = options.results / f"{options.size}-start.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    measured = json.loads(path.read_text()) if path.exists() else {}
+    measured |= {task: measure_start(options.work_dir, options.size, task) for task in tasks}
+    path.write_text(json.dumps(measured, indent=2) + "\n")
+    console.print(f"{path} is of {', '.join(tasks)}.")
 
 
 def run_cell(cell: Cell, work_dir: Path, take_gradient_apart: bool) -> dict:

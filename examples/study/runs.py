@@ -75,6 +75,17 @@ def warm_up(root: Path, size: str, name: str) -> None:
     trainer.save_model(str(path))
 
 
+def measure_start(root: Path, size: str, name: str) -> dict:
+    """What every run of a task is compared with: the last evaluation of a run, of the model before training."""
+    task, start = importlib.import_module(name), start_path(root, size, name)
+    torch.set_num_threads(1)
+    model = Qwen3ForCausalLM.from_pretrained(start).eval()
+    cell = Cell(size, name, "all", 1, 0.0, 0)
+    test = task.held_out_problems(NUM_TEST, random.Random(WARM_UP_SEED))
+    probe = Probe(cell, task, AutoTokenizer.from_pretrained(start), test, model, every=1, takes_gradient_apart=False)
+    return probe.final(model)
+
+
 # ---------------------------------------------------------------------- a run
 
 
