@@ -161,6 +161,8 @@ def comparison_table(study: Study) -> str:
 
 
 def p_value(p: float) -> str:
+    if np.isnan(p):  # no spread, or one run
+        return "-"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
