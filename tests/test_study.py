@@ -4,7 +4,7 @@ import json
 import random
 import re
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import grid
@@ -146,7 +146,7 @@ def test_a_stage_goes_on_where_it_was(small, monkeypatch, capsys):
     monkeypatch.setattr(study, "ProcessPoolExecutor", lambda *_, **__: Inline(made))
     wanted = [grid.Cell("tiny", "digit_sums", "all", 1, 1e-3, seed) for seed in range(3)]
     path = small / "results.jsonl"
-    path.write_text(json.dumps({**grid.as_row(wanted[1]), "accuracy": 0.5}) + "\n" + '{"size": "ti')
+    path.write_text(json.dumps({**asdict(wanted[1]), "accuracy": 0.5}) + "\n" + '{"size": "ti')
     study.run_cells(wanted, study.read_rows(path), path, small, workers=1)
     assert made == [wanted[0], wanted[2]]
     assert "1 of 3 runs" in capsys.readouterr().out
@@ -168,7 +168,7 @@ class Inline:
     def submit(self, function, cell, work_dir, take_gradient_apart):
         self.made.append(cell)
         future = Future()
-        future.set_result({**grid.as_row(cell), "accuracy": 0.5, "processor_seconds": 1.0})
+        future.set_result({**asdict(cell), "accuracy": 0.5, "processor_seconds": 1.0})
         return future
 
 

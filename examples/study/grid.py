@@ -1,6 +1,6 @@
 """The cells of the study: which runs there are, and in which order. One run is one cell."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 
 # Settings of ForkingGRPOConfig, by the name of the arm. Everything else is the same for all of them.
@@ -133,7 +133,3 @@ def chosen_learning_rates(rows: list[dict], size: str, tasks=TASKS) -> dict[tupl
         rates = means.setdefault((cell.task, cell.updates_per_batch), dict.fromkeys(LEARNING_RATES, 0.0))
         rates[cell.learning_rate] += accuracies[cell] / len(TUNING_SEEDS)
     return {key: max(rates, key=lambda rate: rates[rate]) for key, rates in means.items()}
-
-
-def as_row(cell: Cell) -> dict:
-    return asdict(cell)

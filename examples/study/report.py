@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tasks
 
 import numpy as np
 from grid import (
-    ARMS,
     MAIN_ARMS,
     SWEEP_FACTORS,
     TASKS,
@@ -249,7 +248,6 @@ def page(study: Study) -> str:
         tuning_seeds=TUNING_SEEDS,
         num_rows=len(study.rows),
         hours=sum(row["processor_seconds"] for row in study.rows) / 3600,
-        arms=ARMS,
         tasks=TASKS,
         regimes=UPDATES_PER_BATCH,
         task_labels=TASK_LABELS,
@@ -262,7 +260,6 @@ def page(study: Study) -> str:
         gradient_table=gradient_table(study),
         claims=claims(study),
         conclusion=conclusion(study),
-        difference=study.difference,
         start={task: study.starts[task]["accuracy"] for task in TASKS},
     )
     return text.rstrip() + "\n"
@@ -316,24 +313,22 @@ def claims(study: Study) -> str:
     def seen(verdict) -> list[str]:
         return [verdict(task, updates) for task in TASKS for updates in UPDATES_PER_BATCH]
 
-    def sign(difference: Interval) -> str:
+    def sign(difference: Interval, more: str = "better", less: str = "worse", form: str = "+.3f", unit="") -> str:
         if difference.n < 2:
             return "not run"
-        word = "no difference" if not difference.excludes_zero else "better" if difference.mean > 0 else "worse"
-        return f"{word} ({difference:+.3f})"
+        word = "no difference" if not difference.excludes_zero else more if difference.mean > 0 else less
+        return f"{word} ({difference:{form}}{unit})"
 
-    def accuracy(first, second):
-        return lambda task, updates: sign(study.difference(task, updates, first, second))
+    def accuracy(first, second, measure="accuracy"):
+        return lambda t, u: sign(study.difference(t, u, first, second, lambda row: row[measure]))
 
     def entropy(task, updates):
         difference = study.difference(task, updates, "top20", "all", lambda row: row["entropy"])
-        word = "no difference" if not difference.excludes_zero else "higher" if difference.mean > 0 else "lower"
-        return f"{word} ({difference:+.3f} nats)"
+        return sign(difference, "higher", "lower", unit=" nats")
 
     def length(task, updates):
         difference = study.difference(task, updates, "top20", "all", lambda row: row["length"])
-        word = "no difference" if not difference.excludes_zero else "longer" if difference.mean > 0 else "shorter"
-        return f"{word} ({difference:+.1f} tokens)"
+        return sign(difference, "longer", "shorter", "+.1f", " tokens")
 
     def shared(task, updates):
         return f"{np.mean([row['overlap']['whole_set'] for row in study.runs(task, updates, 'all').values()]):.0%}"
@@ -343,7 +338,7 @@ def claims(study: Study) -> str:
         ["Training on the bottom 80 % fails: its accuracy against all", *seen(accuracy("bottom80", "all"))],
         [
             "(not in the paper) bottom 80 %, greedy decoding: against all",
-            *seen(lambda t, u: sign(study.difference(t, u, "bottom80", "all", lambda row: row["greedy_accuracy"]))),
+            *seen(accuracy("bottom80", "all", "greedy_accuracy")),
         ],
         ["(not in the paper) top 20 % against random 20 %", *seen(accuracy("top20", "random20"))],
         ["10 to 50 % do about equally well: top 10 % against top 50 %", *seen(accuracy("top10", "top50"))],

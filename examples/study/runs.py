@@ -4,12 +4,13 @@ import importlib
 import random
 import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import digit_sums
 import torch
 from datasets import Dataset
-from grid import ARMS, Cell, as_row
+from grid import ARMS, Cell
 from probe import Probe
 from settings import (
     EVALUATIONS,
@@ -175,7 +176,7 @@ def run(cell: Cell, root: Path, take_gradient_apart: bool = False) -> dict:
         "selected_fraction": "forking/selected_fraction",
     }
     return {
-        **as_row(cell),
+        **asdict(cell),
         **probe.final(trainer.model),
         "evaluations": probe.evaluations,
         "gradients": probe.gradients,
