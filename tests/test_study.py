@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import grid
+import outcomes
 import pytest
 import reach_target
 import report
@@ -76,6 +77,28 @@ def test_every_cell_is_run_once():
     assert len(cells()) == len(set(cells()))
     assert {cell.arm for cell in cells()} == set(grid.ARMS)
     assert not set(grid.TUNING_SEEDS) & set(grid.SEEDS)
+
+
+def test_arms_are_confirmed_at_the_learning_rate_that_was_best_for_each():
+    chosen = {("digit_sums", 1): 1e-3}
+    best = {"all": 1e-3, "top20": 5e-4, "random20": 4e-3}  # in the middle; at the edge, no better beyond; beyond it
+
+    def rows_of(cells):
+        return [{**asdict(cell), "accuracy": 1 - abs(cell.learning_rate - best.get(cell.arm, 0))} for cell in cells]
+
+    rows = rows_of(grid.main_cells("tiny", chosen))
+    with pytest.raises(ValueError, match="stage sweep"):
+        grid.edge_cells("tiny", chosen, rows)
+    rows += rows_of(grid.sweep_cells("tiny", chosen))
+    edges = grid.edge_cells("tiny", chosen, rows)
+    assert {(cell.arm, cell.learning_rate) for cell in edges} == {("top20", 2.5e-4), ("random20", 4e-3)}
+    with pytest.raises(ValueError, match="stage edges"):
+        grid.confirmation_cells("tiny", chosen, rows)
+    rows += rows_of(edges)
+    confirmed = grid.confirmation_cells("tiny", chosen, rows)
+    assert {(cell.arm, cell.learning_rate) for cell in confirmed} == set(best.items())
+    assert len(confirmed) == 3 * len(grid.CONFIRMATION_SEEDS)
+    assert not set(grid.CONFIRMATION_SEEDS) & {*grid.SEEDS, *grid.SWEEP_SEEDS, *grid.TUNING_SEEDS}
 
 
 def test_arms_differ_in_what_they_are_named_for_and_in_nothing_else():
@@ -239,12 +262,12 @@ def test_batches_without_a_gradient_have_no_parts():
 
 def test_statistics():
     """By hand: t(0.975, 2) = 4.302653; Holm's own example of step-down."""
-    found = report.interval([1.0, 2.0, 3.0])
+    found = outcomes.interval([1.0, 2.0, 3.0])
     assert (found.mean, found.n) == (2.0, 3)
     assert found.half_width == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
-    assert report.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert outcomes.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     row = {"evaluations": [{"step": 0, "accuracy": 0.0}, {"step": 10, "accuracy": 1.0}, {"step": 30, "accuracy": 1.0}]}
-    assert report.area_under_curve(row) == pytest.approx((5 + 20) / 30)
+    assert outcomes.area_under_curve(row) == pytest.approx((5 + 20) / 30)
 
 
 def test_the_page_is_of_the_results():

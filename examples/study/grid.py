@@ -1,5 +1,6 @@
 """The cells of the study: which runs there are, and in which order. One run is one cell."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 
@@ -32,6 +33,9 @@ SWEEP_SEEDS = (0, 1)
 TUNING_SEEDS = (100, 101)  # not those of the results, so that the choice does not favour the arm it is made on
 LEARNING_RATES = (1.25e-4, 2.5e-4, 5e-4)  # at 1e-3 a trial unlearned the task
 SWEEP_FACTORS = (0.5, 2.0)  # times the chosen learning rate, which is the third value
+EDGE_FACTORS = {0.5: 0.25, 2.0: 4.0}  # the fourth, where the best of three was the first or the last
+CONFIRMED_ARMS = ("all", "top20", "random20")
+CONFIRMATION_SEEDS = (5, 6, 7, 8, 9)  # on which nothing was chosen
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,35 @@ def main_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> list[
 def sweep_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> list[Cell]:
     """Stage `sweep`: two more learning rates, so that no arm wins by its step size."""
     return [
-        replace(cell, learning_rate=float(f"{factor * cell.learning_rate:.3g}"))
+        replace(cell, learning_rate=times(factor, cell.learning_rate))
         for arm in MAIN_ARMS
         for cell in main_cells(size, learning_rates)
         for factor in SWEEP_FACTORS
         if cell.seed in SWEEP_SEEDS and cell.arm == arm
+    ]
+
+
+def edge_cells(size: str, learning_rates: dict[tuple[str, int], float], rows: list[dict]) -> list[Cell]:
+    """Stage `edges`: for the arms to be confirmed, one step further where the sweep's best value was its outermost."""
+    cells = []
+    for cell in main_cells(size, learning_rates):
+        if cell.seed in SWEEP_SEEDS and cell.arm in CONFIRMED_ARMS:
+            best = best_factor(swept(rows, cell))
+            if best in EDGE_FACTORS:
+                cells.append(replace(cell, learning_rate=times(EDGE_FACTORS[best], cell.learning_rate)))
+    return cells
+
+
+def confirmation_cells(size: str, learning_rates: dict[tuple[str, int], float], rows: list[dict]) -> list[Cell]:
+    """
+    Stage `confirm`: each arm at the learning rate that was the best one for it, on seeds that had no part in the
+    choice. The best of several on the seeds it is chosen by flatters the arm that varies most.
+    """
+    return [
+        replace(cell, learning_rate=best_learning_rate(rows, cell), seed=seed)
+        for seed in CONFIRMATION_SEEDS
+        for cell in main_cells(size, learning_rates)
+        if cell.seed == SEEDS[0] and cell.arm in CONFIRMED_ARMS
     ]
 
 
@@ -110,7 +138,45 @@ def variant_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> li
     ]
 
 
-STAGES = {"arms": main_cells, "sweep": sweep_cells, "variants": variant_cells}  # `tune` comes first
+# `tune` comes first. Those of the second kind depend on results of the others.
+STAGES = {"arms": main_cells, "sweep": sweep_cells, "variants": variant_cells}
+LATER_STAGES = {"edges": edge_cells, "confirm": confirmation_cells}
+
+
+def times(factor: float, learning_rate: float) -> float:
+    return float(f"{factor * learning_rate:.3g}")
+
+
+def swept(rows: list[dict], cell: Cell, factors: Sequence[float] = (1.0, *SWEEP_FACTORS)) -> dict:
+    """Mean accuracy over `SWEEP_SEEDS` by factor of the learning rate of a cell; `None` where a run is missing."""
+    accuracies = {cell_of(row): row["accuracy"] for row in rows}
+    means = {}
+    for factor in factors:
+        rate = times(factor, cell.learning_rate)
+        found = [accuracies.get(replace(cell, learning_rate=rate, seed=seed)) for seed in SWEEP_SEEDS]
+        means[factor] = None if None in found else sum(found) / len(found)
+    return means
+
+
+def best_factor(means: dict) -> float:
+    """
+    The factor of highest accuracy.
+
+    Raises:
+        `ValueError`: if a run of the sweep is missing.
+    """
+    if None in means.values():
+        raise ValueError("Runs of --stage sweep or --stage edges are missing; those stages come first.")
+    return max(means, key=lambda factor: means[factor])
+
+
+def best_learning_rate(rows: list[dict], cell: Cell) -> float:
+    """The best of the sweep for the arm of a cell, and of the step beyond its edge where there had to be one."""
+    means = swept(rows, cell)
+    best = best_factor(means)
+    if best in EDGE_FACTORS:
+        best = best_factor(means | swept(rows, cell, [EDGE_FACTORS[best]]))
+    return times(best, cell.learning_rate)
 
 
 def chosen_learning_rates(rows: list[dict], size: str, tasks=TASKS) -> dict[tuple[str, int], float]:

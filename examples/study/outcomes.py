@@ -1,11 +1,29 @@
 """What the rows of results say: runs by arm, intervals, differences by seed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from grid import SEEDS, SWEEP_FACTORS, SWEEP_SEEDS, TASKS, UPDATES_PER_BATCH, cell_of, chosen_learning_rates
+from grid import (
+    CONFIRMATION_SEEDS,
+    EDGE_FACTORS,
+    SEEDS,
+    SWEEP_FACTORS,
+    TASKS,
+    UPDATES_PER_BATCH,
+    Cell,
+    best_learning_rate,
+    cell_of,
+    chosen_learning_rates,
+    confirmation_cells,
+    swept,
+)
 from scipy import stats
 from settings import NUM_GENERATIONS, SIZES
+
+
+# Decided before the runs were made; p-values are corrected for their number (Holm).
+COMPARISONS = (("top20", "all"), ("top20", "random20"), ("bottom80", "all"))
+CONFIRMED_COMPARISONS = (("top20", "all"), ("top20", "random20"))
 
 
 @dataclass(frozen=True)
@@ -35,10 +53,19 @@ def interval(values) -> Interval:
     return Interval(values.mean(), float(stats.t.ppf(0.975, n - 1) * error), n, float(p))
 
 
+def accuracy(row: dict) -> float:
+    return row["accuracy"]
+
+
 def area_under_curve(row: dict) -> float:
     """Mean held-out accuracy over training: the area under its curve, divided by the number of steps."""
     steps = [point["step"] for point in row["evaluations"]]
     return float(np.trapezoid([point["accuracy"] for point in row["evaluations"]], steps) / steps[-1])
+
+
+def paired(first: dict[int, dict], second: dict[int, dict], measure=accuracy) -> Interval:
+    """The difference of two sets of runs, over the seeds that both have."""
+    return interval([measure(row) - measure(second[seed]) for seed, row in first.items() if seed in second])
 
 
 class Study:
@@ -56,22 +83,41 @@ class Study:
         self.learning_rates = chosen_learning_rates(rows, self.size)
         self.by_cell = {cell_of(row): row for row in rows}
 
-    def runs(self, task: str, updates: int, arm: str, learning_rate: float | None = None) -> dict[int, dict]:
+    def runs(
+        self, task: str, updates: int, arm: str, learning_rate: float | None = None, seeds=SEEDS
+    ) -> dict[int, dict]:
         """Runs by seed, at the chosen learning rate unless another is given."""
-        learning_rate = learning_rate or self.learning_rates[task, updates]
-        return {
-            cell.seed: row
-            for cell, row in sorted(self.by_cell.items(), key=lambda item: item[0].seed)
-            if (cell.task, cell.updates_per_batch, cell.arm) == (task, updates, arm)
-            and cell.learning_rate == learning_rate
-            and cell.seed in SEEDS
-        }
+        cell = self.cell(task, updates, arm)
+        cell = replace(cell, learning_rate=learning_rate or cell.learning_rate)
+        found = {seed: self.by_cell.get(replace(cell, seed=seed)) for seed in seeds}
+        return {seed: row for seed, row in found.items() if row is not None}
 
-    def difference(self, task: str, updates: int, first: str, second: str, measure=None) -> Interval:
-        """Of two arms, over the seeds that both have."""
-        measure = measure or (lambda row: row["accuracy"])
-        a, b = self.runs(task, updates, first), self.runs(task, updates, second)
-        return interval([measure(a[seed]) - measure(b[seed]) for seed in a if seed in b])
+    def confirmation_runs(self, task: str, updates: int, arm: str) -> dict[int, dict]:
+        """Runs by seed on `CONFIRMATION_SEEDS`, at the learning rate that was the best one for the arm."""
+        rate = best_learning_rate(self.rows, self.cell(task, updates, arm))
+        return self.runs(task, updates, arm, rate, CONFIRMATION_SEEDS)
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether the stage `confirm` is complete."""
+        try:
+            cells = confirmation_cells(self.size, self.learning_rates, self.rows)
+        except ValueError:  # the sweep is not
+            return False
+        return all(cell in self.by_cell for cell in cells)
+
+    def cell(self, task: str, updates: int, arm: str) -> Cell:
+        """At the chosen learning rate, of the first seed."""
+        return Cell(self.size, task, arm, updates, self.learning_rates[task, updates], SEEDS[0])
+
+    def difference(self, task: str, updates: int, first: str, second: str, measure=accuracy) -> Interval:
+        """Of two arms at the chosen learning rate, over the seeds that both have."""
+        return paired(self.runs(task, updates, first), self.runs(task, updates, second), measure)
+
+    def sweep(self, task: str, updates: int, arm: str) -> dict[float, float | None]:
+        """Mean accuracy by factor of the chosen learning rate, rising; `None` where there are no runs."""
+        factors = sorted([1.0, *SWEEP_FACTORS, *EDGE_FACTORS.values()])
+        return swept(self.rows, self.cell(task, updates, arm), factors)
 
 
 def holm(ps: list[float]) -> list[float]:
@@ -81,6 +127,21 @@ def holm(ps: list[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
         adjusted[index] = highest
     return adjusted
+
+
+def comparisons(study: Study, pairs=COMPARISONS, runs=Study.runs) -> list[tuple[str, int, str, str, Interval, float]]:
+    """Task, updates per batch, two arms, their difference, and its p-value corrected for the number of rows."""
+    found = [
+        (task, updates, first, second, paired(runs(study, task, updates, first), runs(study, task, updates, second)))
+        for task in TASKS
+        for updates in UPDATES_PER_BATCH
+        for first, second in pairs
+    ]
+    return [(*row, p) for row, p in zip(found, holm([row[-1].p for row in found]), strict=True)]
+
+
+def confirmation(study: Study) -> list[tuple[str, int, str, str, Interval, float]]:
+    return comparisons(study, CONFIRMED_COMPARISONS, Study.confirmation_runs)
 
 
 def selected_tokens(runs: list[dict]) -> float:
@@ -104,31 +165,6 @@ def filled(values: list[float | None]) -> np.ndarray:
         last = last if value is None else value
         result.append(last)
     return np.array(result)
-
-
-def swept(study: Study, task: str, updates: int, arm: str) -> list[float | None]:
-    """Mean accuracy over `SWEEP_SEEDS` at each learning rate of the sweep, rising; `None` where a run is missing."""
-    chosen, means = study.learning_rates[task, updates], []
-    for factor in sorted([1.0, *SWEEP_FACTORS]):
-        runs = study.runs(task, updates, arm, float(f"{factor * chosen:.3g}"))
-        values = [runs[seed]["accuracy"] for seed in SWEEP_SEEDS if seed in runs]
-        means.append(float(np.mean(values)) if len(values) == len(SWEEP_SEEDS) else None)
-    return means
-
-
-def lead_at_best_rates(study: Study, first: str, second: str) -> list[tuple[str, int, float, float]]:
-    """
-    Per setting with a whole sweep of both arms: task, updates per batch, and how far the first is ahead, at the chosen
-    learning rate and each at the best of its own.
-    """
-    leads = []
-    for task in TASKS:
-        for updates in UPDATES_PER_BATCH:
-            a, b = (swept(study, task, updates, arm) for arm in (first, second))
-            if None not in a + b:
-                middle = len(a) // 2
-                leads.append((task, updates, a[middle] - b[middle], max(a) - max(b)))
-    return leads
 
 
 def gradient_points(study: Study, task: str, updates: int) -> list[dict]:

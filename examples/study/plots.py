@@ -6,7 +6,7 @@ import numpy as np
 from grid import MAIN_ARMS, TASKS, UPDATES_PER_BATCH
 from matplotlib.figure import Figure
 from outcomes import Study, gradient_points
-from report import LABELS, TASK_LABELS, regime
+from tables import LABELS, TASK_LABELS, regime
 
 from trl_fork.analysis import TRACE_LEVELS
 

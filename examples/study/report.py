@@ -13,217 +13,30 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tasks
 
 import numpy as np
-from grid import (
-    MAIN_ARMS,
-    SWEEP_FACTORS,
-    TASKS,
-    TUNING_SEEDS,
-    UPDATES_PER_BATCH,
-    VARIANTS,
-    VARIANTS_TASK,
-    tuning_cells,
-)
+from grid import CONFIRMATION_SEEDS, MAIN_ARMS, TASKS, TUNING_SEEDS, UPDATES_PER_BATCH
 from jinja2 import Environment, StrictUndefined
-from outcomes import (
-    Interval,
-    Study,
-    area_under_curve,
-    gradient_points,
-    holm,
-    interval,
-    lead_at_best_rates,
-    selected_tokens,
-    swept,
-)
+from outcomes import Interval, Study, comparisons, confirmation
 from run import RESULTS, read_rows
 from settings import NUM_GENERATIONS, NUM_TEST, SAMPLES_PER_PROBLEM, SIZES
+from tables import (
+    LABELS,
+    TASK_LABELS,
+    arms_table,
+    comparison_table,
+    confirmation_table,
+    gradient_table,
+    markdown,
+    regime,
+    sweep_table,
+    tuning_table,
+    variants_table,
+)
 
 from trl_fork.command_line import OptionParser
 
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEMPLATE = Path(__file__).with_name("page.md.jinja")
-LABELS = {
-    "all": "all tokens",
-    "top20": "top 20 %",
-    "random20": "random 20 %",
-    "bottom80": "bottom 80 %",
-    "top10": "top 10 %",
-    "top50": "top 50 %",
-    "top20-local": "top 20 %, scope `local`",
-    "top20-sequence": "top 20 %, scope `sequence`",
-    "top20-denominator-all": "top 20 %, divided by all tokens",
-    "random20-denominator-all": "random 20 %, divided by all tokens",
-}
-TASK_LABELS = {"digit_sums": "digit sums", "reach_target": "reach the target"}
-# Decided before the runs were made; p-values are corrected for their number (Holm).
-COMPARISONS = (("top20", "all"), ("top20", "random20"), ("bottom80", "all"))
-
-
-# ---------------------------------------------------------------------- tables
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def tuning_table(study: Study) -> str:
-    rates = sorted({cell.learning_rate for cell in tuning_cells(study.size)})
-    rows = []
-    for (task, updates), chosen in study.learning_rates.items():
-        values = [
-            np.mean(
-                [
-                    study.by_cell[cell]["accuracy"]
-                    for cell in tuning_cells(study.size)
-                    if (cell.task, cell.updates_per_batch, cell.learning_rate) == (task, updates, rate)
-                ]
-            )
-            for rate in rates
-        ]
-        rows.append(
-            [
-                f"{TASK_LABELS[task]}, {regime(updates)}",
-                *(f"**{v:.3f}**" if r == chosen else f"{v:.3f}" for v, r in zip(values, rates, strict=True)),
-            ]
-        )
-    return markdown(["", *(f"{rate:g}" for rate in rates)], rows)
-
-
-def regime(updates: int) -> str:
-    return f"{updates} update{'s' if updates > 1 else ''} per batch"
-
-
-def arms_table(study: Study, task: str, updates: int, arms=MAIN_ARMS) -> str:
-    start = study.starts[task]
-    rows = [
-        ["before training", "-"]
-        + [f"{start[name]:.3f}" for name in ("accuracy", f"pass@{SAMPLES_PER_PROBLEM}", "greedy_accuracy")]
-        + ["-", f"{start['entropy']:.3f}", f"{start['length']:.1f}", "-", "-", "-", "-"]
-    ]
-    for arm in arms:
-        runs = list(study.runs(task, updates, arm).values())
-        if not runs:
-            continue
-
-        def mean(values, spec):
-            return f"{np.mean(values):{spec}}"
-
-        rows.append(
-            [
-                LABELS[arm],
-                str(len(runs)),
-                f"{interval([row['accuracy'] for row in runs]):.3f}",
-                f"{interval([row[f'pass@{SAMPLES_PER_PROBLEM}'] for row in runs]):.3f}",
-                mean([row["greedy_accuracy"] for row in runs], ".3f"),
-                f"{interval([area_under_curve(row) for row in runs]):.3f}",
-                mean([row["entropy"] for row in runs], ".3f"),
-                mean([row["length"] for row in runs], ".1f"),
-                mean([np.median(row["training"]["grad_norm"]) for row in runs], ".2f"),
-                f"{max(max(row['training']['grad_norm']) for row in runs):.0f}",
-                f"{selected_tokens(runs):,.0f}",
-                mean([row["processor_seconds"] for row in runs], ".0f"),
-            ]
-        )
-    header = [
-        *("Arm", "seeds", "accuracy", f"pass@{SAMPLES_PER_PROBLEM}", "greedy", "area under curve"),
-        *("entropy", "length", "gradient norm", "largest", "tokens selected", "processor s"),
-    ]
-    return markdown(header, rows)
-
-
-def comparisons(study: Study) -> list[tuple[str, int, str, str, Interval, float]]:
-    found = [
-        (task, updates, first, second, study.difference(task, updates, first, second))
-        for task in TASKS
-        for updates in UPDATES_PER_BATCH
-        for first, second in COMPARISONS
-    ]
-    return [(*row, p) for row, p in zip(found, holm([row[-1].p for row in found]), strict=True)]
-
-
-def comparison_table(study: Study) -> str:
-    rows = [
-        [
-            f"{LABELS[first]} minus {LABELS[second]}",
-            TASK_LABELS[task],
-            str(updates),
-            f"{difference:+.3f}",
-            p_value(difference.p),
-            p_value(adjusted),
-            str(difference.n),
-        ]
-        for task, updates, first, second, difference, adjusted in comparisons(study)
-    ]
-    return markdown(["Held-out accuracy", "task", "updates per batch", "difference", "p", "p (Holm)", "seeds"], rows)
-
-
-def p_value(p: float) -> str:
-    if np.isnan(p):  # no spread, or one run
-        return "-"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def sweep_table(study: Study) -> str:
-    rows = []
-    for task in TASKS:
-        for updates in UPDATES_PER_BATCH:
-            for arm in MAIN_ARMS:
-                found = swept(study, task, updates, arm)
-                if found.count(None) == len(SWEEP_FACTORS):  # the chosen one only
-                    continue
-                best = max(value for value in found if value is not None)
-                cells = ["-" if v is None else f"**{v:.3f}**" if v == best else f"{v:.3f}" for v in found]
-                rows.append([f"{TASK_LABELS[task]}, {regime(updates)}: {LABELS[arm]}", *cells])
-    return markdown(["Held-out accuracy", *(f"{factor:g} x" for factor in sorted([1.0, *SWEEP_FACTORS]))], rows)
-
-
-def variants_table(study: Study) -> str:
-    rows = []
-    for updates in UPDATES_PER_BATCH:
-        for arm in VARIANTS:
-            base = arm.split("-")[0]
-            runs = study.runs(VARIANTS_TASK, updates, arm)
-            if not runs:
-                continue
-            difference = study.difference(VARIANTS_TASK, updates, arm, base)
-            rows.append(
-                [
-                    f"{LABELS[arm]}, {regime(updates)}",
-                    str(len(runs)),
-                    f"{interval([row['accuracy'] for row in runs.values()]):.3f}",
-                    f"{difference:+.3f}",
-                    p_value(difference.p),
-                    f"{np.mean([np.median(row['training']['grad_norm']) for row in runs.values()]):.2f}",
-                ]
-            )
-    return markdown(["Variant", "seeds", "accuracy", "minus the main arm", "p", "gradient norm"], rows)
-
-
-def gradient_table(study: Study) -> str:
-    """Averages over training, tasks apart, of the arm on all tokens."""
-    rows = []
-    for task in TASKS:
-        for updates in UPDATES_PER_BATCH:
-            points = gradient_points(study, task, updates)
-            if not points:
-                continue
-            for name in ("top20", "random20", "bottom80"):
-                rows.append(
-                    [
-                        f"{TASK_LABELS[task]}, {regime(updates)}: {LABELS[name]}",
-                        *(
-                            f"{np.mean([point[f'{measure}/{name}'] for point in points]):.2f}"
-                            for measure in ("norm", "cosine", "agreement")
-                        ),
-                        f"{np.mean([point['agreement/all'] for point in points]):.2f}",
-                    ]
-                )
-    return markdown(["Part of the gradient", "norm", "cosine", "cosine, other batch", "all tokens, other batch"], rows)
-
-
-# ---------------------------------------------------------------------- the page
 
 
 def load_study(path: Path) -> Study:
@@ -246,6 +59,7 @@ def page(study: Study) -> str:
         samples=SAMPLES_PER_PROBLEM,
         seeds=(min(counts), max(counts)),
         tuning_seeds=TUNING_SEEDS,
+        confirmation_seeds=CONFIRMATION_SEEDS,
         num_rows=len(study.rows),
         hours=sum(row["processor_seconds"] for row in study.rows) / 3600,
         tasks=TASKS,
@@ -254,7 +68,9 @@ def page(study: Study) -> str:
         regime=regime,
         arms_table=lambda task, updates: arms_table(study, task, updates),
         tuning_table=tuning_table(study),
-        comparison_table=comparison_table(study),
+        comparison_table=comparison_table(comparisons(study)),
+        confirmation_table=lambda: confirmation_table(study),
+        confirmed_comparison_table=lambda: comparison_table(confirmation(study)),
         sweep_table=sweep_table(study),
         variants_table=variants_table(study),
         gradient_table=gradient_table(study),
@@ -266,45 +82,37 @@ def page(study: Study) -> str:
 
 
 def conclusion(study: Study) -> str:
-    """Two sentences, which the README quotes; their numbers and verdicts are computed."""
+    """Two or three sentences, which the README quotes; their numbers and verdicts are computed."""
+    settings = [(task, updates) for task in TASKS for updates in UPDATES_PER_BATCH]
 
-    def mean(arm: str) -> str:
-        means = [
-            np.mean([row["accuracy"] for row in study.runs(task, updates, arm).values()])
-            for task in TASKS
-            for updates in UPDATES_PER_BATCH
-        ]
+    def mean(arm: str, runs=Study.runs) -> str:
+        means = [np.mean([row["accuracy"] for row in runs(study, *setting, arm).values()]) for setting in settings]
         return f"{np.mean(means):.2f}"
 
-    def count(first: str, second: str) -> str:
-        signs = [
-            np.sign(difference.mean) * (adjusted < 0.05)
-            for _, _, a, b, difference, adjusted in comparisons(study)
-            if (a, b) == (first, second)
-        ]
-        return f"better than {LABELS[second]} in {signs.count(1)} and worse in {signs.count(-1)}"
+    def verdict(found) -> str:
+        counts = []
+        for other in ("all", "random20"):
+            signs = [np.sign(d.mean) * (p < 0.05) for *_, a, b, d, p in found if (a, b) == ("top20", other)]
+            counts.append(f"better than {LABELS[other]} in {signs.count(1)} and worse in {signs.count(-1)}")
+        return ", and ".join(counts)
 
-    settings = len(TASKS) * len(UPDATES_PER_BATCH)
-    seeds = min(len(study.runs(task, updates, "top20")) for task in TASKS for updates in UPDATES_PER_BATCH)
+    seeds = min(len(study.runs(*setting, "top20")) for setting in settings)
     start = np.mean([study.starts[task]["accuracy"] for task in TASKS])
-    return (
-        f"At this scale, averaged over {settings} settings with {seeds} seeds each, training on the 20 % of tokens "
-        f"with the highest entropy ends at a held-out accuracy of {mean('top20')}, on all tokens at {mean('all')}, on "
-        f"a random 20 % at {mean('random20')} and on the other 80 % at {mean('bottom80')}, from {start:.2f} before. "
-        f"By paired t-tests over seeds, corrected for their number, the top 20 % is {count('top20', 'all')} of the "
-        f"{settings} settings, and {count('top20', 'random20')}{step_size(study)}."
+    text = (
+        f"At this scale, averaged over {len(settings)} settings with {seeds} seeds each, training on the 20 % of "
+        f"tokens with the highest entropy ends at a held-out accuracy of {mean('top20')}, on all tokens at "
+        f"{mean('all')}, on a random 20 % at {mean('random20')} and on the other 80 % at {mean('bottom80')}, from "
+        f"{start:.2f} before. By paired t-tests over seeds, corrected for their number, the top 20 % is "
+        f"{verdict(comparisons(study))}, of {len(settings)} settings."
     )
-
-
-def step_size(study: Study) -> str:
-    """The end of the sentence about random tokens: what remains when both arms may choose their learning rate."""
-    leads = [
-        f"{best:+.2f} instead of {chosen:+.2f} on {TASK_LABELS[task]} with {regime(updates)}"
-        for task, updates, chosen, best in lead_at_best_rates(study, "top20", "random20")
-    ]
-    if not leads:
-        return ""
-    return f"; with the best of three learning rates for both (two seeds) its lead there is {', '.join(leads)}"
+    if study.is_confirmed:
+        top, full, drawn = (mean(arm, Study.confirmation_runs) for arm in ("top20", "all", "random20"))
+        text += (
+            f" On {len(CONFIRMATION_SEEDS)} further seeds, each at the learning rate that was best for it, they end "
+            f"at {top}, {full} and, for the random 20 %, {drawn}; there the top 20 % is "
+            f"{verdict(confirmation(study))}."
+        )
+    return text
 
 
 def claims(study: Study) -> str:

@@ -5,6 +5,8 @@ Run the study, a stage at a time: does it matter which 20 % of the tokens are tr
     python examples/study/run.py --stage tune
     python examples/study/run.py --stage arms
     python examples/study/run.py --stage sweep
+    python examples/study/run.py --stage edges
+    python examples/study/run.py --stage confirm
     python examples/study/run.py --stage variants
     python examples/study/report.py
 
@@ -34,7 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process per run uses a comput
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tasks
 
-from grid import ARMS, STAGES, TASKS, Cell, cell_of, chosen_learning_rates, tuning_cells
+from grid import ARMS, LATER_STAGES, STAGES, TASKS, Cell, cell_of, chosen_learning_rates, tuning_cells
 from rich.console import Console
 from tqdm import tqdm
 
@@ -47,7 +49,7 @@ console = Console()
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--stage", required=True, choices=["warm_up", "tune", *STAGES])
+    parser.add_argument("--stage", required=True, choices=["warm_up", "tune", *STAGES, *LATER_STAGES])
     parser.add_argument("--size", default="tiny", choices=["tiny", "30m", "100m"], help="of the model")
     parser.add_argument("--task", choices=TASKS, help="runs of this task only")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="runs of these arms only")
@@ -87,7 +89,8 @@ def read_rows(path: Path) -> list[dict]:
 def cells_of_stage(stage: str, size: str, rows: list[dict], tasks: Sequence[str] = TASKS) -> list[Cell]:
     if stage == "tune":
         return [cell for cell in tuning_cells(size) if cell.task in tasks]
-    return STAGES[stage](size, chosen_learning_rates(rows, size, tasks))
+    rates = chosen_learning_rates(rows, size, tasks)
+    return LATER_STAGES[stage](size, rates, rows) if stage in LATER_STAGES else STAGES[stage](size, rates)
 
 
 def make_starts(work_dir: Path, size: str, tasks: Sequence[str] = TASKS) -> None:

@@ -1,0 +1,182 @@
+"""The tables of the study, in Markdown."""
+
+import numpy as np
+from grid import CONFIRMED_ARMS, MAIN_ARMS, TASKS, UPDATES_PER_BATCH, VARIANTS, VARIANTS_TASK, tuning_cells
+from outcomes import Interval, Study, area_under_curve, gradient_points, interval, selected_tokens
+from settings import SAMPLES_PER_PROBLEM
+
+
+LABELS = {
+    "all": "all tokens",
+    "top20": "top 20 %",
+    "random20": "random 20 %",
+    "bottom80": "bottom 80 %",
+    "top10": "top 10 %",
+    "top50": "top 50 %",
+    "top20-local": "top 20 %, scope `local`",
+    "top20-sequence": "top 20 %, scope `sequence`",
+    "top20-denominator-all": "top 20 %, divided by all tokens",
+    "random20-denominator-all": "random 20 %, divided by all tokens",
+}
+TASK_LABELS = {"digit_sums": "digit sums", "reach_target": "reach the target"}
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tuning_table(study: Study) -> str:
+    rates = sorted({cell.learning_rate for cell in tuning_cells(study.size)})
+    rows = []
+    for (task, updates), chosen in study.learning_rates.items():
+        values = [
+            np.mean(
+                [
+                    study.by_cell[cell]["accuracy"]
+                    for cell in tuning_cells(study.size)
+                    if (cell.task, cell.updates_per_batch, cell.learning_rate) == (task, updates, rate)
+                ]
+            )
+            for rate in rates
+        ]
+        rows.append(
+            [
+                f"{TASK_LABELS[task]}, {regime(updates)}",
+                *(f"**{v:.3f}**" if r == chosen else f"{v:.3f}" for v, r in zip(values, rates, strict=True)),
+            ]
+        )
+    return markdown(["", *(f"{rate:g}" for rate in rates)], rows)
+
+
+def regime(updates: int) -> str:
+    return f"{updates} update{'s' if updates > 1 else ''} per batch"
+
+
+def arms_table(study: Study, task: str, updates: int, arms=MAIN_ARMS) -> str:
+    start = study.starts[task]
+    rows = [
+        ["before training", "-"]
+        + [f"{start[name]:.3f}" for name in ("accuracy", f"pass@{SAMPLES_PER_PROBLEM}", "greedy_accuracy")]
+        + ["-", f"{start['entropy']:.3f}", f"{start['length']:.1f}", "-", "-", "-", "-"]
+    ]
+    for arm in arms:
+        runs = list(study.runs(task, updates, arm).values())
+        if not runs:
+            continue
+
+        def mean(values, spec):
+            return f"{np.mean(values):{spec}}"
+
+        rows.append(
+            [
+                LABELS[arm],
+                str(len(runs)),
+                f"{interval([row['accuracy'] for row in runs]):.3f}",
+                f"{interval([row[f'pass@{SAMPLES_PER_PROBLEM}'] for row in runs]):.3f}",
+                mean([row["greedy_accuracy"] for row in runs], ".3f"),
+                f"{interval([area_under_curve(row) for row in runs]):.3f}",
+                mean([row["entropy"] for row in runs], ".3f"),
+                mean([row["length"] for row in runs], ".1f"),
+                mean([np.median(row["training"]["grad_norm"]) for row in runs], ".2f"),
+                f"{max(max(row['training']['grad_norm']) for row in runs):.0f}",
+                f"{selected_tokens(runs):,.0f}",
+                mean([row["processor_seconds"] for row in runs], ".0f"),
+            ]
+        )
+    header = [
+        *("Arm", "seeds", "accuracy", f"pass@{SAMPLES_PER_PROBLEM}", "greedy", "area under curve"),
+        *("entropy", "length", "gradient norm", "largest", "tokens selected", "processor s"),
+    ]
+    return markdown(header, rows)
+
+
+def comparison_table(found: list[tuple[str, int, str, str, Interval, float]]) -> str:
+    rows = [
+        [
+            f"{LABELS[first]} minus {LABELS[second]}",
+            TASK_LABELS[task],
+            str(updates),
+            f"{difference:+.3f}",
+            p_value(difference.p),
+            p_value(adjusted),
+            str(difference.n),
+        ]
+        for task, updates, first, second, difference, adjusted in found
+    ]
+    return markdown(["Held-out accuracy", "task", "updates per batch", "difference", "p", "p (Holm)", "seeds"], rows)
+
+
+def confirmation_table(study: Study) -> str:
+    """Accuracy of the confirmed arms, each at its own learning rate."""
+    rows = []
+    for task in TASKS:
+        for updates in UPDATES_PER_BATCH:
+            row = [f"{TASK_LABELS[task]}, {regime(updates)}"]
+            for arm in CONFIRMED_ARMS:
+                runs = list(study.confirmation_runs(task, updates, arm).values())
+                row.append(f"{interval([run['accuracy'] for run in runs]):.3f} at {runs[0]['learning_rate']:g}")
+            rows.append(row)
+    return markdown(["", *(LABELS[arm] for arm in CONFIRMED_ARMS)], rows)
+
+
+def p_value(p: float) -> str:
+    if np.isnan(p):  # no spread, or one run
+        return "-"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def sweep_table(study: Study) -> str:
+    rows = []
+    for task in TASKS:
+        for updates in UPDATES_PER_BATCH:
+            for arm in MAIN_ARMS:
+                found = study.sweep(task, updates, arm)
+                best = max(value for value in found.values() if value is not None)
+                cells = ["" if v is None else f"**{v:.3f}**" if v == best else f"{v:.3f}" for v in found.values()]
+                rows.append([f"{TASK_LABELS[task]}, {regime(updates)}: {LABELS[arm]}", *cells])
+    return markdown(["Held-out accuracy", *(f"{factor:g} x" for factor in found)], rows)
+
+
+def variants_table(study: Study) -> str:
+    rows = []
+    for updates in UPDATES_PER_BATCH:
+        for arm in VARIANTS:
+            base = arm.split("-")[0]
+            runs = study.runs(VARIANTS_TASK, updates, arm)
+            if not runs:
+                continue
+            difference = study.difference(VARIANTS_TASK, updates, arm, base)
+            rows.append(
+                [
+                    f"{LABELS[arm]}, {regime(updates)}",
+                    str(len(runs)),
+                    f"{interval([row['accuracy'] for row in runs.values()]):.3f}",
+                    f"{difference:+.3f}",
+                    p_value(difference.p),
+                    f"{np.mean([np.median(row['training']['grad_norm']) for row in runs.values()]):.2f}",
+                ]
+            )
+    return markdown(["Variant", "seeds", "accuracy", "minus the main arm", "p", "gradient norm"], rows)
+
+
+def gradient_table(study: Study) -> str:
+    """Averages over training, tasks apart, of the arm on all tokens."""
+    rows = []
+    for task in TASKS:
+        for updates in UPDATES_PER_BATCH:
+            points = gradient_points(study, task, updates)
+            if not points:
+                continue
+            for name in ("top20", "random20", "bottom80"):
+                rows.append(
+                    [
+                        f"{TASK_LABELS[task]}, {regime(updates)}: {LABELS[name]}",
+                        *(
+                            f"{np.mean([point[f'{measure}/{name}'] for point in points]):.2f}"
+                            for measure in ("norm", "cosine", "agreement")
+                        ),
+                        f"{np.mean([point['agreement/all'] for point in points]):.2f}",
+                    ]
+                )
+    return markdown(["Part of the gradient", "norm", "cosine", "cosine, other batch", "all tokens, other batch"], rows)
