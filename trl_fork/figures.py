@@ -175,7 +175,7 @@ def plot_position(position: dict) -> Figure:
     return figure
 
 
-def plot_length(lengths: Sequence[int], means: Sequence[float], correct: Sequence[bool | None]) -> Figure:
+def plot_length(lengths: np.ndarray, means: np.ndarray, correct: Sequence[bool | None]) -> Figure:
     """Mean entropy of each response against its length; at most 5,000 of them, evenly spaced."""
     figure, axes = _figure("Responses", "length (tokens)", "mean entropy (nats)")
     x, y = np.asarray(lengths), np.asarray(means)

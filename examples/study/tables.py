@@ -168,15 +168,17 @@ def gradient_table(study: Study) -> str:
             points = gradient_points(study, task, updates)
             if not points:
                 continue
+            expected = np.mean([point["agreement/all"] for point in points])
             for name in ("top20", "random20", "bottom80"):
+                measured = [[point[f"{m}/{name}"] for m in ("norm", "cosine", "agreement")] for point in points]
+                gain = np.mean([norm * agreement for norm, _, agreement in measured])
                 rows.append(
                     [
                         f"{TASK_LABELS[task]}, {regime(updates)}: {LABELS[name]}",
-                        *(
-                            f"{np.mean([point[f'{measure}/{name}'] for point in points]):.2f}"
-                            for measure in ("norm", "cosine", "agreement")
-                        ),
-                        f"{np.mean([point['agreement/all'] for point in points]):.2f}",
+                        *(f"{value:.2f}" for value in np.mean(measured, axis=0)),
+                        f"{expected:.2f}",
+                        f"{gain / expected:.2f}",
                     ]
                 )
-    return markdown(["Part of the gradient", "norm", "cosine", "cosine, other batch", "all tokens, other batch"], rows)
+    header = ["norm", "cosine", "cosine, other batch", "all tokens, other batch", "share of the gain"]
+    return markdown(["Part of the gradient", *header], rows)
