@@ -124,6 +124,15 @@ def confirmation_cells(size: str, learning_rates: dict[tuple[str, int], float], 
     ]
 
 
+def long_cells(size: str, learning_rates: dict[tuple[str, int], float], rows: list[dict]) -> list[Cell]:
+    """Stage `long`: as `confirm`, with the most updates per batch, and four times as many batches."""
+    return [
+        replace(cell, size=f"{size}-long")
+        for cell in confirmation_cells(size, learning_rates, rows)
+        if cell.updates_per_batch == max(UPDATES_PER_BATCH)
+    ]
+
+
 def variant_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> list[Cell]:
     """
     Stage `variants`: threshold scopes and denominators, on one task.
@@ -140,7 +149,7 @@ def variant_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> li
 
 # `tune` comes first. Those of the second kind depend on results of the others.
 STAGES = {"arms": main_cells, "sweep": sweep_cells, "variants": variant_cells}
-LATER_STAGES = {"edges": edge_cells, "confirm": confirmation_cells}
+LATER_STAGES = {"edges": edge_cells, "confirm": confirmation_cells, "long": long_cells}
 
 
 def times(factor: float, learning_rate: float) -> float:

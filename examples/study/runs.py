@@ -35,7 +35,7 @@ from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 
 
 def start_path(root: Path, size: str, task: str) -> Path:
-    return root / f"{size}-{task}-start"
+    return root / f"{SIZES[size].start or size}-{task}-start"
 
 
 def warm_up(root: Path, size: str, name: str) -> None:

@@ -1,6 +1,6 @@
 """What is the same for all runs of the study, and what depends on the size of the model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import digit_sums
 import torch
@@ -17,6 +17,7 @@ class Size:
         warm_up_learning_rate (`float`): Their peak learning rate.
         prompts_per_update (`int`): With 8 rollouts each.
         updates (`int`): Optimizer steps of every run; a multiple of 16.
+        start (`str`, *optional*): Size whose warmed-up model a run starts from; its own if not given.
     """
 
     shape: dict[str, int]
@@ -24,6 +25,7 @@ class Size:
     warm_up_learning_rate: float = 3e-3
     prompts_per_update: int = 8
     updates: int = 48
+    start: str | None = None
 
 
 def _shape(hidden: int, layers: int) -> dict[str, int]:
@@ -44,6 +46,7 @@ SIZES = {
     "30m": Size(_shape(512, 8), 2, 1e-3, prompts_per_update=32, updates=96),
     "100m": Size(_shape(768, 12), 2, 5e-4, prompts_per_update=32, updates=96),
 }
+SIZES |= {f"{name}-long": replace(size, updates=4 * size.updates, start=name) for name, size in SIZES.items()}
 WARM_UP_STEPS = {"digit_sums": 300, "reach_target": 600}  # of supervised fine-tuning, with 64 demonstrations each
 NUM_GENERATIONS = 8
 NUM_TEST = 256  # held-out problems, the same for every run
