@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import digit_sums
 import grid
 import outcomes
 import pytest
@@ -80,7 +81,7 @@ def test_every_cell_is_run_once():
 
 
 def test_arms_are_confirmed_at_the_learning_rate_that_was_best_for_each():
-    chosen = {("digit_sums", 1): 1e-3}
+    chosen = {("digit_sums", 1): 1e-3, ("digit_sums", 16): 1e-3}
     best = {"all": 1e-3, "top20": 5e-4, "random20": 4e-3}  # in the middle; at the edge, no better beyond; beyond it
 
     def rows_of(cells):
@@ -97,8 +98,11 @@ def test_arms_are_confirmed_at_the_learning_rate_that_was_best_for_each():
     rows += rows_of(edges)
     confirmed = grid.confirmation_cells("tiny", chosen, rows)
     assert {(cell.arm, cell.learning_rate) for cell in confirmed} == set(best.items())
-    assert len(confirmed) == 3 * len(grid.CONFIRMATION_SEEDS)
+    assert len(confirmed) == 2 * 3 * len(grid.CONFIRMATION_SEEDS)
     assert not set(grid.CONFIRMATION_SEEDS) & {*grid.SEEDS, *grid.SWEEP_SEEDS, *grid.TUNING_SEEDS}
+    long = grid.long_cells("tiny", chosen, rows)
+    assert {replace(cell, size="tiny") for cell in long} == {c for c in confirmed if c.updates_per_batch == 16}
+    assert runs.start_path(ROOT, long[0].size, "digit_sums") == runs.start_path(ROOT, "tiny", "digit_sums")
 
 
 def test_arms_differ_in_what_they_are_named_for_and_in_nothing_else():
@@ -270,12 +274,21 @@ def test_statistics():
     assert outcomes.area_under_curve(row) == pytest.approx((5 + 20) / 30)
 
 
+@pytest.mark.parametrize("size", runs.SIZES)
+def test_models_are_as_large_as_they_are_called(size):
+    with torch.device("meta"):
+        model = digit_sums.make_model(reach_target.make_tokenizer(), 0, runs.SIZES[size].shape)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    low, high = {"tiny": (0.1, 1), "30m": (20, 40), "100m": (70, 130)}[size.removesuffix("-long")]
+    assert low < millions < high
+
+
 def test_the_page_is_of_the_results():
     results = report.load_study(study.RESULTS / "tiny.jsonl")
     rows = results.rows
     page = (ROOT / "docs" / "study.md").read_text()
     assert page == report.page(results), "run `python examples/study/report.py`"
-    assert report.conclusion(results) in " ".join((ROOT / "README.md").read_text().split())
+    assert report.conclusion(results) in (ROOT / "README.md").read_text()
     for name in re.findall(r"\]\((study/\w+\.png)\)", page):
         assert (ROOT / "docs" / name).is_file()
     assert len({grid.cell_of(row) for row in rows}) == len(rows)

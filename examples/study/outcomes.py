@@ -6,6 +6,7 @@ import numpy as np
 from grid import (
     CONFIRMATION_SEEDS,
     EDGE_FACTORS,
+    LATER_STAGES,
     SEEDS,
     SWEEP_FACTORS,
     TASKS,
@@ -14,7 +15,6 @@ from grid import (
     best_learning_rate,
     cell_of,
     chosen_learning_rates,
-    confirmation_cells,
     swept,
 )
 from scipy import stats
@@ -97,12 +97,19 @@ class Study:
         rate = best_learning_rate(self.rows, self.cell(task, updates, arm))
         return self.runs(task, updates, arm, rate, CONFIRMATION_SEEDS)
 
-    @property
-    def is_confirmed(self) -> bool:
-        """Whether the stage `confirm` is complete."""
+    def long_runs(self, task: str, updates: int, arm: str) -> dict[int, dict]:
+        """As [`confirmation_runs`], of the stage `long`."""
+        cells = [
+            replace(cell_of(row), size=f"{self.size}-long")
+            for row in self.confirmation_runs(task, updates, arm).values()
+        ]
+        return {cell.seed: self.by_cell[cell] for cell in cells if cell in self.by_cell}
+
+    def is_complete(self, stage: str) -> bool:
+        """Whether every run of one of `LATER_STAGES` is there."""
         try:
-            cells = confirmation_cells(self.size, self.learning_rates, self.rows)
-        except ValueError:  # the sweep is not
+            cells = LATER_STAGES[stage](self.size, self.learning_rates, self.rows)
+        except ValueError:  # what it depends on is not
             return False
         return all(cell in self.by_cell for cell in cells)
 
@@ -129,19 +136,35 @@ def holm(ps: list[float]) -> list[float]:
     return adjusted
 
 
-def comparisons(study: Study, pairs=COMPARISONS, runs=Study.runs) -> list[tuple[str, int, str, str, Interval, float]]:
-    """Task, updates per batch, two arms, their difference, and its p-value corrected for the number of rows."""
+@dataclass(frozen=True)
+class Comparison:
+    """Two arms in one setting; `p` is corrected for the number of comparisons that were decided on together."""
+
+    task: str
+    updates: int
+    first: str
+    second: str
+    difference: Interval
+    p: float
+
+
+def comparisons(study: Study, runs=Study.runs, pairs=COMPARISONS, regimes=UPDATES_PER_BATCH) -> list[Comparison]:
+    """Of the runs that `runs` gives for an arm in a setting."""
     found = [
         (task, updates, first, second, paired(runs(study, task, updates, first), runs(study, task, updates, second)))
         for task in TASKS
-        for updates in UPDATES_PER_BATCH
+        for updates in regimes
         for first, second in pairs
     ]
-    return [(*row, p) for row, p in zip(found, holm([row[-1].p for row in found]), strict=True)]
+    return [Comparison(*row, p) for row, p in zip(found, holm([row[-1].p for row in found]), strict=True)]
 
 
-def confirmation(study: Study) -> list[tuple[str, int, str, str, Interval, float]]:
-    return comparisons(study, CONFIRMED_COMPARISONS, Study.confirmation_runs)
+def confirmation(study: Study) -> list[Comparison]:
+    return comparisons(study, Study.confirmation_runs, CONFIRMED_COMPARISONS)
+
+
+def long_comparisons(study: Study) -> list[Comparison]:
+    return comparisons(study, Study.long_runs, CONFIRMED_COMPARISONS, [max(UPDATES_PER_BATCH)])
 
 
 def selected_tokens(runs: list[dict]) -> float:

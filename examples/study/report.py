@@ -15,15 +15,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tasks
 import numpy as np
 from grid import CONFIRMATION_SEEDS, MAIN_ARMS, TASKS, TUNING_SEEDS, UPDATES_PER_BATCH
 from jinja2 import Environment, StrictUndefined
-from outcomes import Interval, Study, comparisons, confirmation
+from outcomes import Interval, Study, comparisons, confirmation, interval, long_comparisons
 from run import RESULTS, read_rows
 from settings import NUM_GENERATIONS, NUM_TEST, SAMPLES_PER_PROBLEM, SIZES
 from tables import (
     LABELS,
     TASK_LABELS,
     arms_table,
+    best_rate_table,
     comparison_table,
-    confirmation_table,
     gradient_table,
     markdown,
     regime,
@@ -69,8 +69,11 @@ def page(study: Study) -> str:
         arms_table=lambda task, updates: arms_table(study, task, updates),
         tuning_table=tuning_table(study),
         comparison_table=comparison_table(comparisons(study)),
-        confirmation_table=lambda: confirmation_table(study),
+        confirmation_table=lambda: best_rate_table(study, Study.confirmation_runs),
         confirmed_comparison_table=lambda: comparison_table(confirmation(study)),
+        long_table=lambda: best_rate_table(study, Study.long_runs, [max(UPDATES_PER_BATCH)]),
+        long_comparison_table=lambda: comparison_table(long_comparisons(study)),
+        long_updates=SIZES[f"{study.size}-long"].updates,
         sweep_table=sweep_table(study),
         variants_table=variants_table(study),
         gradient_table=gradient_table(study),
@@ -82,37 +85,42 @@ def page(study: Study) -> str:
 
 
 def conclusion(study: Study) -> str:
-    """Two or three sentences, which the README quotes; their numbers and verdicts are computed."""
-    settings = [(task, updates) for task in TASKS for updates in UPDATES_PER_BATCH]
+    """The table that the README quotes: mean accuracy of the arms, and in how many settings the top 20 % differs."""
+    kinds = [("One learning rate for all arms", Study.runs, UPDATES_PER_BATCH, comparisons)]
+    if study.is_complete("confirm"):
+        kinds.append(("Each arm at its best one, new seeds", Study.confirmation_runs, UPDATES_PER_BATCH, confirmation))
+    if study.is_complete("long"):
+        longest = [max(UPDATES_PER_BATCH)]
+        kinds.append(("The same, four times as long", Study.long_runs, longest, long_comparisons))
 
-    def mean(arm: str, runs=Study.runs) -> str:
-        means = [np.mean([row["accuracy"] for row in runs(study, *setting, arm).values()]) for setting in settings]
-        return f"{np.mean(means):.2f}"
-
-    def verdict(found) -> str:
-        counts = []
-        for other in ("all", "random20"):
-            signs = [np.sign(d.mean) * (p < 0.05) for *_, a, b, d, p in found if (a, b) == ("top20", other)]
-            counts.append(f"better than {LABELS[other]} in {signs.count(1)} and worse in {signs.count(-1)}")
-        return ", and ".join(counts)
-
-    seeds = min(len(study.runs(*setting, "top20")) for setting in settings)
     start = np.mean([study.starts[task]["accuracy"] for task in TASKS])
-    text = (
-        f"At this scale, averaged over {len(settings)} settings with {seeds} seeds each, training on the 20 % of "
-        f"tokens with the highest entropy ends at a held-out accuracy of {mean('top20')}, on all tokens at "
-        f"{mean('all')}, on a random 20 % at {mean('random20')} and on the other 80 % at {mean('bottom80')}, from "
-        f"{start:.2f} before. By paired t-tests over seeds, corrected for their number, the top 20 % is "
-        f"{verdict(comparisons(study))}, of {len(settings)} settings."
-    )
-    if study.is_confirmed:
-        top, full, drawn = (mean(arm, Study.confirmation_runs) for arm in ("top20", "all", "random20"))
-        text += (
-            f" On {len(CONFIRMATION_SEEDS)} further seeds, each at the learning rate that was best for it, they end "
-            f"at {top}, {full} and, for the random 20 %, {drawn}; there the top 20 % is "
-            f"{verdict(confirmation(study))}."
+    rows = []
+    for label, runs, regimes, compare in kinds:
+        settings = [(task, updates) for task in TASKS for updates in regimes]
+        accuracies = {
+            arm: [interval([row["accuracy"] for row in runs(study, *setting, arm).values()]) for setting in settings]
+            for arm in ("top20", "all", "random20", "bottom80")
+        }
+        found = compare(study)
+        verdicts = []
+        for other in ("all", "random20"):
+            signs = [
+                np.sign(c.difference.mean) * (c.p < 0.05) for c in found if (c.first, c.second) == ("top20", other)
+            ]
+            verdicts.append(f"better in {signs.count(1)}, worse in {signs.count(-1)} of {len(signs)}")
+        means = [[i.mean for i in intervals] for intervals in accuracies.values()]
+        seeds = {i.n for i in accuracies["top20"]}
+        rows.append(
+            [
+                f"{label}: {' and '.join(map(str, regimes))} updates per batch",
+                "-".join(map(str, sorted(seeds))),
+                f"{start:.2f}",
+                *("-" if np.isnan(values).any() else f"{np.mean(values):.2f}" for values in means),
+                *verdicts,
+            ]
         )
-    return text
+    header = ["Held-out accuracy, mean of two tasks", "seeds", "before", *(LABELS[arm] for arm in accuracies)]
+    return markdown([*header, "top 20 % against all", "top against random 20 %"], rows)
 
 
 def claims(study: Study) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 from grid import CONFIRMED_ARMS, MAIN_ARMS, TASKS, UPDATES_PER_BATCH, VARIANTS, VARIANTS_TASK, tuning_cells
-from outcomes import Interval, Study, area_under_curve, gradient_points, interval, selected_tokens
+from outcomes import Comparison, Study, area_under_curve, gradient_points, interval, selected_tokens
 from settings import SAMPLES_PER_PROBLEM
 
 
@@ -91,31 +91,31 @@ def arms_table(study: Study, task: str, updates: int, arms=MAIN_ARMS) -> str:
     return markdown(header, rows)
 
 
-def comparison_table(found: list[tuple[str, int, str, str, Interval, float]]) -> str:
+def comparison_table(found: list[Comparison]) -> str:
     rows = [
         [
-            f"{LABELS[first]} minus {LABELS[second]}",
-            TASK_LABELS[task],
-            str(updates),
-            f"{difference:+.3f}",
-            p_value(difference.p),
-            p_value(adjusted),
-            str(difference.n),
+            f"{LABELS[row.first]} minus {LABELS[row.second]}",
+            TASK_LABELS[row.task],
+            str(row.updates),
+            f"{row.difference:+.3f}",
+            p_value(row.difference.p),
+            p_value(row.p),
+            str(row.difference.n),
         ]
-        for task, updates, first, second, difference, adjusted in found
+        for row in found
     ]
     return markdown(["Held-out accuracy", "task", "updates per batch", "difference", "p", "p (Holm)", "seeds"], rows)
 
 
-def confirmation_table(study: Study) -> str:
+def best_rate_table(study: Study, runs, regimes=UPDATES_PER_BATCH) -> str:
     """Accuracy of the confirmed arms, each at its own learning rate."""
     rows = []
     for task in TASKS:
-        for updates in UPDATES_PER_BATCH:
+        for updates in regimes:
             row = [f"{TASK_LABELS[task]}, {regime(updates)}"]
             for arm in CONFIRMED_ARMS:
-                runs = list(study.confirmation_runs(task, updates, arm).values())
-                row.append(f"{interval([run['accuracy'] for run in runs]):.3f} at {runs[0]['learning_rate']:g}")
+                found = list(runs(study, task, updates, arm).values())
+                row.append(f"{interval([run['accuracy'] for run in found]):.3f} at {found[0]['learning_rate']:g}")
             rows.append(row)
     return markdown(["", *(LABELS[arm] for arm in CONFIRMED_ARMS)], rows)
 
