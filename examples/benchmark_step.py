@@ -31,10 +31,7 @@ import json
 import os
 import statistics
 import tempfile
-import time
 import warnings
-from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
 
 
@@ -45,16 +42,15 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the profiler's remarks
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
-import trl.trainer.utils
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
+from step_instruments import Clock, GradientError, PeakMemory, count_head_rows
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
-from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer, select_tokens, token_entropy
@@ -153,98 +149,6 @@ class Rollouts:
 
     def reward(self, completions, **kwargs):
         return self.rewards
-
-
-# ---------------------------------------------------------------------- instruments
-
-
-class Clock(TrainerCallback):
-    """Seconds of the latest optimizer step, and processor seconds of this process. The rollout takes none here."""
-
-    def __init__(self, device):
-        self.device = device
-
-    def now(self):
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter(), time.process_time()
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.start = self.now()
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        seconds, processor = (end - start for start, end in zip(self.start, self.now(), strict=True))
-        self.elapsed = {"seconds": seconds, "processor_seconds": processor}
-
-
-class GradientError(TrainerCallback):
-    """Distance of the step's gradient to the exact one, relative to the norm of that."""
-
-    def __init__(self, exact):
-        self.exact = exact
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        found = [p.grad for p in model.parameters() if p.requires_grad]
-        distance = sum((g.float().cpu() - e).square().sum() for g, e in zip(found, self.exact, strict=True))
-        self.relative = (distance / sum(e.square().sum() for e in self.exact)).sqrt().item()
-
-
-class PeakMemory(TrainerCallback):
-    """Bytes that PyTorch holds at most during the first step, beyond what it held at its start."""
-
-    def __init__(self, device, vocabulary):
-        self.device, self.vocabulary, self.peak = device, vocabulary, None
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if self.peak is not None:
-            return
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
-        else:
-            # TRL's head allocates tiles of this many columns, whatever the vocabulary. Of a smaller one the rest is
-            # never touched, so that it takes no memory, but would be counted.
-            self.tile = trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE
-            trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(self.tile, self.vocabulary)
-            self.profile = torch.profiler.profile(
-                activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-            )
-            self.profile.start()
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        if self.peak is not None:
-            return
-        if self.device == "cuda":
-            self.peak = torch.cuda.max_memory_allocated() - self.before
-        else:
-            self.profile.stop()
-            trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = self.tile
-            events = self.profile.profiler.kineto_results.events()
-            changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-            self.peak = max(accumulate(change for _, change in changes))
-
-
-@contextmanager
-def count_head_rows():
-    """Rows that TRL's fused head is given, by whomever."""
-    rows = {"forward": 0, "backward": 0}
-    forward, backward = ChunkedLogProbFunction.forward, ChunkedLogProbFunction.backward
-
-    def counted_forward(ctx, hidden, *arguments):
-        rows["forward"] += len(hidden)
-        return forward(ctx, hidden, *arguments)
-
-    def counted_backward(ctx, *gradients):
-        rows["backward"] += len(ctx.saved_tensors[0])
-        return backward(ctx, *gradients)
-
-    ChunkedLogProbFunction.forward = staticmethod(counted_forward)
-    ChunkedLogProbFunction.backward = staticmethod(counted_backward)
-    try:
-        yield rows
-    finally:
-        ChunkedLogProbFunction.forward = staticmethod(forward)
-        ChunkedLogProbFunction.backward = staticmethod(backward)
 
 
 # ---------------------------------------------------------------------- what is measured
