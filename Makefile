@@ -17,10 +17,10 @@ test-distributed: $(INSTALLED)  ## DDP, ZeRO, FSDP2, two machines, kill and resu
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[deepspeed]'
 	$(BIN)/python -m pytest -m distributed $(ARGS)
 
-test-slow: $(INSTALLED)  ## The quickstart for three seeds, the commands of the README, and adapters on 4-bit weights
-	$(BIN)/python -m pytest -m 'slow and not distributed' --timeout 1800 $(ARGS)
+test-slow: quickstart  ## The quickstart for three seeds, the commands of the docs, and adapters on 4-bit weights
+	$(BIN)/python -m pytest -m 'slow and not distributed' -n 2 --dist worksteal --timeout 1800 $(ARGS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[quantization]'
-	$(BIN)/python -m pytest tests/test_adapters.py
+	$(BIN)/python -m pytest tests/test_adapters.py -k qlora
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

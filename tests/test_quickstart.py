@@ -199,11 +199,6 @@ def test_panels_without_data_are_left_out(keys, titles, monkeypatch, tmp_path):
 # ---------------------------------------------------------------------- the quickstart
 
 
-def run_quickstart(tmp_path, *arguments):
-    command = [sys.executable, str(ROOT / "examples" / "quickstart.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=1500)
-
-
 def test_a_directory_of_something_else_is_left_alone(tmp_path):
     import quickstart
 
@@ -227,31 +222,17 @@ def test_a_failed_stage_shows_why(tmp_path, monkeypatch, capfd):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_quickstart_learns(tmp_path):
-    """Two seeds at once, a thread each. The third is the default seed, in the fresh clone of test_readme.py."""
-    runs = {}
-    for seed in (1, 2):
-        (tmp_path / str(seed)).mkdir()
-        with (tmp_path / f"{seed}.out").open("w") as out, (tmp_path / f"{seed}.err").open("w") as err:
-            runs[seed] = start_quickstart(tmp_path / str(seed), out, err, "--seed", str(seed))
-    for seed, process in runs.items():
-        code = process.wait()
-        output, errors = (tmp_path / f"{seed}.out").read_text(), (tmp_path / f"{seed}.err").read_text()
-        assert code == 0, output[-3000:] + errors[-3000:]
-        check_quickstart(tmp_path / str(seed) / "outputs" / "quickstart", seed)
-        assert "275/275" in errors and "60/60" in errors  # the bars of both trainers
-        for noise in ("Warning", "'loss':"):
-            assert noise not in output + errors
-
-
-def start_quickstart(directory, out, err, *arguments):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "examples" / "quickstart.py"), *arguments],
-        cwd=directory,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=out,
-        stderr=err,
-    )
+@pytest.mark.parametrize("seed", [1, 2])
+def test_quickstart_learns(seed, tmp_path):
+    """With one thread. The third is the default seed, by `make quickstart` on all cores (test_readme.py)."""
+    command = [sys.executable, str(ROOT / "examples" / "quickstart.py"), "--seed", str(seed)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    check_quickstart(tmp_path / "outputs" / "quickstart", seed)
+    assert "275/275" in done.stderr and "60/60" in done.stderr  # the bars of both trainers
+    for noise in ("Warning", "'loss':"):
+        assert noise not in done.stdout + done.stderr
 
 
 def check_quickstart(run, seed):
