@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from grid import MAIN_ARMS, TASKS, UPDATES_PER_BATCH
+from grid import CONFIRMED_ARMS, MAIN_ARMS, TASKS, UPDATES_PER_BATCH
 from matplotlib.figure import Figure
 from outcomes import Study, gradient_points
 from tables import LABELS, TASK_LABELS, regime
@@ -22,38 +22,48 @@ STYLES = {
 }
 
 
+SETTINGS = [(task, updates) for task in TASKS for updates in UPDATES_PER_BATCH]
+
+
 def save_plots(study: Study, directory: Path) -> None:
     """Write every figure of the page as PNG."""
-    for name, figure in (
-        ("accuracy", over_training(study, "accuracy", "held-out accuracy")),
-        ("entropy", over_training(study, "entropy", "entropy of held-out samples (nats)")),
-        ("change", entropy_change(study)),
-        ("percentiles", percentiles(study)),
-        ("gradient", gradient(study)),
-    ):
+    figures = {
+        "accuracy": over_training(study, "accuracy", "held-out accuracy"),
+        "entropy": over_training(study, "entropy", "entropy of held-out samples (nats)"),
+        "change": entropy_change(study),
+        "percentiles": percentiles(study),
+        "gradient": gradient(study),
+    }
+    if study.is_complete("long"):
+        longest = [(task, max(UPDATES_PER_BATCH)) for task in TASKS]
+        figures["long"] = over_training(
+            study, "accuracy", "held-out accuracy", longest, CONFIRMED_ARMS, Study.long_runs
+        )
+    for name, figure in figures.items():
         figure.savefig(directory / f"{name}.png", dpi=90)
 
 
-def panels(height: float = 3.2):
-    """One panel per task and regime."""
-    figure = Figure(figsize=(11, 2 * height), layout="constrained")
-    grid = figure.subplots(len(TASKS), len(UPDATES_PER_BATCH), sharex=True)
-    for row, task in zip(grid, TASKS, strict=True):
-        for axes, updates in zip(row, UPDATES_PER_BATCH, strict=True):
-            axes.set_title(f"{TASK_LABELS[task]}, {regime(updates)}", fontsize=10, loc="left")
-            axes.grid(alpha=0.3)
-            axes.spines[["top", "right"]].set_visible(False)
-    return figure, {
-        (task, updates): grid[i][j] for i, task in enumerate(TASKS) for j, updates in enumerate(UPDATES_PER_BATCH)
-    }
-
-
-def over_training(study: Study, measure: str, label: str) -> Figure:
-    """Figure 7 of the paper: one curve per arm, mean over seeds, band of one standard error."""
-    figure, axes_of = panels()
+def panels(settings=SETTINGS, height: float = 3.2):
+    """One panel per task and regime, two in a row."""
+    rows = len(settings) // 2
+    figure = Figure(figsize=(11, height * rows), layout="constrained")
+    grid = figure.subplots(rows, 2, sharex=True, squeeze=False)
+    axes_of = dict(zip(settings, grid.flat, strict=True))
     for (task, updates), axes in axes_of.items():
-        for arm in MAIN_ARMS:
-            runs = list(study.runs(task, updates, arm).values())
+        axes.set_title(f"{TASK_LABELS[task]}, {regime(updates)}", fontsize=10, loc="left")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes_of
+
+
+def over_training(
+    study: Study, measure: str, label: str, settings=SETTINGS, arms=MAIN_ARMS, runs_of=Study.runs
+) -> Figure:
+    """Figure 7 of the paper: one curve per arm, mean over seeds, band of one standard error."""
+    figure, axes_of = panels(settings)
+    for (task, updates), axes in axes_of.items():
+        for arm in arms:
+            runs = list(runs_of(study, task, updates, arm).values())
             if not runs:
                 continue
             steps = [point["step"] for point in runs[0]["evaluations"]]
@@ -126,7 +136,7 @@ def gradient(study: Study) -> Figure:
 
 def _finish(figure: Figure, axes_of: dict, xlabel: str) -> None:
     axes = list(axes_of.values())
-    for bottom in axes[-len(UPDATES_PER_BATCH) :]:
+    for bottom in axes[-2:]:
         bottom.set_xlabel(xlabel, fontsize=9)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6 if len(labels) <= 6 else 4, fontsize=8)
