@@ -94,3 +94,26 @@ def test_other_errors_are_left_alone(tokenizer, tmp_path):
     with pytest.raises(RuntimeError, match=r"^another error$") as caught:
         train(build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, Broken)
     assert not isinstance(caught.value, torch.OutOfMemoryError)
+
+
+def test_a_second_run_is_told_of_its_own_error(tokenizer, tmp_path):
+    made = []
+
+    class Broken(SpyTrainer):
+        """Its first run fails in the loss, of something else; the second is out of memory in the rewards."""
+
+        def _calculate_rewards(self, *args, **kwargs):
+            made.append(self)
+            if len(made) == 1:
+                return super()._calculate_rewards(*args, **kwargs)
+            with self._stopwatch.measure("rewards"):
+                return allocate()
+
+        def compute_loss(self, *args, **kwargs):
+            raise FileNotFoundError
+
+    with pytest.raises(FileNotFoundError):
+        train(build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, Broken)
+    assert made[0]._stopwatch.interrupted == "training"
+    with pytest.raises(torch.OutOfMemoryError, match="while rewards were computed"):
+        made[0].train()
