@@ -1,13 +1,13 @@
 """The study: its tasks, that its arms differ in nothing else, its arithmetic, and that its page is of its results."""
 
 import json
+import math
 import random
 import re
 from concurrent.futures import Future
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import digit_sums
 import grid
 import outcomes
 import pytest
@@ -15,6 +15,7 @@ import reach_target
 import report
 import run as study
 import runs
+import settings
 import torch
 from conftest import build_model, build_tokenizer
 from gradients import gradient_shares
@@ -69,48 +70,73 @@ def test_every_step_is_checked(text, right):
 # ---------------------------------------------------------------------- the arms
 
 
-def cells():
-    rates = {(task, updates): 1e-3 for task in grid.TASKS for updates in grid.UPDATES_PER_BATCH}
-    return [cell for stage in grid.STAGES.values() for cell in stage("tiny", rates)]
+# Of made-up results: accuracy, and the factor of the learning rate 2.5e-4 that is the best one.
+LEVELS = {"all": (0.6, 1.0), "top20": (0.7, 0.5), "random20": (0.5, 4.0)}
+
+
+def made_up(cell):
+    level, best = LEVELS.get(cell.arm, (0.3, 1.0))
+    factor = cell.learning_rate / 2.5e-4
+    noise = random.Random(str(cell)).uniform(-0.002, 0.002)
+    accuracy = level - 0.05 * abs(math.log2(factor / best)) + noise
+    if (cell.arm, factor) == ("top20", 2.0):  # by the first seed alone this would be the best one
+        accuracy += {0: 0.2, 1: -0.4}[cell.seed]
+    return {**asdict(cell), "accuracy": accuracy + 0.1 * (cell.size == "tiny-long")}
+
+
+def made_up_results(*stages):
+    rows = []
+    for stage in stages:
+        rows += [made_up(cell) for cell in grid.cells_of_stage(stage, "tiny", rows)]
+    return rows
 
 
 def test_every_cell_is_run_once():
-    assert len(cells()) == len(set(cells()))
-    assert {cell.arm for cell in cells()} == set(grid.ARMS)
+    cells = [grid.cell_of(row) for row in made_up_results(*grid.STAGES)]
+    assert len(cells) == len(set(cells))
+    assert {cell.arm for cell in cells} == set(grid.ARMS)
     assert not set(grid.TUNING_SEEDS) & set(grid.SEEDS)
+    assert not set(grid.CONFIRMATION_SEEDS) & {*grid.SEEDS, *grid.SWEEP_SEEDS, *grid.TUNING_SEEDS}
 
 
 def test_arms_are_confirmed_at_the_learning_rate_that_was_best_for_each():
-    chosen = {("digit_sums", 1): 1e-3, ("digit_sums", 16): 1e-3}
-    best = {"all": 1e-3, "top20": 5e-4, "random20": 4e-3}  # in the middle; at the edge, no better beyond; beyond it
-
-    def rows_of(cells):
-        return [{**asdict(cell), "accuracy": 1 - abs(cell.learning_rate - best.get(cell.arm, 0))} for cell in cells]
-
-    rows = rows_of(grid.main_cells("tiny", chosen))
-    with pytest.raises(ValueError, match="stage sweep"):
-        grid.edge_cells("tiny", chosen, rows)
-    rows += rows_of(grid.sweep_cells("tiny", chosen))
-    edges = grid.edge_cells("tiny", chosen, rows)
-    assert {(cell.arm, cell.learning_rate) for cell in edges} == {("top20", 2.5e-4), ("random20", 4e-3)}
-    with pytest.raises(ValueError, match="stage edges"):
-        grid.confirmation_cells("tiny", chosen, rows)
-    rows += rows_of(edges)
-    confirmed = grid.confirmation_cells("tiny", chosen, rows)
-    assert {(cell.arm, cell.learning_rate) for cell in confirmed} == set(best.items())
-    assert len(confirmed) == 2 * 3 * len(grid.CONFIRMATION_SEEDS)
-    assert not set(grid.CONFIRMATION_SEEDS) & {*grid.SEEDS, *grid.SWEEP_SEEDS, *grid.TUNING_SEEDS}
-    long = grid.long_cells("tiny", chosen, rows)
+    """In the middle of the sweep; at its edge, and no better beyond it; beyond it."""
+    rows = made_up_results("tune", "arms", "sweep")
+    edges = grid.cells_of_stage("edges", "tiny", rows)
+    assert {(cell.arm, cell.learning_rate) for cell in edges} == {("top20", 6.25e-5), ("random20", 1e-3)}
+    with pytest.raises(ValueError, match="stage arms, sweep and edges"):
+        grid.cells_of_stage("confirm", "tiny", rows)
+    rows += map(made_up, edges)
+    confirmed = grid.cells_of_stage("confirm", "tiny", rows)
+    assert {(cell.arm, cell.learning_rate) for cell in confirmed} == {
+        ("all", 2.5e-4),
+        ("top20", 1.25e-4),
+        ("random20", 1e-3),
+    }
+    assert len(confirmed) == 4 * 3 * len(grid.CONFIRMATION_SEEDS)
+    long = grid.cells_of_stage("long", "tiny", rows)
     assert {replace(cell, size="tiny") for cell in long} == {c for c in confirmed if c.updates_per_batch == 16}
     assert runs.start_path(ROOT, long[0].size, "digit_sums") == runs.start_path(ROOT, "tiny", "digit_sums")
 
 
+def test_seeds_of_the_tuning_count_where_every_rate_has_them():
+    rows = made_up_results("tune", "arms", "sweep")
+    cell = grid.Cell("tiny", "digit_sums", "all", 1, 2.5e-4, 0)
+    by_cell = {grid.cell_of(row): row["accuracy"] for row in rows}
+    for factor, mean in grid.swept(rows, cell).items():
+        at_rate = [by_cell[replace(cell, learning_rate=2.5e-4 * factor, seed=seed)] for seed in (0, 1, 100, 101)]
+        assert mean == pytest.approx(sum(at_rate) / 4)
+    top = replace(cell, arm="top20")
+    assert grid.swept(rows, top)[1.0] == pytest.approx((by_cell[top] + by_cell[replace(top, seed=1)]) / 2)
+
+
 def test_arms_differ_in_what_they_are_named_for_and_in_nothing_else():
-    for cell in {replace(cell, arm="all") for cell in cells()}:
+    cells = [grid.cell_of(row) for row in made_up_results(*grid.STAGES)]
+    for cell in {replace(cell, arm="all") for cell in cells}:
         full = runs.configuration(cell).to_dict()
-        for arm, settings in grid.ARMS.items():
+        for arm, own in grid.ARMS.items():
             other = runs.configuration(replace(cell, arm=arm)).to_dict()
-            assert {name for name in full if full[name] != other[name]} - set(settings) == set()
+            assert {name for name in full if full[name] != other[name]} - set(own) == set()
 
 
 @pytest.fixture
@@ -270,21 +296,69 @@ def test_statistics():
     assert (found.mean, found.n) == (2.0, 3)
     assert found.half_width == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
     assert outcomes.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert outcomes.holm([0.01, math.nan, 0.03]) == pytest.approx([0.02, math.nan, 0.03], nan_ok=True)
     row = {"evaluations": [{"step": 0, "accuracy": 0.0}, {"step": 10, "accuracy": 1.0}, {"step": 30, "accuracy": 1.0}]}
     assert outcomes.area_under_curve(row) == pytest.approx((5 + 20) / 30)
 
 
-@pytest.mark.parametrize("size", runs.SIZES)
-def test_models_are_as_large_as_they_are_called(size):
-    with torch.device("meta"):
-        model = digit_sums.make_model(reach_target.make_tokenizer(), 0, runs.SIZES[size].shape)
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    low, high = {"tiny": (0.1, 1), "30m": (20, 40), "100m": (70, 130)}[size.removesuffix("-long")]
-    assert low < millions < high
+@pytest.mark.parametrize(("size", "low", "high"), [("tiny", 0.1, 1), ("30m", 20, 40), ("100m", 70, 130)])
+def test_models_are_as_large_as_they_are_called(size, low, high):
+    assert low < settings.num_parameters(size) / 1e6 < high
 
 
-def test_the_page_is_of_the_results():
-    results = report.load_study(study.RESULTS / "tiny.jsonl")
+@pytest.fixture(scope="module")
+def results():
+    return report.load_study(study.RESULTS / "tiny.jsonl")
+
+
+def completed(results, rows):
+    """Made-up rows, with what a page needs beside accuracy from real ones."""
+    full, masked = (results.runs("digit_sums", 1, arm)[0] for arm in ("all", "top20"))
+    real = {**full, "training": masked["training"]}  # gradients taken apart, and a selected fraction
+    return outcomes.Study([{**real, **row} for row in rows], results.starts)
+
+
+ALL_STAGES = ("tune", "arms", "sweep", "edges", "confirm", "long", "variants")
+
+
+@pytest.mark.parametrize("num_stages", range(2, len(ALL_STAGES) + 1), ids=lambda n: ALL_STAGES[n - 1])
+def test_a_page_of_what_there_is(num_stages, results):
+    made = completed(results, made_up_results(*ALL_STAGES[:num_stages]))
+    page = report.page(made)
+    assert ("on new seeds" in page) is ("confirm" in ALL_STAGES[:num_stages])
+    assert ("### Longer" in page) is ("long" in ALL_STAGES[:num_stages])
+    conclusion = [line.split(" | ") for line in report.conclusion(made).splitlines()[2:]]
+    assert len(conclusion) == 2 + 2 * (num_stages >= 5) + (num_stages >= 6)
+    # At the rate of all tokens the top 20 % loses 0.05, random tokens 0.10
+    assert conclusion[0][-2:] == ["**+0.05**, **+0.05**", "**+0.25**, **+0.25** |"]
+    if num_stages >= 5:
+        assert conclusion[2][2:6] == ["0.60", "0.70", "0.50", "-"]
+    if num_stages >= 6:
+        assert conclusion[4][2:5] == ["0.70", "0.80", "0.60"]
+
+
+def test_a_page_of_one_seed(results):
+    rows = made_up_results("tune", "arms")
+    rows = [row for row in rows if row["seed"] in (0, *grid.TUNING_SEEDS)]
+    page = report.page(completed(results, rows))
+    assert "nan" not in page
+    with pytest.raises(ValueError, match="--stage arms"):
+        report.page(completed(results, made_up_results("tune")))
+
+
+def test_longer_runs_without_those_they_repeat(results):
+    made = completed(results, made_up_results("tune", "arms", "sweep", "edges", "long"))
+    page = report.page(made)
+    assert "### Longer" in page and "on new seeds" not in page
+
+
+def test_results_of_another_size_do_not_replace_the_page(capsys):
+    with pytest.raises(SystemExit):
+        report.parse_arguments(["--results", "results/30m.jsonl"])
+    assert "--output" in capsys.readouterr().err
+
+
+def test_the_page_is_of_the_results(results):
     rows = results.rows
     page = (ROOT / "docs" / "study.md").read_text()
     assert page == report.page(results), "run `python examples/study/report.py`"

@@ -147,45 +147,48 @@ def variant_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> li
     ]
 
 
-# `tune` comes first. Those of the second kind depend on results of the others.
-STAGES = {"arms": main_cells, "sweep": sweep_cells, "variants": variant_cells}
-LATER_STAGES = {"edges": edge_cells, "confirm": confirmation_cells, "long": long_cells}
-
-
 def times(factor: float, learning_rate: float) -> float:
     return float(f"{factor * learning_rate:.3g}")
 
 
-def swept(rows: list[dict], cell: Cell, factors: Sequence[float] = (1.0, *SWEEP_FACTORS)) -> dict:
-    """Mean accuracy over `SWEEP_SEEDS` by factor of the learning rate of a cell; `None` where a run is missing."""
-    accuracies = {cell_of(row): row["accuracy"] for row in rows}
-    means = {}
-    for factor in factors:
-        rate = times(factor, cell.learning_rate)
-        found = [accuracies.get(replace(cell, learning_rate=rate, seed=seed)) for seed in SWEEP_SEEDS]
-        means[factor] = None if None in found else sum(found) / len(found)
-    return means
-
-
-def best_factor(means: dict) -> float:
+def swept(rows: list[dict], cell: Cell, factors: Sequence[float] = (1.0, *SWEEP_FACTORS)) -> dict[float, float]:
     """
-    The factor of highest accuracy.
+    Mean accuracy by factor of the learning rate of a cell, over the same seeds for all factors.
+
+    Those of the sweep, and those of the tuning where every factor has them: two seeds are few to choose by.
 
     Raises:
-        `ValueError`: if a run of the sweep is missing.
+        `ValueError`: if a run on `SWEEP_SEEDS` is missing.
     """
-    if None in means.values():
-        raise ValueError("Runs of --stage sweep or --stage edges are missing; those stages come first.")
+    accuracies = {cell_of(row): row["accuracy"] for row in rows}
+
+    def accuracy(factor: float, seed: int) -> float | None:
+        return accuracies.get(replace(cell, learning_rate=times(factor, cell.learning_rate), seed=seed))
+
+    candidates = (*SWEEP_SEEDS, *TUNING_SEEDS)
+    seeds = [seed for seed in candidates if all(accuracy(factor, seed) is not None for factor in factors)]
+    if not set(SWEEP_SEEDS) <= set(seeds):
+        raise ValueError(
+            f"Runs of {cell.arm} on {cell.task} are missing at {' or '.join(map(str, factors))} times the learning "
+            f"rate {cell.learning_rate:g}: --stage arms, sweep and edges come first, in this order."
+        )
+    return {factor: sum(accuracy(factor, seed) for seed in seeds) / len(seeds) for factor in factors}
+
+
+def sweep_of(rows: list[dict], cell: Cell) -> dict[float, float]:
+    """What was tried for an arm: the three values, and the one beyond the edge where there had to be one."""
+    means = swept(rows, cell)
+    best = best_factor(means)
+    return swept(rows, cell, (*means, EDGE_FACTORS[best])) if best in EDGE_FACTORS else means
+
+
+def best_factor(means: dict[float, float]) -> float:
     return max(means, key=lambda factor: means[factor])
 
 
 def best_learning_rate(rows: list[dict], cell: Cell) -> float:
-    """The best of the sweep for the arm of a cell, and of the step beyond its edge where there had to be one."""
-    means = swept(rows, cell)
-    best = best_factor(means)
-    if best in EDGE_FACTORS:
-        best = best_factor(means | swept(rows, cell, [EDGE_FACTORS[best]]))
-    return times(best, cell.learning_rate)
+    """Of what was tried for the arm of a cell."""
+    return times(best_factor(sweep_of(rows, cell)), cell.learning_rate)
 
 
 def chosen_learning_rates(rows: list[dict], size: str, tasks=TASKS) -> dict[tuple[str, int], float]:
@@ -208,3 +211,21 @@ def chosen_learning_rates(rows: list[dict], size: str, tasks=TASKS) -> dict[tupl
         rates = means.setdefault((cell.task, cell.updates_per_batch), dict.fromkeys(LEARNING_RATES, 0.0))
         rates[cell.learning_rate] += accuracies[cell] / len(TUNING_SEEDS)
     return {key: max(rates, key=lambda rate: rates[rate]) for key, rates in means.items()}
+
+
+FIRST_STAGES = {"arms": main_cells, "sweep": sweep_cells, "variants": variant_cells}  # need the results of `tune`
+LATER_STAGES = {"edges": edge_cells, "confirm": confirmation_cells, "long": long_cells}  # and of `arms` and `sweep`
+STAGES = ("tune", *FIRST_STAGES, *LATER_STAGES)
+
+
+def cells_of_stage(stage: str, size: str, rows: list[dict], tasks: Sequence[str] = TASKS) -> list[Cell]:
+    """
+    The runs of a stage.
+
+    Raises:
+        `ValueError`: if results that it depends on are missing.
+    """
+    if stage == "tune":
+        return [cell for cell in tuning_cells(size) if cell.task in tasks]
+    rates = chosen_learning_rates(rows, size, tasks)
+    return LATER_STAGES[stage](size, rates, rows) if stage in LATER_STAGES else FIRST_STAGES[stage](size, rates)

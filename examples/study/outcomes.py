@@ -1,27 +1,29 @@
 """What the rows of results say: runs by arm, intervals, differences by seed."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 from grid import (
     CONFIRMATION_SEEDS,
-    EDGE_FACTORS,
-    LATER_STAGES,
+    CONFIRMED_ARMS,
     SEEDS,
-    SWEEP_FACTORS,
     TASKS,
     UPDATES_PER_BATCH,
     Cell,
     best_learning_rate,
     cell_of,
+    cells_of_stage,
     chosen_learning_rates,
+    sweep_of,
     swept,
 )
 from scipy import stats
 from settings import NUM_GENERATIONS, SIZES
 
 
-# Decided before the runs were made; p-values are corrected for their number (Holm).
+# Decided before the runs of the stage `arms`, p-values corrected for their number in all settings (Holm); the second
+# before those of `confirm` and `long`, with the results of `arms` known.
 COMPARISONS = (("top20", "all"), ("top20", "random20"), ("bottom80", "all"))
 CONFIRMED_COMPARISONS = (("top20", "all"), ("top20", "random20"))
 
@@ -36,7 +38,8 @@ class Interval:
     p: float = float("nan")  # two-sided, of a mean of zero
 
     def __format__(self, spec: str) -> str:
-        return f"{self.mean:{spec}} ± {self.half_width:{spec.lstrip('+')}}"
+        mean = f"{self.mean:{spec}}"
+        return mean if self.n < 2 else f"{mean} ± {self.half_width:{spec.lstrip('+')}}"
 
     @property
     def excludes_zero(self) -> bool:
@@ -83,32 +86,32 @@ class Study:
         self.learning_rates = chosen_learning_rates(rows, self.size)
         self.by_cell = {cell_of(row): row for row in rows}
 
-    def runs(
-        self, task: str, updates: int, arm: str, learning_rate: float | None = None, seeds=SEEDS
-    ) -> dict[int, dict]:
-        """Runs by seed, at the chosen learning rate unless another is given."""
+    def runs(self, task: str, updates: int, arm: str) -> dict[int, dict]:
+        """Runs by seed, at the learning rate that was chosen on all tokens."""
         cell = self.cell(task, updates, arm)
-        cell = replace(cell, learning_rate=learning_rate or cell.learning_rate)
-        found = {seed: self.by_cell.get(replace(cell, seed=seed)) for seed in seeds}
+        found = {seed: self.by_cell.get(replace(cell, seed=seed)) for seed in SEEDS}
         return {seed: row for seed, row in found.items() if row is not None}
 
     def confirmation_runs(self, task: str, updates: int, arm: str) -> dict[int, dict]:
         """Runs by seed on `CONFIRMATION_SEEDS`, at the learning rate that was the best one for the arm."""
-        rate = best_learning_rate(self.rows, self.cell(task, updates, arm))
-        return self.runs(task, updates, arm, rate, CONFIRMATION_SEEDS)
+        return self._with_own_rate(task, updates, arm, self.size)
 
     def long_runs(self, task: str, updates: int, arm: str) -> dict[int, dict]:
         """As [`confirmation_runs`], of the stage `long`."""
-        cells = [
-            replace(cell_of(row), size=f"{self.size}-long")
-            for row in self.confirmation_runs(task, updates, arm).values()
-        ]
-        return {cell.seed: self.by_cell[cell] for cell in cells if cell in self.by_cell}
+        return self._with_own_rate(task, updates, arm, f"{self.size}-long")
+
+    def _with_own_rate(self, task: str, updates: int, arm: str, size: str) -> dict[int, dict]:
+        if arm not in CONFIRMED_ARMS:
+            return {}
+        cell = self.cell(task, updates, arm)
+        cell = replace(cell, size=size, learning_rate=best_learning_rate(self.rows, cell))
+        found = {seed: self.by_cell.get(replace(cell, seed=seed)) for seed in CONFIRMATION_SEEDS}
+        return {seed: row for seed, row in found.items() if row is not None}
 
     def is_complete(self, stage: str) -> bool:
-        """Whether every run of one of `LATER_STAGES` is there."""
+        """Whether every run of a stage is there."""
         try:
-            cells = LATER_STAGES[stage](self.size, self.learning_rates, self.rows)
+            cells = cells_of_stage(stage, self.size, self.rows)
         except ValueError:  # what it depends on is not
             return False
         return all(cell in self.by_cell for cell in cells)
@@ -121,17 +124,26 @@ class Study:
         """Of two arms at the chosen learning rate, over the seeds that both have."""
         return paired(self.runs(task, updates, first), self.runs(task, updates, second), measure)
 
-    def sweep(self, task: str, updates: int, arm: str) -> dict[float, float | None]:
-        """Mean accuracy by factor of the chosen learning rate, rising; `None` where there are no runs."""
-        factors = sorted([1.0, *SWEEP_FACTORS, *EDGE_FACTORS.values()])
-        return swept(self.rows, self.cell(task, updates, arm), factors)
+    def sweep(self, task: str, updates: int, arm: str) -> dict[float, float]:
+        """
+        Mean accuracy by factor of the chosen learning rate, as far as it was tried.
+
+        Raises:
+            `ValueError`: if runs of the stage `sweep` are missing.
+        """
+        cell = self.cell(task, updates, arm)
+        if arm in CONFIRMED_ARMS:
+            with suppress(ValueError):
+                return sweep_of(self.rows, cell)
+        return swept(self.rows, cell)
 
 
 def holm(ps: list[float]) -> list[float]:
-    """P-values corrected for their number, by Holm's step-down method."""
-    adjusted, highest = [1.0] * len(ps), 0.0
-    for rank, index in enumerate(np.argsort(ps)):
-        highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
+    """P-values corrected for their number, by Holm's step-down method; NaN (no spread, or one run) stays NaN."""
+    adjusted, highest = [float("nan")] * len(ps), 0.0
+    known = [index for index in np.argsort(ps) if not np.isnan(ps[index])]
+    for rank, index in enumerate(known):
+        highest = max(highest, min(1.0, (len(known) - rank) * ps[index]))
         adjusted[index] = highest
     return adjusted
 

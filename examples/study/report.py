@@ -1,7 +1,8 @@
 """
 Write docs/study.md and its figures from the results: every number on the page is computed here.
 
-    python examples/study/report.py [--results examples/study/results/tiny.jsonl] [--output docs]
+    python examples/study/report.py
+    python examples/study/report.py --results examples/study/results/30m.jsonl --output outputs/study-30m
 """
 
 import argparse
@@ -15,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tasks
 import numpy as np
 from grid import CONFIRMATION_SEEDS, MAIN_ARMS, TASKS, TUNING_SEEDS, UPDATES_PER_BATCH
 from jinja2 import Environment, StrictUndefined
-from outcomes import Interval, Study, comparisons, confirmation, interval, long_comparisons
+from outcomes import Interval, Study, comparisons, confirmation, long_comparisons
 from run import RESULTS, read_rows
-from settings import NUM_GENERATIONS, NUM_TEST, SAMPLES_PER_PROBLEM, SIZES
+from settings import NUM_GENERATIONS, NUM_TEST, SAMPLES_PER_PROBLEM, SIZES, num_parameters
 from tables import (
     LABELS,
     TASK_LABELS,
@@ -45,11 +46,19 @@ def load_study(path: Path) -> Study:
 
 
 def page(study: Study) -> str:
+    """
+    The page, in Markdown.
+
+    Raises:
+        `ValueError`: if there is not one run at least of every arm in every setting.
+    """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     settings = SIZES[study.size]
     counts = [
         len(study.runs(task, updates, arm)) for task in TASKS for updates in UPDATES_PER_BATCH for arm in MAIN_ARMS
     ]
+    if not min(counts):
+        raise ValueError("A page needs one seed of every arm at least: run --stage arms first.")
     text = environment.from_string(TEMPLATE.read_text()).render(
         study=study,
         settings=settings,
@@ -60,6 +69,7 @@ def page(study: Study) -> str:
         seeds=(min(counts), max(counts)),
         tuning_seeds=TUNING_SEEDS,
         confirmation_seeds=CONFIRMATION_SEEDS,
+        parameters=num_parameters(study.size) / 1e6,
         num_rows=len(study.rows),
         hours=sum(row["processor_seconds"] for row in study.rows) / 3600,
         tasks=TASKS,
@@ -85,42 +95,32 @@ def page(study: Study) -> str:
 
 
 def conclusion(study: Study) -> str:
-    """The table that the README quotes: mean accuracy of the arms, and in how many settings the top 20 % differs."""
-    kinds = [("One learning rate for all arms", Study.runs, UPDATES_PER_BATCH, comparisons)]
+    """The table that the README quotes: accuracy of the arms, and the lead of the top 20 % over all and random."""
+    kinds = [("one learning rate for all arms", Study.runs, UPDATES_PER_BATCH, comparisons)]
     if study.is_complete("confirm"):
-        kinds.append(("Each arm at its best one, new seeds", Study.confirmation_runs, UPDATES_PER_BATCH, confirmation))
+        kinds.append(("each arm at its own, new seeds", Study.confirmation_runs, UPDATES_PER_BATCH, confirmation))
     if study.is_complete("long"):
-        longest = [max(UPDATES_PER_BATCH)]
-        kinds.append(("The same, four times as long", Study.long_runs, longest, long_comparisons))
-
+        kinds.append(("the same, four times as long", Study.long_runs, [max(UPDATES_PER_BATCH)], long_comparisons))
+    arms = ("all", "top20", "random20", "bottom80")
     start = np.mean([study.starts[task]["accuracy"] for task in TASKS])
     rows = []
     for label, runs, regimes, compare in kinds:
-        settings = [(task, updates) for task in TASKS for updates in regimes]
-        accuracies = {
-            arm: [interval([row["accuracy"] for row in runs(study, *setting, arm).values()]) for setting in settings]
-            for arm in ("top20", "all", "random20", "bottom80")
-        }
         found = compare(study)
-        verdicts = []
-        for other in ("all", "random20"):
-            signs = [
-                np.sign(c.difference.mean) * (c.p < 0.05) for c in found if (c.first, c.second) == ("top20", other)
-            ]
-            verdicts.append(f"better in {signs.count(1)}, worse in {signs.count(-1)} of {len(signs)}")
-        means = [[i.mean for i in intervals] for intervals in accuracies.values()]
-        seeds = {i.n for i in accuracies["top20"]}
-        rows.append(
-            [
-                f"{label}: {' and '.join(map(str, regimes))} updates per batch",
-                "-".join(map(str, sorted(seeds))),
-                f"{start:.2f}",
-                *("-" if np.isnan(values).any() else f"{np.mean(values):.2f}" for values in means),
-                *verdicts,
-            ]
-        )
-    header = ["Held-out accuracy, mean of two tasks", "seeds", "before", *(LABELS[arm] for arm in accuracies)]
-    return markdown([*header, "top 20 % against all", "top against random 20 %"], rows)
+        for updates in regimes:
+            row = [f"{regime(updates)}, {label}", f"{start:.2f}"]
+            for arm in arms:
+                values = [[run["accuracy"] for run in runs(study, task, updates, arm).values()] for task in TASKS]
+                row.append(f"{np.mean([np.mean(v) for v in values]):.2f}" if all(values) else "-")
+            for other in ("all", "random20"):
+                pair = [c for c in found if (c.updates, c.first, c.second) == (updates, "top20", other)]
+                row.append(
+                    ", ".join(
+                        f"**{c.difference.mean:+.2f}**" if c.p < 0.05 else f"{c.difference.mean:+.2f}" for c in pair
+                    )
+                )
+            rows.append(row)
+    header = ["Accuracy, mean of both tasks", "before", *(LABELS[arm] for arm in arms)]
+    return markdown([*header, "top 20 % minus all, by task", "top minus random 20 %"], rows)
 
 
 def claims(study: Study) -> str:
@@ -172,8 +172,13 @@ def claims(study: Study) -> str:
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = OptionParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS / "tiny.jsonl", help="file of the runs")
-    parser.add_argument("--output", type=Path, default=DOCS, help="folder of the page")
-    return parser.parse_args(arguments)
+    parser.add_argument("--output", type=Path, help="folder of the page (default for the tiny models: docs)")
+    options = parser.parse_args(arguments)
+    if options.output is None:
+        if options.results.stem != "tiny":
+            parser.error(f"--output: where to? docs/study.md is of the tiny models, {options.results} is not")
+        options.output = DOCS
+    return options
 
 
 def main(options: argparse.Namespace) -> None:

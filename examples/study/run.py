@@ -37,7 +37,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process per run uses a comput
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tasks
 
-from grid import ARMS, LATER_STAGES, STAGES, TASKS, Cell, cell_of, chosen_learning_rates, tuning_cells
+from grid import ARMS, STAGES, TASKS, Cell, cell_of, cells_of_stage
 from rich.console import Console
 from tqdm import tqdm
 
@@ -50,7 +50,7 @@ console = Console()
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--stage", required=True, choices=["warm_up", "tune", *STAGES, *LATER_STAGES])
+    parser.add_argument("--stage", required=True, choices=["warm_up", *STAGES])
     parser.add_argument("--size", default="tiny", choices=["tiny", "30m", "100m"], help="of the model")
     parser.add_argument("--task", choices=TASKS, help="runs of this task only")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="runs of these arms only")
@@ -85,13 +85,6 @@ def read_rows(path: Path) -> list[dict]:
     """Lines of a file of results; a last one that was cut off does not count."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def cells_of_stage(stage: str, size: str, rows: list[dict], tasks: Sequence[str] = TASKS) -> list[Cell]:
-    if stage == "tune":
-        return [cell for cell in tuning_cells(size) if cell.task in tasks]
-    rates = chosen_learning_rates(rows, size, tasks)
-    return LATER_STAGES[stage](size, rates, rows) if stage in LATER_STAGES else STAGES[stage](size, rates)
 
 
 def make_starts(work_dir: Path, size: str, tasks: Sequence[str] = TASKS) -> None:

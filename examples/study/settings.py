@@ -76,3 +76,9 @@ def device_settings() -> dict:
 def short(value) -> float | None:
     """Five significant digits: the file of results is read by people, and kept in the repository."""
     return None if value is None else float(f"{float(value):.5g}")
+
+
+def num_parameters(size: str) -> int:
+    with torch.device("meta"):
+        model = digit_sums.make_model(digit_sums.make_tokenizer(), 0, SIZES[size].shape)
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,5 +1,7 @@
 """The tables of the study, in Markdown."""
 
+from contextlib import suppress
+
 import numpy as np
 from grid import CONFIRMED_ARMS, MAIN_ARMS, TASKS, UPDATES_PER_BATCH, VARIANTS, VARIANTS_TASK, tuning_cells
 from outcomes import Comparison, Study, area_under_curve, gradient_points, interval, selected_tokens
@@ -127,15 +129,19 @@ def p_value(p: float) -> str:
 
 
 def sweep_table(study: Study) -> str:
-    rows = []
+    tried = {}
     for task in TASKS:
         for updates in UPDATES_PER_BATCH:
             for arm in MAIN_ARMS:
-                found = study.sweep(task, updates, arm)
-                best = max(value for value in found.values() if value is not None)
-                cells = ["" if v is None else f"**{v:.3f}**" if v == best else f"{v:.3f}" for v in found.values()]
-                rows.append([f"{TASK_LABELS[task]}, {regime(updates)}: {LABELS[arm]}", *cells])
-    return markdown(["Held-out accuracy", *(f"{factor:g} x" for factor in found)], rows)
+                with suppress(ValueError):  # not swept yet
+                    tried[f"{TASK_LABELS[task]}, {regime(updates)}: {LABELS[arm]}"] = study.sweep(task, updates, arm)
+    factors = sorted({factor for means in tried.values() for factor in means})
+    rows = []
+    for label, means in tried.items():
+        best = max(means.values())
+        cells = [f"{means[f]:.3f}" if f in means else "" for f in factors]
+        rows.append([label, *(f"**{c}**" if means.get(f) == best else c for f, c in zip(factors, cells, strict=True))])
+    return markdown(["Held-out accuracy", *(f"{factor:g} x" for factor in factors)], rows)
 
 
 def variants_table(study: Study) -> str:
@@ -168,17 +174,9 @@ def gradient_table(study: Study) -> str:
             points = gradient_points(study, task, updates)
             if not points:
                 continue
-            expected = np.mean([point["agreement/all"] for point in points])
             for name in ("top20", "random20", "bottom80"):
-                measured = [[point[f"{m}/{name}"] for m in ("norm", "cosine", "agreement")] for point in points]
-                gain = np.mean([norm * agreement for norm, _, agreement in measured])
-                rows.append(
-                    [
-                        f"{TASK_LABELS[task]}, {regime(updates)}: {LABELS[name]}",
-                        *(f"{value:.2f}" for value in np.mean(measured, axis=0)),
-                        f"{expected:.2f}",
-                        f"{gain / expected:.2f}",
-                    ]
-                )
-    header = ["norm", "cosine", "cosine, other batch", "all tokens, other batch", "share of the gain"]
-    return markdown(["Part of the gradient", *header], rows)
+                measures = [f"{measure}/{name}" for measure in ("norm", "cosine", "agreement")]
+                means = [np.mean([point[key] for point in points]) for key in (*measures, "agreement/all")]
+                label = f"{TASK_LABELS[task]}, {regime(updates)}: {LABELS[name]}"
+                rows.append([label, *(f"{mean:.2f}" for mean in means)])
+    return markdown(["Part of the gradient", "norm", "cosine", "cosine, other batch", "all tokens, other batch"], rows)
