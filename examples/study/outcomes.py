@@ -100,6 +100,12 @@ class Study:
         """As [`confirmation_runs`], of the stage `long`."""
         return self._with_own_rate(task, updates, arm, f"{self.size}-long")
 
+    def pooled_difference(self, task: str, updates: int, first: str, second: str) -> Interval | None:
+        """Over all seeds, where both arms have one learning rate in the stages `arms` and `confirm`; else `None`."""
+        a, b = (self.runs(task, updates, arm) | self.confirmation_runs(task, updates, arm) for arm in (first, second))
+        rates = {row["learning_rate"] for row in (*a.values(), *b.values())}
+        return paired(a, b) if len(rates) == 1 else None
+
     def _with_own_rate(self, task: str, updates: int, arm: str, size: str) -> dict[int, dict]:
         if arm not in CONFIRMED_ARMS:
             return {}

@@ -25,6 +25,7 @@ from tables import (
     arms_table,
     best_rate_table,
     comparison_table,
+    confirmation_comparison_table,
     gradient_table,
     markdown,
     regime,
@@ -80,7 +81,7 @@ def page(study: Study) -> str:
         tuning_table=tuning_table(study),
         comparison_table=comparison_table(comparisons(study)),
         confirmation_table=lambda: best_rate_table(study, Study.confirmation_runs),
-        confirmed_comparison_table=lambda: comparison_table(confirmation(study)),
+        confirmation_comparison_table=lambda: confirmation_comparison_table(study),
         long_table=lambda: best_rate_table(study, Study.long_runs, [max(UPDATES_PER_BATCH)]),
         long_comparison_table=lambda: comparison_table(long_comparisons(study)),
         long_updates=SIZES[f"{study.size}-long"].updates,
@@ -115,7 +116,7 @@ def conclusion(study: Study) -> str:
                 pair = [c for c in found if (c.updates, c.first, c.second) == (updates, "top20", other)]
                 row.append(
                     ", ".join(
-                        f"**{c.difference.mean:+.2f}**" if c.p < 0.05 else f"{c.difference.mean:+.2f}" for c in pair
+                        f"**{c.difference.mean:+.3f}**" if c.p < 0.05 else f"{c.difference.mean:+.3f}" for c in pair
                     )
                 )
             rows.append(row)

@@ -4,7 +4,16 @@ from contextlib import suppress
 
 import numpy as np
 from grid import CONFIRMED_ARMS, MAIN_ARMS, TASKS, UPDATES_PER_BATCH, VARIANTS, VARIANTS_TASK, tuning_cells
-from outcomes import Comparison, Study, area_under_curve, gradient_points, interval, selected_tokens
+from outcomes import (
+    Comparison,
+    Interval,
+    Study,
+    area_under_curve,
+    confirmation,
+    gradient_points,
+    interval,
+    selected_tokens,
+)
 from settings import SAMPLES_PER_PROBLEM
 
 
@@ -93,7 +102,8 @@ def arms_table(study: Study, task: str, updates: int, arms=MAIN_ARMS) -> str:
     return markdown(header, rows)
 
 
-def comparison_table(found: list[Comparison]) -> str:
+def comparison_table(found: list[Comparison], pooled: list[Interval | None] | None = None) -> str:
+    """One comparison a row; with `pooled` a last column of the difference over all seeds."""
     rows = [
         [
             f"{LABELS[row.first]} minus {LABELS[row.second]}",
@@ -106,7 +116,19 @@ def comparison_table(found: list[Comparison]) -> str:
         ]
         for row in found
     ]
-    return markdown(["Held-out accuracy", "task", "updates per batch", "difference", "p", "p (Holm)", "seeds"], rows)
+    header = ["Held-out accuracy", "task", "updates per batch", "difference", "p", "p (Holm)", "seeds"]
+    if pooled is not None:
+        header.append("with seeds 0 to 4")
+        rows = [
+            [*row, "" if all_seeds is None else f"{all_seeds:+.3f}"]
+            for row, all_seeds in zip(rows, pooled, strict=True)
+        ]
+    return markdown(header, rows)
+
+
+def confirmation_comparison_table(study: Study) -> str:
+    found = confirmation(study)
+    return comparison_table(found, [study.pooled_difference(c.task, c.updates, c.first, c.second) for c in found])
 
 
 def best_rate_table(study: Study, runs, regimes=UPDATES_PER_BATCH) -> str:
