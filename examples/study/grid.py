@@ -35,6 +35,7 @@ LEARNING_RATES = (1.25e-4, 2.5e-4, 5e-4)  # at 1e-3 a trial unlearned the task
 SWEEP_FACTORS = (0.5, 2.0)  # times the chosen learning rate, which is the third value
 EDGE_FACTORS = {0.5: 0.25, 2.0: 4.0}  # the fourth, where the best of three was the first or the last
 CONFIRMED_ARMS = ("all", "top20", "random20")
+LONG_ARMS = ("all", "top20")
 CONFIRMATION_SEEDS = (5, 6, 7, 8, 9)  # on which nothing was chosen
 
 
@@ -129,7 +130,7 @@ def long_cells(size: str, learning_rates: dict[tuple[str, int], float], rows: li
     return [
         replace(cell, size=f"{size}-long")
         for cell in confirmation_cells(size, learning_rates, rows)
-        if cell.updates_per_batch == max(UPDATES_PER_BATCH)
+        if cell.updates_per_batch == max(UPDATES_PER_BATCH) and cell.arm in LONG_ARMS
     ]
 
 

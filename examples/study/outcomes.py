@@ -26,6 +26,7 @@ from settings import NUM_GENERATIONS, SIZES
 # before those of `confirm` and `long`, with the results of `arms` known.
 COMPARISONS = (("top20", "all"), ("top20", "random20"), ("bottom80", "all"))
 CONFIRMED_COMPARISONS = (("top20", "all"), ("top20", "random20"))
+LONG_COMPARISONS = (("top20", "all"),)
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def confirmation(study: Study) -> list[Comparison]:
 
 
 def long_comparisons(study: Study) -> list[Comparison]:
-    return comparisons(study, Study.long_runs, CONFIRMED_COMPARISONS, [max(UPDATES_PER_BATCH)])
+    return comparisons(study, Study.long_runs, LONG_COMPARISONS, [max(UPDATES_PER_BATCH)])
 
 
 def selected_tokens(runs: list[dict]) -> float:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from grid import CONFIRMED_ARMS, MAIN_ARMS, TASKS, UPDATES_PER_BATCH
+from grid import LONG_ARMS, MAIN_ARMS, TASKS, UPDATES_PER_BATCH
 from matplotlib.figure import Figure
 from outcomes import Study, gradient_points
 from tables import LABELS, TASK_LABELS, regime
@@ -36,9 +36,7 @@ def save_plots(study: Study, directory: Path) -> None:
     }
     if study.is_complete("long"):
         longest = [(task, max(UPDATES_PER_BATCH)) for task in TASKS]
-        figures["long"] = over_training(
-            study, "accuracy", "held-out accuracy", longest, CONFIRMED_ARMS, Study.long_runs
-        )
+        figures["long"] = over_training(study, "accuracy", "held-out accuracy", longest, LONG_ARMS, Study.long_runs)
     for name, figure in figures.items():
         figure.savefig(directory / f"{name}.png", dpi=90)
 

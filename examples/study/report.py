@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tasks
 
 import numpy as np
-from grid import CONFIRMATION_SEEDS, MAIN_ARMS, TASKS, TUNING_SEEDS, UPDATES_PER_BATCH
+from grid import CONFIRMATION_SEEDS, LONG_ARMS, MAIN_ARMS, TASKS, TUNING_SEEDS, UPDATES_PER_BATCH
 from jinja2 import Environment, StrictUndefined
 from outcomes import Interval, Study, comparisons, confirmation, long_comparisons
 from run import RESULTS, read_rows
@@ -82,7 +82,7 @@ def page(study: Study) -> str:
         comparison_table=comparison_table(comparisons(study)),
         confirmation_table=lambda: best_rate_table(study, Study.confirmation_runs),
         confirmation_comparison_table=lambda: confirmation_comparison_table(study),
-        long_table=lambda: best_rate_table(study, Study.long_runs, [max(UPDATES_PER_BATCH)]),
+        long_table=lambda: best_rate_table(study, Study.long_runs, LONG_ARMS, [max(UPDATES_PER_BATCH)]),
         long_comparison_table=lambda: comparison_table(long_comparisons(study)),
         long_updates=SIZES[f"{study.size}-long"].updates,
         sweep_table=sweep_table(study),
@@ -114,11 +114,8 @@ def conclusion(study: Study) -> str:
                 row.append(f"{np.mean([np.mean(v) for v in values]):.2f}" if all(values) else "-")
             for other in ("all", "random20"):
                 pair = [c for c in found if (c.updates, c.first, c.second) == (updates, "top20", other)]
-                row.append(
-                    ", ".join(
-                        f"**{c.difference.mean:+.3f}**" if c.p < 0.05 else f"{c.difference.mean:+.3f}" for c in pair
-                    )
-                )
+                leads = [f"**{c.difference.mean:+.3f}**" if c.p < 0.05 else f"{c.difference.mean:+.3f}" for c in pair]
+                row.append(", ".join(leads) or "-")
             rows.append(row)
     header = ["Accuracy, mean of both tasks", "before", *(LABELS[arm] for arm in arms)]
     return markdown([*header, "top 20 % minus all, by task", "top minus random 20 %"], rows)

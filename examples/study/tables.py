@@ -131,17 +131,17 @@ def confirmation_comparison_table(study: Study) -> str:
     return comparison_table(found, [study.pooled_difference(c.task, c.updates, c.first, c.second) for c in found])
 
 
-def best_rate_table(study: Study, runs, regimes=UPDATES_PER_BATCH) -> str:
-    """Accuracy of the confirmed arms, each at its own learning rate."""
+def best_rate_table(study: Study, runs, arms=CONFIRMED_ARMS, regimes=UPDATES_PER_BATCH) -> str:
+    """Accuracy of arms, each at its own learning rate."""
     rows = []
     for task in TASKS:
         for updates in regimes:
             row = [f"{TASK_LABELS[task]}, {regime(updates)}"]
-            for arm in CONFIRMED_ARMS:
+            for arm in arms:
                 found = list(runs(study, task, updates, arm).values())
                 row.append(f"{interval([run['accuracy'] for run in found]):.3f} at {found[0]['learning_rate']:g}")
             rows.append(row)
-    return markdown(["", *(LABELS[arm] for arm in CONFIRMED_ARMS)], rows)
+    return markdown(["", *(LABELS[arm] for arm in arms)], rows)
 
 
 def p_value(p: float) -> str:
