@@ -125,11 +125,23 @@ def confirmation_cells(size: str, learning_rates: dict[tuple[str, int], float], 
     ]
 
 
+def at_common_rate(cells: list[Cell]) -> list[Cell]:
+    """Cells of [`confirmation_cells`] at the learning rate that was the best one for the top 20 %."""
+    rates = {(cell.task, cell.updates_per_batch): cell.learning_rate for cell in cells if cell.arm == "top20"}
+    return [replace(cell, learning_rate=rates[cell.task, cell.updates_per_batch]) for cell in cells]
+
+
+def common_cells(size: str, learning_rates: dict[tuple[str, int], float], rows: list[dict]) -> list[Cell]:
+    """Stage `common`: the arms of `confirm` at the learning rate of the top 20 %, where their own is another."""
+    cells = confirmation_cells(size, learning_rates, rows)
+    return [cell for cell in at_common_rate(cells) if cell not in cells]
+
+
 def long_cells(size: str, learning_rates: dict[tuple[str, int], float], rows: list[dict]) -> list[Cell]:
-    """Stage `long`: as `confirm`, with the most updates per batch, and four times as many batches."""
+    """Stage `long`: as `common`, with the most updates per batch, and four times as many batches."""
     return [
         replace(cell, size=f"{size}-long")
-        for cell in confirmation_cells(size, learning_rates, rows)
+        for cell in at_common_rate(confirmation_cells(size, learning_rates, rows))
         if cell.updates_per_batch == max(UPDATES_PER_BATCH) and cell.arm in LONG_ARMS
     ]
 
@@ -215,7 +227,8 @@ def chosen_learning_rates(rows: list[dict], size: str, tasks=TASKS) -> dict[tupl
 
 
 FIRST_STAGES = {"arms": main_cells, "sweep": sweep_cells, "variants": variant_cells}  # need the results of `tune`
-LATER_STAGES = {"edges": edge_cells, "confirm": confirmation_cells, "long": long_cells}  # and of `arms` and `sweep`
+# And those of `arms` and `sweep`
+LATER_STAGES = {"edges": edge_cells, "confirm": confirmation_cells, "common": common_cells, "long": long_cells}
 STAGES = ("tune", *FIRST_STAGES, *LATER_STAGES)
 
 

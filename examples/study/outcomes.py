@@ -95,25 +95,29 @@ class Study:
 
     def confirmation_runs(self, task: str, updates: int, arm: str) -> dict[int, dict]:
         """Runs by seed on `CONFIRMATION_SEEDS`, at the learning rate that was the best one for the arm."""
-        return self._with_own_rate(task, updates, arm, self.size)
+        return self._with_rate_of(arm, task, updates, arm, self.size)
+
+    def common_runs(self, task: str, updates: int, arm: str) -> dict[int, dict]:
+        """As [`confirmation_runs`], at the learning rate that was the best one for the top 20 %."""
+        return self._with_rate_of("top20", task, updates, arm, self.size)
 
     def long_runs(self, task: str, updates: int, arm: str) -> dict[int, dict]:
-        """As [`confirmation_runs`], of the stage `long`."""
-        return self._with_own_rate(task, updates, arm, f"{self.size}-long")
+        """As [`common_runs`], of the stage `long`."""
+        return self._with_rate_of("top20", task, updates, arm, f"{self.size}-long")
+
+    def _with_rate_of(self, other: str, task: str, updates: int, arm: str, size: str) -> dict[int, dict]:
+        if arm not in CONFIRMED_ARMS:
+            return {}
+        rate = best_learning_rate(self.rows, self.cell(task, updates, other))
+        cell = replace(self.cell(task, updates, arm), size=size, learning_rate=rate)
+        found = {seed: self.by_cell.get(replace(cell, seed=seed)) for seed in CONFIRMATION_SEEDS}
+        return {seed: row for seed, row in found.items() if row is not None}
 
     def pooled_difference(self, task: str, updates: int, first: str, second: str) -> Interval | None:
         """Over all seeds, where both arms have one learning rate in the stages `arms` and `confirm`; else `None`."""
         a, b = (self.runs(task, updates, arm) | self.confirmation_runs(task, updates, arm) for arm in (first, second))
         rates = {row["learning_rate"] for row in (*a.values(), *b.values())}
         return paired(a, b) if len(rates) == 1 else None
-
-    def _with_own_rate(self, task: str, updates: int, arm: str, size: str) -> dict[int, dict]:
-        if arm not in CONFIRMED_ARMS:
-            return {}
-        cell = self.cell(task, updates, arm)
-        cell = replace(cell, size=size, learning_rate=best_learning_rate(self.rows, cell))
-        found = {seed: self.by_cell.get(replace(cell, seed=seed)) for seed in CONFIRMATION_SEEDS}
-        return {seed: row for seed, row in found.items() if row is not None}
 
     def is_complete(self, stage: str) -> bool:
         """Whether every run of a stage is there."""
@@ -180,6 +184,10 @@ def comparisons(study: Study, runs=Study.runs, pairs=COMPARISONS, regimes=UPDATE
 
 def confirmation(study: Study) -> list[Comparison]:
     return comparisons(study, Study.confirmation_runs, CONFIRMED_COMPARISONS)
+
+
+def common_comparisons(study: Study) -> list[Comparison]:
+    return comparisons(study, Study.common_runs, CONFIRMED_COMPARISONS)
 
 
 def long_comparisons(study: Study) -> list[Comparison]:

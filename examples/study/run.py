@@ -7,6 +7,7 @@ Run the study, a stage at a time: does it matter which 20 % of the tokens are tr
     python examples/study/run.py --stage sweep
     python examples/study/run.py --stage edges
     python examples/study/run.py --stage confirm
+    python examples/study/run.py --stage common
     python examples/study/run.py --stage long
     python examples/study/run.py --stage variants
     python examples/study/report.py
