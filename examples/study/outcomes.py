@@ -114,8 +114,8 @@ class Study:
         return {seed: row for seed, row in found.items() if row is not None}
 
     def pooled_difference(self, task: str, updates: int, first: str, second: str) -> Interval | None:
-        """Over all seeds, where both arms have one learning rate in the stages `arms` and `confirm`; else `None`."""
-        a, b = (self.runs(task, updates, arm) | self.confirmation_runs(task, updates, arm) for arm in (first, second))
+        """Of [`runs`] and [`common_runs`] together, where these have the same learning rate; else `None`."""
+        a, b = (self.runs(task, updates, arm) | self.common_runs(task, updates, arm) for arm in (first, second))
         rates = {row["learning_rate"] for row in (*a.values(), *b.values())}
         return paired(a, b) if len(rates) == 1 else None
 

@@ -14,9 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tasks
 
 import numpy as np
-from grid import CONFIRMATION_SEEDS, LONG_ARMS, MAIN_ARMS, TASKS, TUNING_SEEDS, UPDATES_PER_BATCH
+from grid import CONFIRMATION_SEEDS, LONG_ARMS, MAIN_ARMS, SEEDS, TASKS, TUNING_SEEDS, UPDATES_PER_BATCH
 from jinja2 import Environment, StrictUndefined
-from outcomes import Interval, Study, comparisons, confirmation, long_comparisons
+from outcomes import Interval, Study, common_comparisons, comparisons, confirmation, long_comparisons
 from run import RESULTS, read_rows
 from settings import NUM_GENERATIONS, NUM_TEST, SAMPLES_PER_PROBLEM, SIZES, num_parameters
 from tables import (
@@ -24,8 +24,8 @@ from tables import (
     TASK_LABELS,
     arms_table,
     best_rate_table,
+    common_comparison_table,
     comparison_table,
-    confirmation_comparison_table,
     gradient_table,
     markdown,
     regime,
@@ -39,6 +39,7 @@ from trl_fork.command_line import OptionParser
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEMPLATE = Path(__file__).with_name("page.md.jinja")
+CONCLUSION_ARMS = ("all", "top20", "random20", "bottom80")
 
 
 def load_study(path: Path) -> Study:
@@ -81,7 +82,9 @@ def page(study: Study) -> str:
         tuning_table=tuning_table(study),
         comparison_table=comparison_table(comparisons(study)),
         confirmation_table=lambda: best_rate_table(study, Study.confirmation_runs),
-        confirmation_comparison_table=lambda: confirmation_comparison_table(study),
+        confirmation_comparison_table=lambda: comparison_table(confirmation(study)),
+        common_table=lambda: best_rate_table(study, Study.common_runs),
+        common_comparison_table=lambda: common_comparison_table(study),
         long_table=lambda: best_rate_table(study, Study.long_runs, LONG_ARMS, [max(UPDATES_PER_BATCH)]),
         long_comparison_table=lambda: comparison_table(long_comparisons(study)),
         long_updates=SIZES[f"{study.size}-long"].updates,
@@ -97,28 +100,31 @@ def page(study: Study) -> str:
 
 def conclusion(study: Study) -> str:
     """The table that the README quotes: accuracy of the arms, and the lead of the top 20 % over all and random."""
-    kinds = [("one learning rate for all arms", Study.runs, UPDATES_PER_BATCH, comparisons)]
+    short, most = UPDATES_PER_BATCH, max(UPDATES_PER_BATCH)
+    first, new = (f"seeds {seeds[0]} to {seeds[-1]}" for seeds in (SEEDS, CONFIRMATION_SEEDS))
+    kinds = [(f"that of all tokens, {first}", Study.runs, short, comparisons(study))]
     if study.is_complete("confirm"):
-        kinds.append(("each arm at its own, new seeds", Study.confirmation_runs, UPDATES_PER_BATCH, confirmation))
+        kinds.append((f"each arm's own, {new}", Study.confirmation_runs, short, confirmation(study)))
+    if study.is_complete("common"):
+        kinds.append((f"that of the top 20 %, {new}", Study.common_runs, short, common_comparisons(study)))
     if study.is_complete("long"):
-        kinds.append(("the same, four times as long", Study.long_runs, [max(UPDATES_PER_BATCH)], long_comparisons))
-    arms = ("all", "top20", "random20", "bottom80")
-    start = np.mean([study.starts[task]["accuracy"] for task in TASKS])
+        kinds.append((f"the same, four times as long, {new}", Study.long_runs, [most], long_comparisons(study)))
     rows = []
-    for label, runs, regimes, compare in kinds:
-        found = compare(study)
-        for updates in regimes:
-            row = [f"{regime(updates)}, {label}", f"{start:.2f}"]
-            for arm in arms:
+    for updates in UPDATES_PER_BATCH:
+        for label, runs, regimes, found in kinds:
+            if updates not in regimes:
+                continue
+            row = [str(updates), label]
+            for arm in CONCLUSION_ARMS:
                 values = [[run["accuracy"] for run in runs(study, task, updates, arm).values()] for task in TASKS]
-                row.append(f"{np.mean([np.mean(v) for v in values]):.2f}" if all(values) else "-")
+                row.append(", ".join(f"{np.mean(v):.2f}" for v in values) if all(values) else "")
             for other in ("all", "random20"):
                 pair = [c for c in found if (c.updates, c.first, c.second) == (updates, "top20", other)]
                 leads = [f"**{c.difference.mean:+.3f}**" if c.p < 0.05 else f"{c.difference.mean:+.3f}" for c in pair]
-                row.append(", ".join(leads) or "-")
+                row.append(", ".join(leads))
             rows.append(row)
-    header = ["Accuracy, mean of both tasks", "before", *(LABELS[arm] for arm in arms)]
-    return markdown([*header, "top 20 % minus all, by task", "top minus random 20 %"], rows)
+    arms = [LABELS[arm] for arm in CONCLUSION_ARMS]
+    return markdown(["Updates per batch", "Learning rate", *arms, "top 20 % minus all", "top minus random 20 %"], rows)
 
 
 def claims(study: Study) -> str:
@@ -130,7 +136,7 @@ def claims(study: Study) -> str:
     def sign(difference: Interval, more: str = "better", less: str = "worse", form: str = "+.3f", unit="") -> str:
         if difference.n < 2:
             return "not run"
-        word = "no difference" if not difference.excludes_zero else more if difference.mean > 0 else less
+        word = "unresolved" if not difference.excludes_zero else more if difference.mean > 0 else less
         return f"{word} ({difference:{form}}{unit})"
 
     def accuracy(first, second, measure="accuracy"):

@@ -9,7 +9,7 @@ from outcomes import (
     Interval,
     Study,
     area_under_curve,
-    confirmation,
+    common_comparisons,
     gradient_points,
     interval,
     selected_tokens,
@@ -126,8 +126,8 @@ def comparison_table(found: list[Comparison], pooled: list[Interval | None] | No
     return markdown(header, rows)
 
 
-def confirmation_comparison_table(study: Study) -> str:
-    found = confirmation(study)
+def common_comparison_table(study: Study) -> str:
+    found = common_comparisons(study)
     return comparison_table(found, [study.pooled_difference(c.task, c.updates, c.first, c.second) for c in found])
 
 
