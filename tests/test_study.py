@@ -119,6 +119,7 @@ def test_arms_are_confirmed_at_the_learning_rate_that_was_best_for_each():
     long = grid.cells_of_stage("long", "tiny", rows)
     assert {(cell.arm, cell.learning_rate, cell.updates_per_batch) for cell in long} == {
         ("all", 1.25e-4, 16),
+        ("all", 2.5e-4, 16),
         ("top20", 1.25e-4, 16),
     }
     assert runs.start_path(ROOT, long[0].size, "digit_sums") == runs.start_path(ROOT, "tiny", "digit_sums")

@@ -138,10 +138,11 @@ def common_cells(size: str, learning_rates: dict[tuple[str, int], float], rows: 
 
 
 def long_cells(size: str, learning_rates: dict[tuple[str, int], float], rows: list[dict]) -> list[Cell]:
-    """Stage `long`: as `common`, with the most updates per batch, and four times as many batches."""
+    """Stage `long`: as `common` and `confirm`, with the most updates per batch, and four times as many batches."""
+    own = confirmation_cells(size, learning_rates, rows)
     return [
         replace(cell, size=f"{size}-long")
-        for cell in at_common_rate(confirmation_cells(size, learning_rates, rows))
+        for cell in dict.fromkeys([*at_common_rate(own), *own])
         if cell.updates_per_batch == max(UPDATES_PER_BATCH) and cell.arm in LONG_ARMS
     ]
 

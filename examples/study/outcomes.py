@@ -105,6 +105,10 @@ class Study:
         """As [`common_runs`], of the stage `long`."""
         return self._with_rate_of("top20", task, updates, arm, f"{self.size}-long")
 
+    def long_runs_with_own_rates(self, task: str, updates: int, arm: str) -> dict[int, dict]:
+        """As [`confirmation_runs`], of the stage `long`."""
+        return self._with_rate_of(arm, task, updates, arm, f"{self.size}-long")
+
     def _with_rate_of(self, other: str, task: str, updates: int, arm: str, size: str) -> dict[int, dict]:
         if arm not in CONFIRMED_ARMS:
             return {}
@@ -190,8 +194,8 @@ def common_comparisons(study: Study) -> list[Comparison]:
     return comparisons(study, Study.common_runs, CONFIRMED_COMPARISONS)
 
 
-def long_comparisons(study: Study) -> list[Comparison]:
-    return comparisons(study, Study.long_runs, LONG_COMPARISONS, [max(UPDATES_PER_BATCH)])
+def long_comparisons(study: Study, runs=Study.long_runs) -> list[Comparison]:
+    return comparisons(study, runs, LONG_COMPARISONS, [max(UPDATES_PER_BATCH)])
 
 
 def selected_tokens(runs: list[dict]) -> float:

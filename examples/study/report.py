@@ -85,8 +85,8 @@ def page(study: Study) -> str:
         confirmation_comparison_table=lambda: comparison_table(confirmation(study)),
         common_table=lambda: best_rate_table(study, Study.common_runs),
         common_comparison_table=lambda: common_comparison_table(study),
-        long_table=lambda: best_rate_table(study, Study.long_runs, LONG_ARMS, [max(UPDATES_PER_BATCH)]),
-        long_comparison_table=lambda: comparison_table(long_comparisons(study)),
+        long_tables=lambda: long_tables(study, Study.long_runs),
+        long_tables_with_own_rates=lambda: long_tables(study, Study.long_runs_with_own_rates),
         long_updates=SIZES[f"{study.size}-long"].updates,
         sweep_table=sweep_table(study),
         variants_table=variants_table(study),
@@ -96,6 +96,11 @@ def page(study: Study) -> str:
         start={task: study.starts[task]["accuracy"] for task in TASKS},
     )
     return text.rstrip() + "\n"
+
+
+def long_tables(study: Study, runs) -> str:
+    accuracies = best_rate_table(study, runs, LONG_ARMS, [max(UPDATES_PER_BATCH)])
+    return f"{accuracies}\n\n{comparison_table(long_comparisons(study, runs))}"
 
 
 def conclusion(study: Study) -> str:
