@@ -87,7 +87,7 @@ def made_up(cell):
 def made_up_results(*stages):
     rows = []
     for stage in stages:
-        rows += [made_up(cell) for cell in grid.cells_of_stage(stage, "tiny", rows)]
+        rows += [made_up(cell) for cell in grid.STAGES[stage]("tiny", rows)]
     return rows
 
 
@@ -102,21 +102,21 @@ def test_every_cell_is_run_once():
 def test_arms_are_confirmed_at_the_learning_rate_that_was_best_for_each():
     """In the middle of the sweep; at its edge, and no better beyond it; beyond it."""
     rows = made_up_results("tune", "arms", "sweep")
-    edges = grid.cells_of_stage("edges", "tiny", rows)
+    edges = grid.STAGES["edges"]("tiny", rows)
     assert {(cell.arm, cell.learning_rate) for cell in edges} == {("top20", 6.25e-5), ("random20", 1e-3)}
     with pytest.raises(ValueError, match="stage arms, sweep and edges"):
-        grid.cells_of_stage("confirm", "tiny", rows)
+        grid.STAGES["confirm"]("tiny", rows)
     rows += map(made_up, edges)
-    confirmed = grid.cells_of_stage("confirm", "tiny", rows)
+    confirmed = grid.STAGES["confirm"]("tiny", rows)
     assert {(cell.arm, cell.learning_rate) for cell in confirmed} == {
         ("all", 2.5e-4),
         ("top20", 1.25e-4),
         ("random20", 1e-3),
     }
     assert len(confirmed) == 4 * 3 * len(grid.CONFIRMATION_SEEDS)
-    common = grid.cells_of_stage("common", "tiny", rows)
+    common = grid.STAGES["common"]("tiny", rows)
     assert {(cell.arm, cell.learning_rate) for cell in common} == {("all", 1.25e-4), ("random20", 1.25e-4)}
-    long = grid.cells_of_stage("long", "tiny", rows)
+    long = grid.STAGES["long"]("tiny", rows)
     assert {(cell.arm, cell.learning_rate, cell.updates_per_batch) for cell in long} == {
         ("all", 1.25e-4, 16),
         ("all", 2.5e-4, 16),
@@ -385,10 +385,64 @@ def test_results_of_another_size_do_not_replace_the_page(capsys):
 
 
 def test_the_page_is_of_the_results(results):
-    rows = results.rows
     page = (ROOT / "docs" / "study.md").read_text()
     assert page == report.page(results), "run `python examples/study/report.py`"
     assert report.conclusion(results) in (ROOT / "README.md").read_text()
     for name in re.findall(r"\]\((study/\w+\.png)\)", page):
         assert (ROOT / "docs" / name).is_file()
-    assert len({grid.cell_of(row) for row in rows}) == len(rows)
+
+
+def test_the_results_are_all_runs_of_all_stages_and_no_others(results):
+    cells = [grid.cell_of(row) for row in results.rows]
+    assert len(set(cells)) == len(cells)
+    assert set(cells) == {cell for stage in grid.STAGES.values() for cell in stage("tiny", results.rows)}
+
+
+def test_numbers_in_the_reading(results):
+    """Those that the page's text and README's have from its tables, or from single runs."""
+
+    def accuracies(task, arm, factor, seeds, size="tiny", updates=1):
+        rate = grid.times(factor, results.learning_rates[task, updates])
+        found = [results.by_cell[grid.Cell(size, task, arm, updates, rate, seed)] for seed in seeds]
+        return [row["accuracy"] for row in found]
+
+    page, readme = (" ".join((ROOT / name).read_text().split()) for name in ("docs/study.md", "README.md"))
+    chosen_by = accuracies("digit_sums", "random20", 2.0, grid.SWEEP_SEEDS)
+    others = accuracies("digit_sums", "random20", 2.0, grid.CONFIRMATION_SEEDS)
+    assert (
+        f"had {sum(chosen_by) / 2:.2f} at twice the learning rate on the two seeds that chose it, and between "
+        f"{min(others):.2f} and {max(others):.2f} on the five others"
+    ) in page
+    own, common = (
+        {(c.task, c.updates, c.second): c.difference.mean for c in compare(results)}
+        for compare in (outcomes.confirmation, outcomes.common_comparisons)
+    )
+    digits, target = ("digit_sums", 1, "random20"), ("reach_target", 16, "all")
+    assert f"made a lead of {own[digits]:.2f} over random tokens and one of {own[target]:.2f} over all tokens" in page
+    assert f"both arms share these are {common[digits]:.2f} and nothing" in page and abs(common[target]) < 0.005
+    leads = [
+        c.difference.mean
+        for c in (*outcomes.comparisons(results), *outcomes.common_comparisons(results))
+        if c.second == "random20"
+    ]
+    assert f"on the new seeds to {max(leads):.2f}." in page and f"by nothing to {max(leads):.2f};" in readme
+    assert abs(min(leads)) < 0.005
+    local, full = (
+        outcomes.interval([*map(outcomes.accuracy, results.runs("digit_sums", 16, arm).values())]).mean
+        for arm in ("top20-local", "all")
+    )
+    assert f"{local:.3f} and {full:.3f}: [pools]" in page
+    assert f"is right in {results.starts['reach_target']['greedy_accuracy']:.2f} before" in page
+    starts = " and ".join(f"{results.starts[task]['accuracy']:.2f}" for task in grid.TASKS)
+    assert f"(before training {starts})" in readme
+    norms = {
+        arm: sorted(max(row["training"]["grad_norm"]) for row in results.long_runs("digit_sums", 16, arm).values())
+        for arm in grid.LONG_ARMS
+    }
+    lowest = min(results.long_runs("digit_sums", 16, "top20").values(), key=outcomes.accuracy)
+    *rest, largest = norms["top20"]
+    assert max(lowest["training"]["grad_norm"]) == largest
+    assert (
+        f"({lowest['accuracy']:.2f}), had one gradient of norm {largest:.0f}, the others of this arm {rest[0]:.0f} to "
+        f"{rest[-1]:.0f}, those on all tokens {norms['all'][0]:.0f} to {norms['all'][-1]:.0f}."
+    ) in page

@@ -178,17 +178,22 @@ def plot_position(position: dict) -> Figure:
 def plot_length(lengths: np.ndarray, means: np.ndarray, correct: Sequence[bool | None]) -> Figure:
     """Mean entropy of each response against its length; at most 5,000 of them, evenly spaced."""
     figure, axes = _figure("Responses", "length (tokens)", "mean entropy (nats)")
-    x, y = np.asarray(lengths), np.asarray(means)
-    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), 5000)).astype(int)).tolist() if len(x) else []
+    kept = (
+        np.unique(np.linspace(0, len(lengths) - 1, min(len(lengths), 5000)).astype(int)).tolist()
+        if len(lengths)
+        else []
+    )
     for value, label, colour, marker in (
         (None, "not graded", _GREY, "."),
         (False, "incorrect", _VERMILION, "x"),
         (True, "correct", _BLUE, "o"),
     ):
-        rows = [i for i in kept if correct[i] is value and x[i]]
+        rows = [i for i in kept if correct[i] is value and lengths[i]]
         if rows:
             filled = {"facecolors": "none"} if marker == "o" else {}
-            axes.scatter(x[rows], y[rows], s=16, color=colour, marker=marker, alpha=0.7, label=label, **filled)
+            axes.scatter(
+                lengths[rows], means[rows], s=16, color=colour, marker=marker, alpha=0.7, label=label, **filled
+            )
     axes.set_ylim(bottom=0)
     _legend(figure)
     return figure

@@ -27,6 +27,8 @@ VARIANTS = tuple(arm for arm in ARMS if arm not in MAIN_ARMS)
 VARIANTS_TASK = "digit_sums"
 TASKS = ("digit_sums", "reach_target")
 UPDATES_PER_BATCH = (1, 16)  # the second is the paper's
+SETTINGS = tuple((task, updates) for task in TASKS for updates in UPDATES_PER_BATCH)
+LONG_SETTINGS = tuple(setting for setting in SETTINGS if setting[1] == max(UPDATES_PER_BATCH))
 
 SEEDS = (0, 1, 2, 3, 4)
 SWEEP_SEEDS = (0, 1)
@@ -69,19 +71,20 @@ def cell_of(row: dict) -> Cell:
     return Cell(**{name: row[name] for name in Cell.__dataclass_fields__})
 
 
-def tuning_cells(size: str) -> list[Cell]:
+def tuning_cells(size: str, rows: Sequence[dict] = (), tasks: Sequence[str] = TASKS) -> list[Cell]:
     """Stage `tune`: learning rates for the arm on all tokens, from which one is chosen per task and regime."""
     return [
         Cell(size, task, "all", updates, learning_rate, seed)
         for seed in TUNING_SEEDS
-        for task in TASKS
+        for task in tasks
         for updates in UPDATES_PER_BATCH
         for learning_rate in LEARNING_RATES
     ]
 
 
-def main_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> list[Cell]:
+def main_cells(size: str, rows: Sequence[dict], tasks: Sequence[str] = TASKS) -> list[Cell]:
     """Stage `arms`: seed by seed, so that a study that is cut off has whole seeds."""
+    learning_rates = chosen_learning_rates(rows, size, tasks)
     return [
         Cell(size, task, arm, updates, learning_rate, seed)
         for seed in SEEDS
@@ -90,21 +93,21 @@ def main_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> list[
     ]
 
 
-def sweep_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> list[Cell]:
+def sweep_cells(size: str, rows: Sequence[dict], tasks: Sequence[str] = TASKS) -> list[Cell]:
     """Stage `sweep`: two more learning rates, so that no arm wins by its step size."""
     return [
         replace(cell, learning_rate=times(factor, cell.learning_rate))
         for arm in MAIN_ARMS
-        for cell in main_cells(size, learning_rates)
+        for cell in main_cells(size, rows, tasks)
         for factor in SWEEP_FACTORS
         if cell.seed in SWEEP_SEEDS and cell.arm == arm
     ]
 
 
-def edge_cells(size: str, learning_rates: dict[tuple[str, int], float], rows: list[dict]) -> list[Cell]:
+def edge_cells(size: str, rows: Sequence[dict], tasks: Sequence[str] = TASKS) -> list[Cell]:
     """Stage `edges`: for the arms to be confirmed, one step further where the sweep's best value was its outermost."""
     cells = []
-    for cell in main_cells(size, learning_rates):
+    for cell in main_cells(size, rows, tasks):
         if cell.seed in SWEEP_SEEDS and cell.arm in CONFIRMED_ARMS:
             best = best_factor(swept(rows, cell))
             if best in EDGE_FACTORS:
@@ -112,7 +115,7 @@ def edge_cells(size: str, learning_rates: dict[tuple[str, int], float], rows: li
     return cells
 
 
-def confirmation_cells(size: str, learning_rates: dict[tuple[str, int], float], rows: list[dict]) -> list[Cell]:
+def confirmation_cells(size: str, rows: Sequence[dict], tasks: Sequence[str] = TASKS) -> list[Cell]:
     """
     Stage `confirm`: each arm at the learning rate that was the best one for it, on seeds that had no part in the
     choice. The best of several on the seeds it is chosen by flatters the arm that varies most.
@@ -120,7 +123,7 @@ def confirmation_cells(size: str, learning_rates: dict[tuple[str, int], float], 
     return [
         replace(cell, learning_rate=best_learning_rate(rows, cell), seed=seed)
         for seed in CONFIRMATION_SEEDS
-        for cell in main_cells(size, learning_rates)
+        for cell in main_cells(size, rows, tasks)
         if cell.seed == SEEDS[0] and cell.arm in CONFIRMED_ARMS
     ]
 
@@ -131,23 +134,23 @@ def at_common_rate(cells: list[Cell]) -> list[Cell]:
     return [replace(cell, learning_rate=rates[cell.task, cell.updates_per_batch]) for cell in cells]
 
 
-def common_cells(size: str, learning_rates: dict[tuple[str, int], float], rows: list[dict]) -> list[Cell]:
+def common_cells(size: str, rows: Sequence[dict], tasks: Sequence[str] = TASKS) -> list[Cell]:
     """Stage `common`: the arms of `confirm` at the learning rate of the top 20 %, where their own is another."""
-    cells = confirmation_cells(size, learning_rates, rows)
+    cells = confirmation_cells(size, rows, tasks)
     return [cell for cell in at_common_rate(cells) if cell not in cells]
 
 
-def long_cells(size: str, learning_rates: dict[tuple[str, int], float], rows: list[dict]) -> list[Cell]:
+def long_cells(size: str, rows: Sequence[dict], tasks: Sequence[str] = TASKS) -> list[Cell]:
     """Stage `long`: as `common` and `confirm`, with the most updates per batch, and four times as many batches."""
-    own = confirmation_cells(size, learning_rates, rows)
+    own = confirmation_cells(size, rows, tasks)
     return [
         replace(cell, size=f"{size}-long")
         for cell in dict.fromkeys([*at_common_rate(own), *own])
-        if cell.updates_per_batch == max(UPDATES_PER_BATCH) and cell.arm in LONG_ARMS
+        if (cell.task, cell.updates_per_batch) in LONG_SETTINGS and cell.arm in LONG_ARMS
     ]
 
 
-def variant_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> list[Cell]:
+def variant_cells(size: str, rows: Sequence[dict], tasks: Sequence[str] = TASKS) -> list[Cell]:
     """
     Stage `variants`: threshold scopes and denominators, on one task.
 
@@ -155,17 +158,30 @@ def variant_cells(size: str, learning_rates: dict[tuple[str, int], float]) -> li
     """
     return [
         replace(cell, arm=arm)
-        for cell in main_cells(size, learning_rates)
+        for cell in main_cells(size, rows, tasks)
         for arm in VARIANTS
         if cell.task == VARIANTS_TASK and cell.arm == "top20" and (cell.updates_per_batch, arm) != (1, "top20-local")
     ]
+
+
+# In the order in which they are run. From the second on they depend on results: `ValueError` if those are missing.
+STAGES = {
+    "tune": tuning_cells,
+    "arms": main_cells,
+    "sweep": sweep_cells,
+    "edges": edge_cells,
+    "confirm": confirmation_cells,
+    "common": common_cells,
+    "long": long_cells,
+    "variants": variant_cells,
+}
 
 
 def times(factor: float, learning_rate: float) -> float:
     return float(f"{factor * learning_rate:.3g}")
 
 
-def swept(rows: list[dict], cell: Cell, factors: Sequence[float] = (1.0, *SWEEP_FACTORS)) -> dict[float, float]:
+def swept(rows: Sequence[dict], cell: Cell, factors: Sequence[float] = (1.0, *SWEEP_FACTORS)) -> dict[float, float]:
     """
     Mean accuracy by factor of the learning rate of a cell, over the same seeds for all factors.
 
@@ -189,7 +205,7 @@ def swept(rows: list[dict], cell: Cell, factors: Sequence[float] = (1.0, *SWEEP_
     return {factor: sum(accuracy(factor, seed) for seed in seeds) / len(seeds) for factor in factors}
 
 
-def sweep_of(rows: list[dict], cell: Cell) -> dict[float, float]:
+def sweep_of(rows: Sequence[dict], cell: Cell) -> dict[float, float]:
     """What was tried for an arm: the three values, and the one beyond the edge where there had to be one."""
     means = swept(rows, cell)
     best = best_factor(means)
@@ -200,12 +216,14 @@ def best_factor(means: dict[float, float]) -> float:
     return max(means, key=lambda factor: means[factor])
 
 
-def best_learning_rate(rows: list[dict], cell: Cell) -> float:
+def best_learning_rate(rows: Sequence[dict], cell: Cell) -> float:
     """Of what was tried for the arm of a cell."""
     return times(best_factor(sweep_of(rows, cell)), cell.learning_rate)
 
 
-def chosen_learning_rates(rows: list[dict], size: str, tasks=TASKS) -> dict[tuple[str, int], float]:
+def chosen_learning_rates(
+    rows: Sequence[dict], size: str, tasks: Sequence[str] = TASKS
+) -> dict[tuple[str, int], float]:
     """
     Per task and regime the learning rate of highest mean held-out accuracy over the tuning runs on all tokens.
 
@@ -213,7 +231,7 @@ def chosen_learning_rates(rows: list[dict], size: str, tasks=TASKS) -> dict[tupl
         `ValueError`: if a tuning run is missing.
     """
     accuracies = {cell_of(row): row["accuracy"] for row in rows}
-    cells = [cell for cell in tuning_cells(size) if cell.task in tasks]
+    cells = tuning_cells(size, rows, tasks)
     missing = [cell for cell in cells if cell not in accuracies]
     if missing:
         raise ValueError(
@@ -225,22 +243,3 @@ def chosen_learning_rates(rows: list[dict], size: str, tasks=TASKS) -> dict[tupl
         rates = means.setdefault((cell.task, cell.updates_per_batch), dict.fromkeys(LEARNING_RATES, 0.0))
         rates[cell.learning_rate] += accuracies[cell] / len(TUNING_SEEDS)
     return {key: max(rates, key=lambda rate: rates[rate]) for key, rates in means.items()}
-
-
-FIRST_STAGES = {"arms": main_cells, "sweep": sweep_cells, "variants": variant_cells}  # need the results of `tune`
-# And those of `arms` and `sweep`
-LATER_STAGES = {"edges": edge_cells, "confirm": confirmation_cells, "common": common_cells, "long": long_cells}
-STAGES = ("tune", *FIRST_STAGES, *LATER_STAGES)
-
-
-def cells_of_stage(stage: str, size: str, rows: list[dict], tasks: Sequence[str] = TASKS) -> list[Cell]:
-    """
-    The runs of a stage.
-
-    Raises:
-        `ValueError`: if results that it depends on are missing.
-    """
-    if stage == "tune":
-        return [cell for cell in tuning_cells(size) if cell.task in tasks]
-    rates = chosen_learning_rates(rows, size, tasks)
-    return LATER_STAGES[stage](size, rates, rows) if stage in LATER_STAGES else FIRST_STAGES[stage](size, rates)

@@ -7,13 +7,13 @@ import numpy as np
 from grid import (
     CONFIRMATION_SEEDS,
     CONFIRMED_ARMS,
+    LONG_SETTINGS,
     SEEDS,
-    TASKS,
-    UPDATES_PER_BATCH,
+    SETTINGS,
+    STAGES,
     Cell,
     best_learning_rate,
     cell_of,
-    cells_of_stage,
     chosen_learning_rates,
     sweep_of,
     swept,
@@ -22,8 +22,8 @@ from scipy import stats
 from settings import NUM_GENERATIONS, SIZES
 
 
-# Decided before the runs of the stage `arms`, p-values corrected for their number in all settings (Holm); the second
-# before those of `confirm` and `long`, with the results of `arms` known.
+# P-values are corrected for their number in all settings (Holm). The first were decided on before the runs of the
+# stage `arms`; the others with their results known, see the page.
 COMPARISONS = (("top20", "all"), ("top20", "random20"), ("bottom80", "all"))
 CONFIRMED_COMPARISONS = (("top20", "all"), ("top20", "random20"))
 LONG_COMPARISONS = (("top20", "all"),)
@@ -89,9 +89,7 @@ class Study:
 
     def runs(self, task: str, updates: int, arm: str) -> dict[int, dict]:
         """Runs by seed, at the learning rate that was chosen on all tokens."""
-        cell = self.cell(task, updates, arm)
-        found = {seed: self.by_cell.get(replace(cell, seed=seed)) for seed in SEEDS}
-        return {seed: row for seed, row in found.items() if row is not None}
+        return self._by_seed(self.cell(task, updates, arm), SEEDS)
 
     def confirmation_runs(self, task: str, updates: int, arm: str) -> dict[int, dict]:
         """Runs by seed on `CONFIRMATION_SEEDS`, at the learning rate that was the best one for the arm."""
@@ -109,12 +107,14 @@ class Study:
         """As [`confirmation_runs`], of the stage `long`."""
         return self._with_rate_of(arm, task, updates, arm, f"{self.size}-long")
 
-    def _with_rate_of(self, other: str, task: str, updates: int, arm: str, size: str) -> dict[int, dict]:
-        if arm not in CONFIRMED_ARMS:
+    def _with_rate_of(self, rate_arm: str, task: str, updates: int, arm: str, size: str) -> dict[int, dict]:
+        if arm not in CONFIRMED_ARMS:  # one that was swept only has no rate beyond the edge
             return {}
-        rate = best_learning_rate(self.rows, self.cell(task, updates, other))
-        cell = replace(self.cell(task, updates, arm), size=size, learning_rate=rate)
-        found = {seed: self.by_cell.get(replace(cell, seed=seed)) for seed in CONFIRMATION_SEEDS}
+        rate = best_learning_rate(self.rows, self.cell(task, updates, rate_arm))
+        return self._by_seed(replace(self.cell(task, updates, arm), size=size, learning_rate=rate), CONFIRMATION_SEEDS)
+
+    def _by_seed(self, cell: Cell, seeds) -> dict[int, dict]:
+        found = {seed: self.by_cell.get(replace(cell, seed=seed)) for seed in seeds}
         return {seed: row for seed, row in found.items() if row is not None}
 
     def pooled_difference(self, task: str, updates: int, first: str, second: str) -> Interval | None:
@@ -126,7 +126,7 @@ class Study:
     def is_complete(self, stage: str) -> bool:
         """Whether every run of a stage is there."""
         try:
-            cells = cells_of_stage(stage, self.size, self.rows)
+            cells = STAGES[stage](self.size, self.rows)
         except ValueError:  # what it depends on is not
             return False
         return all(cell in self.by_cell for cell in cells)
@@ -175,12 +175,11 @@ class Comparison:
     p: float
 
 
-def comparisons(study: Study, runs=Study.runs, pairs=COMPARISONS, regimes=UPDATES_PER_BATCH) -> list[Comparison]:
+def comparisons(study: Study, runs=Study.runs, pairs=COMPARISONS, settings=SETTINGS) -> list[Comparison]:
     """Of the runs that `runs` gives for an arm in a setting."""
     found = [
         (task, updates, first, second, paired(runs(study, task, updates, first), runs(study, task, updates, second)))
-        for task in TASKS
-        for updates in regimes
+        for task, updates in settings
         for first, second in pairs
     ]
     return [Comparison(*row, p) for row, p in zip(found, holm([row[-1].p for row in found]), strict=True)]
@@ -195,7 +194,7 @@ def common_comparisons(study: Study) -> list[Comparison]:
 
 
 def long_comparisons(study: Study, runs=Study.long_runs) -> list[Comparison]:
-    return comparisons(study, runs, LONG_COMPARISONS, [max(UPDATES_PER_BATCH)])
+    return comparisons(study, runs, LONG_COMPARISONS, LONG_SETTINGS)
 
 
 def selected_tokens(runs: list[dict]) -> float:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from grid import LONG_ARMS, MAIN_ARMS, TASKS, UPDATES_PER_BATCH
+from grid import LONG_ARMS, LONG_SETTINGS, MAIN_ARMS, SETTINGS
 from matplotlib.figure import Figure
 from outcomes import Study, gradient_points
 from tables import LABELS, TASK_LABELS, regime
@@ -22,9 +22,6 @@ STYLES = {
 }
 
 
-SETTINGS = [(task, updates) for task in TASKS for updates in UPDATES_PER_BATCH]
-
-
 def save_plots(study: Study, directory: Path) -> None:
     """Write every figure of the page as PNG."""
     figures = {
@@ -35,8 +32,8 @@ def save_plots(study: Study, directory: Path) -> None:
         "gradient": gradient(study),
     }
     if study.is_complete("long"):
-        longest = [(task, max(UPDATES_PER_BATCH)) for task in TASKS]
-        figures["long"] = over_training(study, "accuracy", "held-out accuracy", longest, LONG_ARMS, Study.long_runs)
+        long = LONG_SETTINGS, LONG_ARMS, Study.long_runs
+        figures["long"] = over_training(study, "accuracy", "held-out accuracy", *long)
     for name, figure in figures.items():
         figure.savefig(directory / f"{name}.png", dpi=90)
 

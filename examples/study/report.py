@@ -1,5 +1,5 @@
 """
-Write docs/study.md and its figures from the results: every number on the page is computed here.
+Write docs/study.md and its figures from the results: every number in a table is computed here.
 
     python examples/study/report.py
     python examples/study/report.py --results examples/study/results/30m.jsonl --output outputs/study-30m
@@ -14,7 +14,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tasks
 
 import numpy as np
-from grid import CONFIRMATION_SEEDS, LONG_ARMS, MAIN_ARMS, SEEDS, TASKS, TUNING_SEEDS, UPDATES_PER_BATCH
+from grid import (
+    CONFIRMATION_SEEDS,
+    LONG_ARMS,
+    LONG_SETTINGS,
+    MAIN_ARMS,
+    SEEDS,
+    SETTINGS,
+    TASKS,
+    TUNING_SEEDS,
+    UPDATES_PER_BATCH,
+)
 from jinja2 import Environment, StrictUndefined
 from outcomes import Interval, Study, common_comparisons, comparisons, confirmation, long_comparisons
 from run import RESULTS, read_rows
@@ -23,11 +33,11 @@ from tables import (
     LABELS,
     TASK_LABELS,
     arms_table,
-    best_rate_table,
     common_comparison_table,
     comparison_table,
     gradient_table,
     markdown,
+    rates_table,
     regime,
     sweep_table,
     tuning_table,
@@ -56,9 +66,7 @@ def page(study: Study) -> str:
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     settings = SIZES[study.size]
-    counts = [
-        len(study.runs(task, updates, arm)) for task in TASKS for updates in UPDATES_PER_BATCH for arm in MAIN_ARMS
-    ]
+    counts = [len(study.runs(*setting, arm)) for setting in SETTINGS for arm in MAIN_ARMS]
     if not min(counts):
         raise ValueError("A page needs one seed of every arm at least: run --stage arms first.")
     text = environment.from_string(TEMPLATE.read_text()).render(
@@ -81,9 +89,9 @@ def page(study: Study) -> str:
         arms_table=lambda task, updates: arms_table(study, task, updates),
         tuning_table=tuning_table(study),
         comparison_table=comparison_table(comparisons(study)),
-        confirmation_table=lambda: best_rate_table(study, Study.confirmation_runs),
+        confirmation_table=lambda: rates_table(study, Study.confirmation_runs),
         confirmation_comparison_table=lambda: comparison_table(confirmation(study)),
-        common_table=lambda: best_rate_table(study, Study.common_runs),
+        common_table=lambda: rates_table(study, Study.common_runs),
         common_comparison_table=lambda: common_comparison_table(study),
         long_tables=lambda: long_tables(study, Study.long_runs),
         long_tables_with_own_rates=lambda: long_tables(study, Study.long_runs_with_own_rates),
@@ -99,30 +107,30 @@ def page(study: Study) -> str:
 
 
 def long_tables(study: Study, runs) -> str:
-    accuracies = best_rate_table(study, runs, LONG_ARMS, [max(UPDATES_PER_BATCH)])
+    accuracies = rates_table(study, runs, LONG_ARMS, LONG_SETTINGS)
     return f"{accuracies}\n\n{comparison_table(long_comparisons(study, runs))}"
 
 
 def conclusion(study: Study) -> str:
     """The table that the README quotes: arms at one learning rate, and the lead of the top 20 % over two of them."""
-    short, most = UPDATES_PER_BATCH, max(UPDATES_PER_BATCH)
     first, new = (f"seeds {seeds[0]} to {seeds[-1]}" for seeds in (SEEDS, CONFIRMATION_SEEDS))
-    kinds = [(f"best for all tokens, {first}", Study.runs, short, comparisons(study))]
+    kinds = [(f"best for all tokens, {first}", Study.runs, comparisons(study))]
     if study.is_complete("common"):
-        kinds.append((f"best for the top 20 %, {new}", Study.common_runs, short, common_comparisons(study)))
+        kinds.append((f"best for the top 20 %, {new}", Study.common_runs, common_comparisons(study)))
     if study.is_complete("long"):
-        kinds.append((f"the same, four times as long, {new}", Study.long_runs, [most], long_comparisons(study)))
+        kinds.append((f"the same, four times as long, {new}", Study.long_runs, long_comparisons(study)))
     rows = []
     for updates in UPDATES_PER_BATCH:
-        for label, runs, regimes, found in kinds:
-            if updates not in regimes:
+        for label, runs, found in kinds:
+            found = [comparison for comparison in found if comparison.updates == updates]
+            if not found:
                 continue
             row = [str(updates), label]
             for arm in CONCLUSION_ARMS:
                 values = [[run["accuracy"] for run in runs(study, task, updates, arm).values()] for task in TASKS]
                 row.append(", ".join(f"{np.mean(v):.2f}" for v in values) if all(values) else "")
             for other in ("all", "random20"):
-                pair = [c for c in found if (c.updates, c.first, c.second) == (updates, "top20", other)]
+                pair = [c for c in found if (c.first, c.second) == ("top20", other)]
                 leads = [f"**{c.difference.mean:+.3f}**" if c.p < 0.05 else f"{c.difference.mean:+.3f}" for c in pair]
                 row.append(", ".join(leads))
             rows.append(row)
@@ -134,7 +142,7 @@ def claims(study: Study) -> str:
     """The paper's claims, with what is seen of them in each task and regime."""
 
     def seen(verdict) -> list[str]:
-        return [verdict(task, updates) for task in TASKS for updates in UPDATES_PER_BATCH]
+        return [verdict(*setting) for setting in SETTINGS]
 
     def sign(difference: Interval, more: str = "better", less: str = "worse", form: str = "+.3f", unit="") -> str:
         if difference.n < 2:
@@ -169,11 +177,7 @@ def claims(study: Study) -> str:
         ["Answers get longer with the top 20 %: against all", *seen(length)],
         ["RL on all tokens keeps the forks: top-20 % positions shared with the start (paper: 86.67 %)", *seen(shared)],
     ]
-    header = [
-        "Claim",
-        *(f"{TASK_LABELS[task]}, {updates}" for task in TASKS for updates in UPDATES_PER_BATCH),
-    ]
-    return markdown(header, rows)
+    return markdown(["Claim", *(f"{TASK_LABELS[task]}, {updates}" for task, updates in SETTINGS)], rows)
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:

@@ -38,7 +38,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process per run uses a comput
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tasks
 
-from grid import ARMS, STAGES, TASKS, Cell, cell_of, cells_of_stage
+from grid import ARMS, STAGES, TASKS, Cell, cell_of
 from rich.console import Console
 from tqdm import tqdm
 
@@ -70,7 +70,7 @@ def main(options: argparse.Namespace) -> None:
         measure_starts(options, tasks)
         return
     rows = read_rows(path)
-    cells = [cell for cell in cells_of_stage(options.stage, options.size, rows, tasks) if cell.arm in options.arms]
+    cells = [cell for cell in STAGES[options.stage](options.size, rows, tasks) if cell.arm in options.arms]
     if options.only:
         cells = [cell for cell in cells if str(cell) == options.only] or sys.exit(
             f"Stage {options.stage} has no cell {options.only!r}. It has, for example, {str(cells[0])!r}."

@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 import numpy as np
-from grid import CONFIRMED_ARMS, MAIN_ARMS, TASKS, UPDATES_PER_BATCH, VARIANTS, VARIANTS_TASK, tuning_cells
+from grid import CONFIRMED_ARMS, MAIN_ARMS, SETTINGS, UPDATES_PER_BATCH, VARIANTS, VARIANTS_TASK, tuning_cells
 from outcomes import (
     Comparison,
     Interval,
@@ -131,16 +131,15 @@ def common_comparison_table(study: Study) -> str:
     return comparison_table(found, [study.pooled_difference(c.task, c.updates, c.first, c.second) for c in found])
 
 
-def best_rate_table(study: Study, runs, arms=CONFIRMED_ARMS, regimes=UPDATES_PER_BATCH) -> str:
-    """Accuracy of arms, each at its own learning rate."""
+def rates_table(study: Study, runs, arms=CONFIRMED_ARMS, settings=SETTINGS) -> str:
+    """Accuracy of arms, with the learning rate that each has."""
     rows = []
-    for task in TASKS:
-        for updates in regimes:
-            row = [f"{TASK_LABELS[task]}, {regime(updates)}"]
-            for arm in arms:
-                found = list(runs(study, task, updates, arm).values())
-                row.append(f"{interval([run['accuracy'] for run in found]):.3f} at {found[0]['learning_rate']:g}")
-            rows.append(row)
+    for task, updates in settings:
+        row = [f"{TASK_LABELS[task]}, {regime(updates)}"]
+        for arm in arms:
+            found = list(runs(study, task, updates, arm).values())
+            row.append(f"{interval([run['accuracy'] for run in found]):.3f} at {found[0]['learning_rate']:g}")
+        rows.append(row)
     return markdown(["", *(LABELS[arm] for arm in arms)], rows)
 
 
@@ -152,11 +151,10 @@ def p_value(p: float) -> str:
 
 def sweep_table(study: Study) -> str:
     tried = {}
-    for task in TASKS:
-        for updates in UPDATES_PER_BATCH:
-            for arm in MAIN_ARMS:
-                with suppress(ValueError):  # not swept yet
-                    tried[f"{TASK_LABELS[task]}, {regime(updates)}: {LABELS[arm]}"] = study.sweep(task, updates, arm)
+    for task, updates in SETTINGS:
+        for arm in MAIN_ARMS:
+            with suppress(ValueError):  # not swept yet
+                tried[f"{TASK_LABELS[task]}, {regime(updates)}: {LABELS[arm]}"] = study.sweep(task, updates, arm)
     factors = sorted({factor for means in tried.values() for factor in means})
     rows = []
     for label, means in tried.items():
@@ -191,14 +189,13 @@ def variants_table(study: Study) -> str:
 def gradient_table(study: Study) -> str:
     """Averages over training, tasks apart, of the arm on all tokens."""
     rows = []
-    for task in TASKS:
-        for updates in UPDATES_PER_BATCH:
-            points = gradient_points(study, task, updates)
-            if not points:
-                continue
-            for name in ("top20", "random20", "bottom80"):
-                measures = [f"{measure}/{name}" for measure in ("norm", "cosine", "agreement")]
-                means = [np.mean([point[key] for point in points]) for key in (*measures, "agreement/all")]
-                label = f"{TASK_LABELS[task]}, {regime(updates)}: {LABELS[name]}"
-                rows.append([label, *(f"{mean:.2f}" for mean in means)])
+    for task, updates in SETTINGS:
+        points = gradient_points(study, task, updates)
+        if not points:
+            continue
+        for name in ("top20", "random20", "bottom80"):
+            measures = [f"{measure}/{name}" for measure in ("norm", "cosine", "agreement")]
+            means = [np.mean([point[key] for point in points]) for key in (*measures, "agreement/all")]
+            label = f"{TASK_LABELS[task]}, {regime(updates)}: {LABELS[name]}"
+            rows.append([label, *(f"{mean:.2f}" for mean in means)])
     return markdown(["Part of the gradient", "norm", "cosine", "cosine, other batch", "all tokens, other batch"], rows)
