@@ -27,7 +27,7 @@ def test_moved_hook_is_refused_by_name():
         def get_high_entropy_mask(self, mask, entropies, threshold):
             raise NotImplementedError
 
-    with pytest.raises(ImportError, match=r"TRL 1\.99\.0: GRPOTrainer\.get_high_entropy_mask should take .*1\.16\.0"):
+    with pytest.raises(ImportError, match=r"trl 1\.99\.0: Moved\.get_high_entropy_mask should take .*1\.16\.0"):
         contract.check_hooks(Moved, "1.99.0")
 
     class Gone:
@@ -35,6 +35,13 @@ def test_moved_hook_is_refused_by_name():
 
     with pytest.raises(ImportError, match="found no such method"):
         contract.check_hooks(Gone)
+
+
+def test_moved_hook_names_the_package_that_has_it(monkeypatch):
+    """Five of the hooks are the Trainer's of transformers: a newer TRL would not help."""
+    monkeypatch.setitem(contract.HOOKS, "push_to_hub", ("self", "never_there"))
+    with pytest.raises(ImportError, match=r"transformers \S+: Trainer\.push_to_hub .* `pip install transformers=="):
+        contract.check_hooks()
 
 
 def test_printer_of_completions_takes_what_ours_does():

@@ -39,8 +39,10 @@ else:
     TrainerMixin = object
 
 LAST_TESTED_TRL = "1.16.0"
+LAST_TESTED_TRANSFORMERS = "5.23.0"
 
-# Methods that `ForkingGRPOTrainer` overrides or calls, with the leading parameters it relies on.
+# Methods that `ForkingGRPOTrainer` overrides or calls, with the leading parameters it relies on and no others: a
+# parameter that is only handed through (`private` of the Hub's methods) is missing from older transformers.
 HOOKS = {
     "_get_train_sampler": ("self", "dataset"),
     "_save_checkpoint": ("self", "model", "trial"),
@@ -63,8 +65,8 @@ HOOKS = {
     "compute_loss": ("self", "model", "inputs", "return_outputs", "num_items_in_batch"),
     "get_high_entropy_mask": ("self", "entropies", "mask", "threshold"),
     "create_model_card": ("self", "model_name", "dataset_name", "tags"),
-    "init_hf_repo": ("self", "token", "private"),
-    "push_to_hub": ("self", "commit_message", "blocking", "token", "revision", "private"),
+    "init_hf_repo": ("self", "token"),
+    "push_to_hub": ("self", "commit_message", "blocking", "token", "revision"),
     "_push_from_checkpoint": ("self", "checkpoint_folder"),
 }
 
@@ -73,14 +75,14 @@ _warned_untested = False
 
 def check_hooks(trainer_class: type = GRPOTrainer, trl_version: str | None = None) -> None:
     """
-    Refuse a TRL whose hooks have moved; warn once about an untested minor release with its hooks in place.
+    Refuse a TRL or transformers whose hooks have moved; warn once about an untested minor release of TRL.
 
     Args:
         trainer_class (`type`, *optional*): The class to look at.
         trl_version (`str`, *optional*): Its version; the installed one by default.
 
     Raises:
-        `ImportError`: naming the hook, what was expected and what was found.
+        `ImportError`: naming the hook, the package that defines it, what was expected and what was found.
     """
     global _warned_untested
     trl_version = trl_version or version("trl")
@@ -88,10 +90,13 @@ def check_hooks(trainer_class: type = GRPOTrainer, trl_version: str | None = Non
         method = getattr(trainer_class, name, None)
         found = tuple(inspect.signature(method).parameters) if method is not None else ()
         if found[: len(expected)] != expected:
+            owner, package = _definition(trainer_class, name)
+            installed = trl_version if package == "trl" else version(package)
+            tested = {"trl": LAST_TESTED_TRL, "transformers": LAST_TESTED_TRANSFORMERS}[package]
             raise ImportError(
-                f"trl_fork cannot work with TRL {trl_version}: GRPOTrainer.{name} should take {expected}, found "
-                f"{found or 'no such method'}. The last TRL tested is {LAST_TESTED_TRL}: `pip install "
-                f"trl=={LAST_TESTED_TRL}`, or a newer trl_fork."
+                f"trl_fork cannot work with {package} {installed}: {owner}.{name} should take {expected}, found "
+                f"{found or 'no such method'}. The last {package} tested is {tested}: `pip install "
+                f"{package}=={tested}`, or a newer trl_fork."
             )
     if trl_version.split(".")[:2] != LAST_TESTED_TRL.split(".")[:2] and not _warned_untested:
         _warned_untested = True
@@ -99,6 +104,14 @@ def check_hooks(trainer_class: type = GRPOTrainer, trl_version: str | None = Non
             f"trl_fork was last tested with TRL {LAST_TESTED_TRL}; you have {trl_version}. Its hooks are in place, so "
             "this goes on, but compare a short run before you start a long one."
         )
+
+
+def _definition(trainer_class: type, name: str) -> tuple[str, str]:
+    """Class that defines a hook, and the package that is to blame for its signature: `trl` or `transformers`."""
+    owner = next((base for base in trainer_class.__mro__ if name in vars(base)), None)
+    if owner is None:  # the method is gone: whoever has it in the tested releases
+        owner = next((base for base in GRPOTrainer.__mro__ if name in vars(base)), GRPOTrainer)
+    return owner.__name__, "transformers" if owner.__module__.startswith("transformers.") else "trl"
 
 
 def refuse_unsloth(trainer_class: type, model) -> None:

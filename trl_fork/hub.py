@@ -33,15 +33,19 @@ class RepositoryNotCreatedError(ValueError):
 class PublishingMixin(TrainerMixin):
     """What [`ForkingGRPOTrainer`] adds to `push_to_hub`: its own card, retries, and messages instead of errors."""
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, token: str | None = None, **options) -> None:
         """
         Create the repository, before anything is trained.
+
+        Args:
+            token (`str`, *optional*): Token of the Hub.
+            options: As in [`~transformers.Trainer.init_hf_repo`]; `private` since transformers 5.23.
 
         Raises:
             [`RepositoryNotCreatedError`]: if the Hub refuses or cannot be reached, naming the settings to look at.
         """
         try:
-            super().init_hf_repo(token=token, private=private)
+            super().init_hf_repo(token=token, **options)
         except Exception as error:
             if not _is_from_the_hub(error):
                 raise
@@ -89,11 +93,14 @@ class PublishingMixin(TrainerMixin):
         blocking: bool = True,
         token: str | None = None,
         revision: str | None = None,
-        private: bool | None = None,
-        **kwargs,
+        **options,
     ):
         """
         [`~transformers.Trainer.push_to_hub`], which after some retries reports a failure instead of raising it.
+
+        Args:
+            commit_message, blocking, token, revision, options:
+                As there; `private` since transformers 5.23. `hub_private_repo` of the configuration works with all.
 
         Returns:
             What the Hub said; `None` on other processes, and where nothing or not everything could be published.
@@ -104,8 +111,7 @@ class PublishingMixin(TrainerMixin):
                 blocking=blocking,
                 token=token,
                 revision=revision,
-                private=private,
-                **kwargs,
+                **options,
             )
             if isinstance(result, Future):
                 result.add_done_callback(_report_upload)
