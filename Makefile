@@ -4,8 +4,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+VLLM := .vllm
+COMPAT := .compat/$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
-.PHONY: quickstart test test-distributed test-slow lint compat venv clean
+# What runs on versions that are not those of constraints.txt: the hooks, the objective, publishing, and a run of train.py.
+# Other versions deprecate other things, so that a warning is no error there.
+ON_OTHER_VERSIONS := -W default tests/test_trl_contract.py tests/test_objective.py tests/test_hub.py \
+	tests/test_train_script.py::test_trains_saves_and_resumes
+TEST_TOOLS := pytest pytest-timeout hypothesis tensorboard matplotlib rich wordcloud
+define on_other_versions
+$(1)/bin/python -c 'from importlib.metadata import version; print(*(f"{p} {version(p)}" for p in "torch transformers trl accelerate peft datasets".split()), sep=", ")'
+$(1)/bin/python -m pytest $(ON_OTHER_VERSIONS) $(ARGS)
+endef
+
+.PHONY: quickstart test test-distributed test-slow test-vllm lint compat compat-lowest compat-newest compat-vllm venv clean
 
 quickstart: $(INSTALLED)  ## Train a tiny model on its forking tokens: a few minutes on a CPU, no download
 	$(BIN)/python examples/quickstart.py
@@ -27,12 +39,38 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-compat: $(INSTALLED)  ## The newest TRL there is, in an environment of its own: what has moved?
-	test -x .compat/bin/python || $(PYTHON) -m venv .compat
-	.compat/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	.compat/bin/python -m pip install --quiet --disable-pip-version-check --upgrade '.[test]' trl transformers
-	.compat/bin/python -m pip list 2>/dev/null | grep -E '^(trl|transformers|accelerate|peft) '
-	.compat/bin/python -m pytest tests/test_trl_contract.py $(ARGS)
+test-vllm: $(VLLM)/.installed  ## Training and evaluation with a real vLLM engine on the CPU, and its transformers
+	$(VLLM)/bin/python -m pytest $(ON_OTHER_VERSIONS) $(ARGS)
+	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python -m pytest -m vllm -W default --timeout 900 --show-capture=no $(ARGS)
+
+# What setup.cfg claims, installed and run: the lowest versions it allows, those that vLLM needs, and the newest there are.
+# Another interpreter has environments of its own: `make compat PYTHON=python3.13`.
+compat: compat-lowest compat-vllm compat-newest
+
+compat-lowest: $(COMPAT)/bin/uv
+	test -x $(COMPAT)/lowest/bin/python || $(PYTHON) -m venv $(COMPAT)/lowest
+	$(COMPAT)/bin/uv pip install --quiet --python $(COMPAT)/lowest/bin/python --resolution lowest-direct --editable .
+	$(COMPAT)/bin/uv pip install --quiet --python $(COMPAT)/lowest/bin/python $(TEST_TOOLS)
+	$(call on_other_versions,$(COMPAT)/lowest)
+
+compat-newest: $(COMPAT)/bin/uv
+	test -x $(COMPAT)/newest/bin/python || $(PYTHON) -m venv $(COMPAT)/newest
+	$(COMPAT)/bin/uv pip install --quiet --python $(COMPAT)/newest/bin/python --upgrade --editable '.[test]'
+	$(call on_other_versions,$(COMPAT)/newest)
+
+compat-vllm: $(VLLM)/.installed
+	$(call on_other_versions,$(VLLM))
+
+$(COMPAT)/bin/uv:
+	$(PYTHON) -m venv $(COMPAT)
+	$(COMPAT)/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+$(VLLM)/.installed: setup.cfg constraints-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints-vllm.txt)"
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
 
 venv: $(INSTALLED)
 
@@ -44,4 +82,4 @@ $(INSTALLED): setup.cfg constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .compat outputs build dist *.egg-info
+	rm -rf $(VENV) $(VLLM) .compat outputs build dist *.egg-info
