@@ -82,8 +82,8 @@ PARTS = (
         "`pytest -m gpu`",
         120,
         60,
-        "-m pytest tests/test_gpu.py -m gpu -q -rfE -W default -p no:cacheprovider --timeout 60 --durations 5 "
-        "--junitxml {output}",
+        "-m pytest tests/test_gpu.py -m gpu -q -rfE -W default --disable-warnings -p no:cacheprovider --timeout 60 "
+        "--durations 5 --junitxml {output}",
         report="junit",
     ),
     Part(

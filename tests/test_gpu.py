@@ -1,7 +1,7 @@
 """
 What only a CUDA device shows: TRL's kernels are Triton's there, and precision is bf16. Run with `pytest -m gpu`.
 
-Drivers, devices and versions of GPU machines differ: their warnings are shown, not turned into errors. With
+Drivers, devices and versions of GPU machines differ: their warnings are not turned into errors. With
 `GPU_TESTS_DEVICE=cpu` the tests themselves can be tried on a CPU; that shows nothing about a GPU.
 """
 
