@@ -321,24 +321,25 @@ def main(arguments=None) -> int:
     parts = [PARTS[0], *(part for part in PARTS[1:] if not options.only or part.name in options.only)]
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a process that is aborted leaves no gigabytes
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part that runs is killed too
-    common: dict = {}
+    common: dict = {}  # empty where nothing may be written
 
     def keep(records):
-        if not common:
-            common.update(header(records["environment"], options))
-            if not (common["card"] or options.dry_run):
+        if len(records) == 1:
+            found = header(records["environment"], options)
+            if not (found["card"] or options.dry_run):
                 return "PyTorch finds no CUDA device here; --dry_run tries the parts on the CPU"
-            changed = [name for name in SAME if earlier and earlier[name] != common[name]]
-            if changed:
-                common["card"] = None
+            if changed := [name for name in SAME if earlier and earlier[name] != found[name]]:
                 return f"{options.output} has results of another {', '.join(changed)}; --output names another file"
-        if common["card"] or options.dry_run:
+            common.update(found)
+        if common:
             kept = {**(earlier or {}).get("parts", {}), **records}
             write_whole(options.output, json.dumps({**common, "parts": kept}, indent=2) + "\n")
         return None
 
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "site"
+        # dill, with which datasets makes fingerprints, takes packages for installed by this word in their path, and
+        # pickles the others whole.
+        target = Path(folder) / "site-packages"
         records = run_parts(
             parts,
             options.budget,
@@ -349,14 +350,14 @@ def main(arguments=None) -> int:
             wheels=options.wheels,
             target=target,
         )
-    if options.output.resolve() == RESULTS and common["card"]:
+    if common and options.output.resolve() == RESULTS:
         import gpu_page
 
         gpu_page.PAGE.write_text(gpu_page.render(gpu_page.load()))
     print()
     for name, record in records.items():
         print(f"{name:<12} {record['status']:<8} {record['seconds']:>6} s  {record.get('reason', '')}")
-    if common["card"] or options.dry_run:
+    if common:
         print(f"Results: {options.output}")
     return int(any(record["status"] != "ok" for record in records.values()))
 
