@@ -17,7 +17,7 @@ $(1)/bin/python -c 'from importlib.metadata import version; print(*(f"{p} {versi
 $(1)/bin/python -m pytest $(ON_OTHER_VERSIONS) $(ARGS)
 endef
 
-.PHONY: quickstart test test-distributed test-slow test-vllm lint compat compat-lowest compat-newest compat-vllm venv clean
+.PHONY: quickstart test test-distributed test-slow test-vllm gpu gpu-wheels lint compat compat-lowest compat-newest compat-vllm venv clean
 
 quickstart: $(INSTALLED)  ## Train a tiny model on its forking tokens: a few minutes on a CPU, no download
 	$(BIN)/python examples/quickstart.py
@@ -33,6 +33,22 @@ test-slow: quickstart  ## The quickstart for three seeds, the commands of the do
 	$(BIN)/python -m pytest -m 'slow and not distributed' -n 2 --dist worksteal --timeout 1800 $(ARGS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[quantization]'
 	$(BIN)/python -m pytest tests/test_adapters.py -k qlora
+
+WHEELS := .gpu-wheels
+GPU_PYTHON := 3.12
+
+gpu:  ## Tests and benchmarks on a GPU, eight minutes at most, in the machine's own python3; `--dry_run` needs no GPU
+	$(PYTHON) benchmarks/gpu.py --wheels '$(WHEELS)' $(ARGS)
+
+# For a machine without a network, whose Python may be another one. The folder keeps itself out of git.
+gpu-wheels:  ## What `make gpu` needs beside PyTorch, transformers and accelerate, as wheels in the folder WHEELS
+	mkdir -p '$(WHEELS)' && echo '*' > '$(WHEELS)/.gitignore'
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+		--python-version $(GPU_PYTHON) --implementation cp --platform manylinux_2_28_x86_64 \
+		--platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+		--dest '$(WHEELS)' --requirement benchmarks/gpu_wheels.txt
+	@size=$$(cat '$(WHEELS)'/*.whl | wc -c); echo "$(WHEELS): $$((size / 1048576)) MiB"; \
+		test $$size -lt 67108864 || { echo "more than 64 MiB: remove wheels that the machine has"; exit 1; }
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -51,7 +51,8 @@ class ForcedLengths:
     A forward hook with which every word has a length of completion: word `2 + i` is repeated `lengths[i]` times.
 
     What comes next depends on a token and its position alone, so that it is the same in any arrangement of the rows.
-    Only after the `any` word one of the others is drawn.
+    Only after the `any` word one of the others is drawn, from a generator of its own: two trainers get the same ones,
+    whatever else they draw.
     """
 
     def __init__(self, lengths, vocabulary, device):
@@ -62,6 +63,7 @@ class ForcedLengths:
         self.ends[2 : self.any] = torch.tensor(lengths, device=device) + PROMPT - 2
         self.ends[self.any] = PROMPT
         self.prompts = [[2 + row] * PROMPT for row in range(len(lengths))]
+        self.generator = torch.Generator(device).manual_seed(0)
 
     def __call__(self, module, args, kwargs, output):
         if getattr(output, "logits", None) is None:  # TRL's fused head gives log-probabilities: that is training
@@ -70,7 +72,8 @@ class ForcedLengths:
         keep = keep if isinstance(keep, torch.Tensor) else slice(-keep, None)
         words, positions = kwargs["input_ids"][:, keep], kwargs["position_ids"][:, keep]
         following = torch.where(positions >= self.ends[words], END, words)
-        following = torch.where(words == self.any, torch.randint_like(words, 2, self.any), following)
+        drawn = torch.randint(2, self.any, words.shape, device=words.device, generator=self.generator)
+        following = torch.where(words == self.any, drawn, following)
         output.logits.scatter_(-1, following.unsqueeze(-1), 1e4)
 
 

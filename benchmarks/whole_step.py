@@ -8,16 +8,18 @@ Where the time of a whole RL step goes: generation with transformers' `generate`
 completions, of long-tailed lengths (lognormal, sigma 0.8, a median of an eighth of the longest), and train on them
 with a learning rate of zero. The savings touch scoring and training, not generation. On the CPU times are processor
 seconds, which other work on the machine hardly changes. Decoding is bound by arithmetic there and by memory bandwidth
-on a GPU: the shares are those of the machine they were measured on.
+on a GPU: the shares are those of the machine they were measured on. The first step of each trainer is not measured.
 """
 
 import argparse
+import json
 import os
 import statistics
 import tempfile
 import time
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -132,13 +134,19 @@ def main():
     parser.add_argument("--micro_batch", type=int, default=8, help="completions of a micro-batch")
     parser.add_argument("--max_length", type=int, default=256, help="tokens of the longest completion")
     parser.add_argument("--steps", type=int, default=3, help="measured steps; medians are reported")
+    parser.add_argument("--output", help="write the seconds to this JSON file, each trainer's when it is measured")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(COLUMNS.format("", "step", "generation", "scoring", "training", "tokens/s", "x TRL, step"))
-    results = {"TRL": run(False, options, device), "ours": run(True, options, device)}
-    if results["TRL"]["tokens"] != results["ours"]["tokens"]:
-        raise RuntimeError("The two have not generated the same completions: there is nothing to compare.")
+    results = {}
+    for name in ("TRL", "ours"):
+        results[name] = run(name == "ours", options, device)
+        if results[name]["tokens"] != results["TRL"]["tokens"]:
+            raise RuntimeError("The two have not generated the same completions: there is nothing to compare.")
+        if options.output:
+            record = {"options": vars(options), "device": device, "torch": torch.__version__, "steps": results}
+            Path(options.output).write_text(json.dumps(record, indent=2) + "\n")
     for name, result in results.items():
         step = result["step"]
         phases = (

@@ -11,7 +11,8 @@ step each per round, so that a machine that slows down slows all of them. Each r
 - the median of its seconds, and of how many times faster than TRL it was in the same round, with the extremes; the
   same in processor time, which other work on the machine hardly changes (of no meaning on a GPU);
 - peak memory: what PyTorch holds at most during a step, beyond what it held before it (the weights). On a GPU that is
-  the allocator's own figure; on the CPU it is summed from the allocations that the profiler sees in one more step;
+  the allocator's own figure, and `--output` has the peak with the weights too; on the CPU it is summed from the
+  allocations that the profiler sees in one more step;
 - valid completion tokens per second;
 - fill: the part of the positions in all forward passes that were tokens;
 - the rows that the LM head projected in forward and backward passes. A saving that did not run shows here and in fill;
@@ -19,6 +20,10 @@ step each per round, so that a machine that slows down slows all of them. Each r
   has another objective (one threshold per micro-batch, all tokens in the denominator), so that its distance is large
   and no error. In bf16 tokens near the threshold are selected differently, whatever is left out: compare with the row
   that leaves nothing out.
+
+On a GPU each turn begins with a step that is not measured: kernels are compiled in it. `--steps` measures more steps
+per turn, and `--time_limit` begins no further round where it would not end in time. `--output` is rewritten after
+every turn, so that a run that is cut off keeps what it has measured.
 
 The floor is the same work on rows of equal length: a forward pass over the valid tokens, a forward and backward pass
 over those of rows with a gradient, the LM head of the training pass on the selected tokens.
@@ -31,6 +36,7 @@ import json
 import os
 import statistics
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -57,6 +63,7 @@ from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer, select_tokens, token
 from trl_fork.lm_head import row_sparse_head
 
 
+BEGIN = time.perf_counter()
 RHO, GENERATIONS = 0.2, 8
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, head dimension, vocabulary, tied
     "tiny": (128, 384, 4, 4, 2, 32, 4096, True),
@@ -155,8 +162,9 @@ class Rollouts:
 
 
 def run(variant, rollouts, exact, options, device, *, measure_memory):
-    """A step with a learning rate of zero, after one in which memory is measured, or a GPU warms up."""
-    steps = 2 if measure_memory or device == "cuda" else 1
+    """Steps with a learning rate of zero, after one in which memory is measured, or a GPU warms up."""
+    warm_up = int(measure_memory or device == "cuda")
+    steps = warm_up + options.steps
     ours = variant != BASELINE
     trainer = (ForkingGRPOTrainer if ours else GRPOTrainer)(
         model=build_model(options, device),
@@ -192,19 +200,20 @@ def run(variant, rollouts, exact, options, device, *, measure_memory):
 
     def count(module, args, kwargs):
         seen["positions"] += kwargs["attention_mask"].numel()
-        seen["tokens"] += int(kwargs["attention_mask"].sum())
+        seen["tokens"] += kwargs["attention_mask"].sum()  # read after the steps: the GPU is not waited for
 
     trainer.model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
     trainer.remove_callback(PrinterCallback)
     clock, memory, error = Clock(device), PeakMemory(device, SHAPES[options.shape][6]), GradientError(exact)
-    for callback in (clock, memory, error) if measure_memory else (clock, error):
+    for callback in (clock, memory, error) if measure_memory else (clock,):
         trainer.add_callback(callback)
     with count_head_rows() as rows:
         trainer.train()
     return {
-        **clock.elapsed,
+        **clock.medians(warm_up),
         "memory": memory.peak,
-        "fill": seen["tokens"] / seen["positions"],
+        "memory_with_weights": memory.total,
+        "fill": int(seen["tokens"]) / seen["positions"],
         "head_forward": rows["forward"] // steps,
         "head_backward": rows["backward"] // steps,
         "error": error.relative,
@@ -235,7 +244,7 @@ def naive_gradient(rollouts, options, device):
             log_probs = logits[mask].log_softmax(-1).gather(1, ids[mask][:, None])
             (-advantage * log_probs.sum() / selected.sum()).backward()
     trained = [p for p in model.parameters() if p.requires_grad]
-    return [torch.zeros_like(p, device="cpu") if p.grad is None else p.grad.cpu() for p in trained]
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
 
 
 def floor(rollouts, options, device):
@@ -268,24 +277,25 @@ def floor(rollouts, options, device):
                     model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs.sum().backward()
 
     clock = Clock(device)
-    for _ in range(2):
+    for _ in range(1 + options.steps):
         model.zero_grad()
         clock.on_step_begin(None, None, None)
         step()
         clock.on_pre_optimizer_step(None, None, None)
-    return clock.elapsed
+    return clock.medians(1)
 
 
 # ---------------------------------------------------------------------- the table
 
 
-def measure(workload, options, device):
-    """Rows of one workload: every variant once per round, and the floor."""
+def measure(workload, options, device, keep=lambda rows: None):
+    """Rows of one workload: every variant once per round, and the floor. `keep` gets them after every turn."""
     rollouts = Rollouts(options, *WORKLOADS[workload])
-    exact = naive_gradient(rollouts, options, device)
+    exact = None if options.skip_gradient_error else naive_gradient(rollouts, options, device)
     variants = [BASELINE, *options.variant, "floor"]
     results = {variant: [] for variant in variants}
     for number in range(options.repeats):
+        start = time.perf_counter()
         for variant in variants:
             release(device)
             if variant == "floor":
@@ -293,12 +303,23 @@ def measure(workload, options, device):
             else:
                 result = run(variant, rollouts, exact, options, device, measure_memory=number == 0)
             results[variant].append(result)
+            keep(summarize(results, workload, rollouts))
+        now = time.perf_counter()
+        if options.time_limit and now - BEGIN + (now - start) > options.time_limit:
+            break
+    return summarize(results, workload, rollouts)
+
+
+def summarize(results, workload, rollouts):
+    """Rows of the variants that have had a turn. TRL's is the first of each round: every turn has one beside it."""
     rows = []
     for variant, rounds in results.items():
+        if not rounds:
+            continue
         seconds = statistics.median(result["seconds"] for result in rounds)
 
         def ratios(clock, rounds=rounds):
-            return [trl[clock] / own[clock] for trl, own in zip(results[BASELINE], rounds, strict=True)]
+            return [trl[clock] / own[clock] for trl, own in zip(results[BASELINE], rounds, strict=False)]
 
         rows.append(
             {
@@ -311,6 +332,7 @@ def measure(workload, options, device):
                 "processor_ratio": statistics.median(ratios("processor_seconds")),
                 "tokens_per_second": rollouts.num_tokens / seconds,
                 "num_tokens": rollouts.num_tokens,
+                "rounds": len(rounds),
             }
         )
     return rows
@@ -349,7 +371,7 @@ def print_table(rows, options, device):
             f"{row['tokens_per_second']:,.0f}",
             f"{row['fill']:.0%}" if measured else "100%",
             f"{row['head_forward']:,} / {row['head_backward']:,}" if measured else "",
-            f"{row['error']:.1e}" if measured else "",
+            f"{row['error']:.1e}" if row.get("error") is not None else "",
         )
     Console(width=140).print(table)
 
@@ -364,6 +386,11 @@ def main():
     parser.add_argument("--micro_batch", type=int, default=8, help="completions of a micro-batch")
     parser.add_argument("--max_length", type=int, default=512, help="tokens of the longest completion")
     parser.add_argument("--repeats", type=int, default=3, help="rounds over all variants; medians are reported")
+    parser.add_argument("--steps", type=int, default=1, help="measured steps per turn; their median counts")
+    parser.add_argument("--time_limit", type=float, help="seconds since the start after which no round should end")
+    parser.add_argument(
+        "--skip_gradient_error", action="store_true", help="no naive gradient, which takes minutes where rows are long"
+    )
     parser.add_argument("--output", help="write the rows to this JSON file, as far as they are measured")
     options = parser.parse_args()
     if options.groups * GENERATIONS % options.micro_batch:
@@ -371,17 +398,28 @@ def main():
     warnings.simplefilter("ignore")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []
-    for workload in options.workload:
-        rows += measure(workload, options, device)
-        print_table(rows[-len(options.variant) - 2 :], options, device)
+
+    def keep(latest):
         if options.output:
             result = {
                 "options": vars(options),
                 "device": device_name(device),
                 "torch": torch.__version__,
-                "rows": rows,
+                "rows": [*rows, *latest],
             }
-            Path(options.output).write_text(json.dumps(result, indent=2) + "\n")
+            write_whole(Path(options.output), json.dumps(result, indent=2) + "\n")
+
+    for workload in options.workload:
+        found = measure(workload, options, device, keep)
+        print_table(found, options, device)
+        rows += found
+
+
+def write_whole(path, text):
+    """A process that is killed leaves the file as it was or as it is to be."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def device_name(device):

@@ -1,5 +1,6 @@
 """What `benchmark_step.py` measures a training step with."""
 
+import statistics
 import time
 from contextlib import contextmanager
 from itertools import accumulate
@@ -11,10 +12,10 @@ from trl.kernels import ChunkedLogProbFunction
 
 
 class Clock(TrainerCallback):
-    """Seconds of the latest optimizer step, and processor seconds of this process. The rollout takes none here."""
+    """Seconds of each optimizer step, and processor seconds of this process. The rollout takes none here."""
 
     def __init__(self, device):
-        self.device = device
+        self.device, self.steps = device, []
 
     def now(self):
         if self.device == "cuda":
@@ -26,34 +27,44 @@ class Clock(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         seconds, processor = (end - start for start, end in zip(self.start, self.now(), strict=True))
-        self.elapsed = {"seconds": seconds, "processor_seconds": processor}
+        self.steps.append({"seconds": seconds, "processor_seconds": processor})
+
+    def medians(self, warm_up):
+        """Of the steps after the first `warm_up`."""
+        measured = self.steps[warm_up:]
+        return {name: statistics.median(step[name] for step in measured) for name in measured[0]}
 
 
 class GradientError(TrainerCallback):
-    """Distance of the step's gradient to the exact one, relative to the norm of that."""
+    """Distance of the first step's gradient to the exact one, relative to the norm of that; `None` without one."""
 
     def __init__(self, exact):
-        self.exact = exact
+        self.exact, self.relative = exact, None
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.exact is None or self.relative is not None:
+            return
         found = [p.grad for p in model.parameters() if p.requires_grad]
-        distance = sum((g.float().cpu() - e).square().sum() for g, e in zip(found, self.exact, strict=True))
+        distance = sum((g.float() - e).square().sum() for g, e in zip(found, self.exact, strict=True))
         self.relative = (distance / sum(e.square().sum() for e in self.exact)).sqrt().item()
 
 
 class PeakMemory(TrainerCallback):
-    """Bytes that PyTorch holds at most during the first step, beyond what it held at its start."""
+    """
+    Bytes that PyTorch holds at most during a step: `peak` beyond what it held at its start and, on a GPU, `total`.
+
+    On a GPU it is that of the latest step: in the first one libraries allocate workspaces that stay. On the CPU it is
+    that of the first one, which the profiler slows down.
+    """
 
     def __init__(self, device, vocabulary):
-        self.device, self.vocabulary, self.peak = device, vocabulary, None
+        self.device, self.vocabulary, self.peak, self.total = device, vocabulary, None, None
 
     def on_step_begin(self, args, state, control, **kwargs):
-        if self.peak is not None:
-            return
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
-        else:
+        elif self.peak is None:
             # TRL's head allocates tiles of this many columns, whatever the vocabulary. Of a smaller one the rest is
             # never touched, so that it takes no memory, but would be counted.
             self.tile = trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE
@@ -64,11 +75,10 @@ class PeakMemory(TrainerCallback):
             self.profile.start()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        if self.peak is not None:
-            return
         if self.device == "cuda":
-            self.peak = torch.cuda.max_memory_allocated() - self.before
-        else:
+            self.total = torch.cuda.max_memory_allocated()
+            self.peak = self.total - self.before
+        elif self.peak is None:
             self.profile.stop()
             trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = self.tile
             events = self.profile.profiler.kineto_results.events()

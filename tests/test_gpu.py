@@ -1,15 +1,29 @@
 """
-The sparse head on a CUDA device, where TRL's kernels are Triton's. Run with `pytest -m gpu tests/test_gpu.py`.
+What only a CUDA device shows: TRL's kernels are Triton's there, and precision is bf16. Run with `pytest -m gpu`.
 
-Drivers, devices and versions of GPU machines differ: their warnings are shown, not turned into errors.
+Drivers, devices and versions of GPU machines differ: their warnings are not turned into errors. With
+`GPU_TESTS_DEVICE=cpu` the tests themselves can be tried on a CPU; that shows nothing about a GPU.
 """
 
 import copy
+import os
+from types import SimpleNamespace
 
+import benchmark_step
 import pytest
 import torch
-from conftest import FixedRollouts, build_model, build_tokenizer, relative_difference, train, weight_change
-from oracles import naive_head
+from conftest import (
+    FixedRollouts,
+    SpyTrainer,
+    build_model,
+    build_tokenizer,
+    gradient,
+    naive_view,
+    relative_difference,
+    train,
+    weight_change,
+)
+from oracles import gap_at_threshold, loss, naive_head, select
 from peft import LoraConfig
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import add_fused_lm_head
@@ -17,10 +31,11 @@ from trl.trainer.utils import add_fused_lm_head
 import trl_fork.lm_head as lm_head
 
 
-DEVICE = "cuda"
+DEVICE = os.environ.get("GPU_TESTS_DEVICE", "cuda")
+RHO = 0.2
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("default"),
 ]
 
@@ -108,7 +123,7 @@ def test_a_step_keeps_its_gradient(lora, tokenizer, tmp_path):
     for skip in (True, False):
         model = build_model(tokenizer)
         rollouts = FixedRollouts(tokenizer, rewards=[[0.5] * 8, [0.0, 1.0] * 4, [0.25] * 8, [1.0, 0.0, 0.0, 0.0] * 2])
-        settings = {"use_cpu": False, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}
+        settings = {"use_cpu": DEVICE == "cpu", "per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}
         if lora:
             settings["peft_config"] = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
         start = copy.deepcopy(model)
@@ -122,3 +137,75 @@ def test_a_step_keeps_its_gradient(lora, tokenizer, tmp_path):
         else:
             changes.append(weight_change(start.to(DEVICE), trainer.model))
     assert relative_difference(*changes) < 1e-5
+
+
+class ChosenTokens(SpyTrainer):
+    """Keeps which tokens of the generation batch were selected, by `(row, token)`."""
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        self.chosen = {(int(row), int(token)) for row, token in output["selection_weights"].nonzero()}
+        return output
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_equals_the_naive_objective(precision, skip, tokenizer, tmp_path):
+    """
+    A real step against the objective written naively in float32 on the CPU, with and without savings.
+
+    In bf16 entropies are rounded, so that tokens near the threshold may be selected otherwise: the gradient is that
+    of the tokens that were selected, and these differ by no more than the rounding.
+    """
+    model = build_model(tokenizer)
+    start = copy.deepcopy(model)
+    rollouts = FixedRollouts(tokenizer, rewards=[[0.5] * 8, [0.0, 1.0] * 4, [0.25] * 8, [1.0, 0.0, 0.0, 0.0] * 2])
+    lm_head.rows_projected.update(forward=0, backward=0)
+    trainer = train(
+        model,
+        tokenizer,
+        rollouts,
+        tmp_path,
+        ChosenTokens,
+        skip_inert_compute=skip,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=4,
+        bf16=precision == "bf16",
+        use_cpu=DEVICE == "cpu",
+    )
+    assert trainer.accelerator.device.type == DEVICE
+    assert (lm_head.rows_projected["backward"] > 0) == skip
+    (batch,) = rollouts.generated
+    entropies, advantages = naive_view(start, batch)
+    exact = select(batch, entropies, RHO, "high_entropy", [[r.row for r in batch]])
+    assert len(trainer.chosen) == len(exact)
+    if precision == "fp32":
+        assert gap_at_threshold(batch, entropies, RHO, [[r.row for r in batch]]) > 1e-5
+        assert trainer.chosen == exact
+    else:
+        threshold = min(entropies[row][token] for row, token in exact)
+        assert all(abs(entropies[row][token] - threshold) < 0.05 for row, token in trainer.chosen ^ exact)
+    expected = gradient(start, loss(start, batch, advantages, trainer.chosen, len(exact)))
+    # Rounded to 8 bits in every layer, a gradient is off by about a hundredth.
+    difference = relative_difference(weight_change(start, model.cpu()), expected)
+    assert difference < (1e-4 if precision == "fp32" else 0.05)
+
+
+@pytest.mark.parametrize("inert", [False, True])
+def test_peak_memory_is_not_above_trl(inert, tmp_path, record_property):
+    """
+    Of a step on long-tailed rows, as `benchmark_step.py` measures it.
+
+    The longest rows set the peak of both, so that it need not be lower; a twentieth is left to how allocations fall.
+    Rows are long enough for TRL's head to fill its tiles of 4096 tokens in either.
+    """
+    longest = 4096 if DEVICE == "cuda" else 32
+    options = SimpleNamespace(shape="tiny", lora=False, groups=4, micro_batch=8, max_length=longest, steps=1)
+    rollouts = benchmark_step.Rollouts(options, "lognormal", 0.5 if inert else 0.0)
+    peaks = {}
+    for variant in ("TRL", "ours"):
+        benchmark_step.release(DEVICE)
+        result = benchmark_step.run(variant, rollouts, None, options, DEVICE, measure_memory=True)
+        peaks[variant] = result["memory"]
+        record_property(f"peak bytes of {variant}", result["memory"])
+    assert 0 < peaks["ours"] <= 1.05 * peaks["TRL"]

@@ -33,7 +33,9 @@ class RepositoryNotCreatedError(ValueError):
 class PublishingMixin(TrainerMixin):
     """What [`ForkingGRPOTrainer`] adds to `push_to_hub`: its own card, retries, and messages instead of errors."""
 
-    def init_hf_repo(self, token: str | None = None, **options) -> None:
+    def init_hf_repo(  # type: ignore[override]  # older transformers have no `private`
+        self, token: str | None = None, **options
+    ) -> None:
         """
         Create the repository, before anything is trained.
 
@@ -87,7 +89,7 @@ class PublishingMixin(TrainerMixin):
         )
         card.save(Path(self.args.output_dir) / "README.md")
 
-    def push_to_hub(
+    def push_to_hub(  # type: ignore[override]  # older transformers have no `private`
         self,
         commit_message: str | None = "End of training",
         blocking: bool = True,
