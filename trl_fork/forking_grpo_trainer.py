@@ -274,7 +274,7 @@ class ForkingGRPOTrainer(
 
     def _check_padding(self, prompt_ids, completion_ids):
         """
-        Ask the model itself whether padding changes what it makes of a row, each time a batch is wider than any before.
+        Ask the model itself whether padding changes what it makes of a row, whenever a batch is wider than all before.
 
         The shortest row alone and at the full width, without gradient: two passes of one row, on all ranks together.
         """
