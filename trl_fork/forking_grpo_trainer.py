@@ -16,13 +16,15 @@ from ._trl import (
     old_logps_are_computed,
     refuse_unsloth,
     training_adapter_is_active,
+    truncates_sampling,
     warn_of_cast_weights,
+    warn_of_truncated_sampling,
 )
 from .batching import loss_mask, without_advantage
 from .callbacks import GenerationCallback
 from .checkpoints import ResumableGenerationMixin
 from .completions_log import MarkedCompletionsMixin
-from .data_checks import check_tokenizer, check_training_data, refuse_empty_completions
+from .data_checks import check_rollouts, check_tokenizer, check_training_data, refuse_frozen_model
 from .distributed import Ranks
 from .dynamic_sampling import DynamicSamplingMixin, check_dynamic_sampling
 from .forking_grpo_config import ForkingGRPOConfig
@@ -84,12 +86,13 @@ class ForkingGRPOTrainer(
         args ([`ForkingGRPOConfig`], *optional*):
             Configuration of this trainer. Defaults to the paper's selection.
         rollout_func (`RolloutFunc`, *optional*):
-            As in TRL; an empty completion is refused with the number of its row.
+            As in TRL; rows and tokens that do not match are refused by name, see [`~data_checks.check_rollouts`].
 
     Raises:
         `TypeError`: if `args` is not a [`ForkingGRPOConfig`].
-        `ValueError`: for a data set or tokenizer that cannot be trained with, see [`~data.check_training_data`] and
-            [`~data.check_tokenizer`].
+        `ValueError`: for a data set, tokenizer or model that cannot be trained with, see
+            [`~data_checks.check_training_data`], [`~data_checks.check_tokenizer`] and
+            [`~data_checks.refuse_frozen_model`].
         `NotImplementedError`: for image-text models, and where unsloth has replaced TRL's loss.
         `ImportError`: if the installed TRL has moved the methods this trainer overrides.
 
@@ -124,7 +127,7 @@ class ForkingGRPOTrainer(
             )
         call = inspect.signature(GRPOTrainer.__init__).bind(self, model, reward_funcs, args, *positional, **keywords)
         if call.arguments.get("rollout_func") is not None:
-            call.arguments["rollout_func"] = refuse_empty_completions(call.arguments["rollout_func"])
+            call.arguments["rollout_func"] = check_rollouts(call.arguments["rollout_func"])
         given = call.arguments
         check_training_data(
             given.get("train_dataset"),
@@ -148,9 +151,13 @@ class ForkingGRPOTrainer(
                 "that the gradient reaches them all. The selection only weights each completion by its number of "
                 "selected tokens. Set importance_sampling_level='token' to train on the selected tokens alone."
             )
+        if isinstance(model, torch.nn.Module) and given.get("peft_config") is None:  # nothing will be added to it
+            refuse_frozen_model(model)
         super().__init__(*call.args[1:], **call.kwargs)
+        refuse_frozen_model(self.model)
         self._check_processing_class(self.processing_class, self.train_dataset, args)
         warn_of_cast_weights(self)
+        warn_of_truncated_sampling(self)
         self._init_dynamic_sampling()
         self._init_telemetry()
         self._init_marked_completions()
@@ -194,6 +201,8 @@ class ForkingGRPOTrainer(
             scores = self._old_policy_scores
         finally:
             self._old_policy_scores = None
+        if truncates_sampling(self.args) and output.get("sampling_per_token_logps") is not None:
+            self._report_kept_mass(mode, output)
         entropies = None
         if self.args.selects_tokens:
             priorities = None
@@ -217,6 +226,16 @@ class ForkingGRPOTrainer(
                 if isinstance(callback, GenerationCallback):
                     callback.on_generation(self, output, loss_mask(output), entropies)
         return output
+
+    def _report_kept_mass(self, mode, output):
+        """The mean probability mass that truncated sampling has kept: the engine's probabilities are divided by it."""
+        if output.get("old_per_token_logps") is None:
+            return
+        share = (output["old_per_token_logps"] - output["sampling_per_token_logps"]).exp()
+        known = (loss_mask(output) != 0) & ~share.isnan()
+        total, count = self._ranks.sum(torch.stack([share[known].sum(), known.sum()])).tolist()
+        if count:
+            self._metrics[mode]["sampling/kept_mass"].append(total / count)
 
     def _next_generation(self, mode):
         """Name of a generation batch: the same in a resumed run, where a count from the start would not be."""
