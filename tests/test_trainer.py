@@ -742,7 +742,7 @@ MISTAKES = {
         "returned 5 rows of 'fixed_reward' for 32 prompts",
     ),
     "a long extra field": (
-        changed("fixed_reward", lambda rows: rows + [1.0]),
+        changed("fixed_reward", lambda rows: [*rows, 1.0]),
         "returned 33 rows of 'fixed_reward' for 32 prompts",
     ),
     "short log-probabilities": (

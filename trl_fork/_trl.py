@@ -196,8 +196,8 @@ def warn_of_truncated_sampling(trainer: TrainerMixin) -> None:
     mode = trainer.vllm_importance_sampling_mode
     if corrected and mode.startswith("sequence"):
         what.append(
-            f"vllm_importance_sampling_mode={mode!r} multiplies it over a completion: at a kept mass of 0.9, 100 tokens "
-            "are weighted by 3e-5, and nearly nothing is learned"
+            f"vllm_importance_sampling_mode={mode!r} multiplies it over a completion: at a kept mass of 0.9, 100 "
+            "tokens are weighted by 3e-5, and nearly nothing is learned"
         )
     elif corrected:
         what.append("each token's loss is multiplied by it, most where the model is least certain, at forking tokens")
