@@ -2,9 +2,9 @@
 Rows that begin at the first column: a completion is scored as if it stood alone.
 
 TRL pads prompts on the left and counts positions from the first column, padding included. Rotary positions do not
-show it. Learned positions, attention that is scaled by the position, states that run over the padding and the virtual
-tokens of a prompt-learning adapter, which stand before the padding, do: there a row's log-probabilities depend on the
-longest prompt beside it. Padding on the right is behind everything that is read, so that no causal model sees it.
+show it. Learned positions, attention that is scaled by the position and the virtual tokens of a prompt-learning
+adapter, which stand before the padding, do: there a row's log-probabilities depend on the longest prompt beside it.
+Padding on the right is behind everything that is read, so that no causal model sees it.
 """
 
 from types import SimpleNamespace
