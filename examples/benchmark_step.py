@@ -78,9 +78,9 @@ WORKLOADS = {  # lengths, share of inert groups
 }
 BASELINE = "TRL"
 VARIANTS = {  # savings that are taken away
-    "ours, nothing left out": ("padding", "left_padding", "ordering", "inert_rows", "head_backward", "head_forward"),
+    "ours, nothing left out": ("padding", "ordering", "inert_rows", "head_backward", "head_forward"),
     "ours": (),
-    "without cut padding": ("padding", "left_padding"),
+    "without cut padding": ("padding",),
     "without ordering": ("ordering", "inert_rows"),
     "without inert rows": ("inert_rows",),
     "without sparse head": ("head_backward", "head_forward"),

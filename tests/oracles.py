@@ -30,7 +30,8 @@ class Rollout:
 def log_probs_and_entropies(model, rollout: Rollout, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each completion token and entropy of its distribution, both `(len(completion),)`."""
     ids = torch.tensor([rollout.prompt + rollout.completion])
-    logits = model(input_ids=ids).logits[0, len(rollout.prompt) - 1 : -1].float() / temperature
+    # From the end: virtual tokens of an adapter stand before the prompt.
+    logits = model(input_ids=ids, use_cache=False).logits[0, -len(rollout.completion) - 1 : -1].float() / temperature
     log_probs = torch.log_softmax(logits, -1)
     entropies = -(log_probs.exp() * log_probs).sum(-1)
     return log_probs.gather(1, torch.tensor(rollout.completion)[:, None])[:, 0], entropies

@@ -1,6 +1,7 @@
 """Dynamic sampling: which groups make the batch, and that the step is the one of those groups alone."""
 
 import logging
+import math
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from conftest import (
 )
 from datasets import Dataset
 from oracles import Rollout, informative_batch, loss, select
+from oracles import advantages as naive_advantages
 from trl import GRPOConfig, GRPOTrainer
 
 import trl_fork.dynamic_sampling as dynamic_sampling
@@ -234,6 +236,161 @@ def test_unscorable_groups_are_uninformative(tokenizer, tmp_path, recwarn):
     assert log["reward"] == pytest.approx(1 / NUM_GENERATIONS)
 
 
+HOPELESS = {
+    "one huge": [1e30] + [0.0] * 7,  # its square, and with it the standard deviation, is beyond float32
+    "huge and negative": [0.0, 1.0, -1e25] + [0.5] * 5,
+    "infinite": [math.inf] + [0.0] * 7,
+    "negative infinity": [-math.inf, 1.0] * 4,
+    "both infinities": [math.inf, -math.inf] * 4,
+    "all infinite": [math.inf] * 8,
+    "infinite beside nothing": [math.inf, None, 1.0, 0.0] * 2,
+    "a sum beyond float32": [3e38] * 7 + [0.0],
+    "nothing": [None] * 8,
+    "one number": [math.nan] * 7 + [1.0],
+}
+
+
+@pytest.mark.parametrize("scale_rewards", ["group", "none"])
+@pytest.mark.parametrize("kind", HOPELESS)
+def test_informative_groups_have_an_advantage(kind, scale_rewards, model, start, tokenizer, tmp_path, recwarn):
+    """Not only rewards that differ: of what is kept, every group moves the model, by a finite amount."""
+    if scale_rewards == "none" and kind in ("one huge", "huge and negative"):
+        pytest.skip("without a division by the spread these advantages are finite, and what was asked for")
+    rewards = [HOPELESS[kind] if n % 2 == 0 else SPREAD for n in range(8)]
+    rollouts = FixedRollouts(tokenizer, prompts=8, rewards=rewards)
+    trainer = train(
+        model, tokenizer, rollouts, tmp_path, dynamic_sampling=True, shuffle_dataset=False,
+        scale_rewards=scale_rewards,
+    )  # fmt: skip
+    assert len(rollouts.generated) > 1
+    groups = groups_of(rollouts.generated)
+    good = [rollout for group in groups if group[0].group % 2 for rollout in group][:32]
+    batch = [Rollout(r.prompt, r.completion, r.reward, row // 8, row, r.valid) for row, r in enumerate(good)]
+    found = sum(group[0].group % 2 for group in groups) / len(groups)
+    assert trainer.state.log_history[0]["dynamic_sampling/informative_group_fraction"] == pytest.approx(found)
+    entropies, _ = naive_view(start, batch)
+    advantages = dict(enumerate(naive_advantages(batch, scale=scale_rewards == "group")))
+    selected = select(batch, entropies, 0.2, "high_entropy", [[r.row for r in batch]])
+    expected = gradient(start, loss(start, batch, advantages, selected, len(selected)))
+    assert relative_difference(weight_change(start, model), expected) < 1e-5
+
+
+@pytest.mark.parametrize("scale_rewards", ["group", "none"])
+@pytest.mark.parametrize("kind", ["infinite", "a sum beyond float32", "both infinities"])
+def test_groups_without_a_finite_advantage_change_nothing(
+    kind, scale_rewards, model, start, tokenizer, tmp_path, caplog, monkeypatch, recwarn
+):
+    """Without dynamic sampling, too. TRL writes 3.4e38 for an advantage of infinity."""
+    monkeypatch.setattr(dynamic_sampling.logger, "propagate", True)
+    rollouts = FixedRollouts(tokenizer, rewards=[HOPELESS[kind]] * 4)
+    train(model, tokenizer, rollouts, tmp_path, scale_rewards=scale_rewards, max_steps=2)
+    assert weight_change(start, model).abs().max() == 0
+    assert caplog.text.count("an infinite reward of ['fixed_reward']") == (kind != "a sum beyond float32")
+
+
+def test_a_reward_that_decides_is_not_enough(tokenizer, tmp_path):
+    """Accuracy differs in every group, and in half of them something else takes the difference away again."""
+
+    def rewards(rollouts):
+        return [
+            Scorer("accuracy", lambda prompt, i: float(i == 0)),
+            Scorer("against", lambda prompt, i: -float(i == 0) * (rollouts.texts.index(prompt) % 2)),
+        ]
+
+    log, _ = run_with_rewards(tokenizer, tmp_path, rewards, dynamic_sampling_reward="accuracy")
+    assert log["dynamic_sampling/informative_group_fraction"] == 0.5
+
+
+class Keeps(SpyTrainer):
+    """Copies of the table of completions, as it is at each log."""
+
+    def __init__(self, *args, **kwargs):
+        self.tables = []
+        super().__init__(*args, **kwargs)
+
+    def log(self, logs, start_time=None):
+        self.tables.append((list(self._logs["prompt"]), {k: list(v) for k, v in self._logs["extra"].items()}))
+        super().log(logs, start_time)
+
+
+def run_with_logging(tokenizer, tmp_path, reward, **settings):
+    rollouts = FixedRollouts(tokenizer, prompts=8)
+    trainer = Keeps(
+        model=build_model(tokenizer),
+        reward_funcs=reward,
+        args=ForkingGRPOConfig(
+            str(tmp_path), per_device_train_batch_size=32, num_generations=NUM_GENERATIONS, use_cpu=True,
+            bf16=False, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True, learning_rate=0.0,
+            **settings,
+        ),
+        train_dataset=rollouts.dataset,
+        processing_class=tokenizer,
+        rollout_func=rollouts,
+    )  # fmt: skip
+    trainer.train()
+    return trainer.tables
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_columns_logged_in_some_generations_only(dynamic, tokenizer, tmp_path):
+    """A generation that logs nothing has nothing in the table; one that logs late does not move the others."""
+    calls = []
+
+    def reward(completions, prompts, log_extra, **kwargs):
+        calls.append(len(prompts))
+        if len(calls) % 2 == 0:
+            log_extra("text", list(prompts))
+        return [float(i % NUM_GENERATIONS == 0) for i in range(len(prompts))]
+
+    tables = run_with_logging(tokenizer, tmp_path, reward, max_steps=5, dynamic_sampling=dynamic)
+    assert "text" not in tables[0][1]
+    for step, (prompts, extra) in enumerate(tables[1:5], start=1):
+        assert len(prompts) == len(extra["text"]) == 32
+        assert extra["text"] == (prompts if step % 2 else [None] * 32)
+
+
+def test_columns_that_begin_between_two_logs(tokenizer, tmp_path):
+    """Where the table holds several generations: one for training, smaller ones for evaluation."""
+
+    def reward(completions, prompts, log_extra, **kwargs):
+        reward.calls += 1
+        if reward.calls == 2:
+            log_extra("text", list(prompts))
+        return [0.0] * len(prompts)
+
+    reward.calls = 0
+    rollouts = FixedRollouts(tokenizer, prompts=8)
+    trainer = Keeps(
+        model=build_model(tokenizer), reward_funcs=reward, processing_class=tokenizer, rollout_func=rollouts,
+        args=ForkingGRPOConfig(
+            str(tmp_path), per_device_train_batch_size=32, per_device_eval_batch_size=8,
+            num_generations=NUM_GENERATIONS, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True,
+        ),
+        train_dataset=rollouts.dataset, eval_dataset=rollouts.dataset.select(range(3)),
+    )  # fmt: skip
+    trainer.evaluate()
+    prompts, extra = list(trainer._logs["prompt"]), list(trainer._logs["extra"]["text"])
+    assert len(prompts) == 24
+    assert extra == [None] * 8 + prompts[8:16] + [None] * 8
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_columns_of_the_wrong_length_stay_empty(dynamic, tokenizer, tmp_path, caplog, monkeypatch):
+    import trl_fork.completions_log as completions_log
+
+    monkeypatch.setattr(completions_log.logger, "propagate", True)
+
+    def reward(completions, prompts, log_extra, **kwargs):
+        log_extra("text", list(prompts)[:5])
+        log_extra("whole", list(prompts))
+        return [float(i % NUM_GENERATIONS == 0) for i in range(len(prompts))]
+
+    tables = run_with_logging(tokenizer, tmp_path, reward, max_steps=2, dynamic_sampling=dynamic)
+    prompts, extra = tables[1]
+    assert "text" not in extra and extra["whole"] == prompts
+    assert caplog.text.count("log_extra('text', ...) got 5 values for 32 completions on process 0") == 1
+
+
 def test_columns_logged_by_rewards_stay_with_their_rows(tokenizer, tmp_path):
     class Logging(Scorer):
         def __call__(self, completions, prompts, log_extra, **kwargs):
@@ -307,6 +464,17 @@ def test_batch_is_made_in_the_order_of_generation():
     assert dynamic_sampling.choose_groups(flags, 3) == [1, 3, 4]
     assert dynamic_sampling.choose_groups(flags, 6) == [0, 1, 2, 3, 4, 6]
     assert dynamic_sampling.choose_groups(flags, 7) == [*range(7)]
+
+
+def test_rows_without_signal():
+    inf, nan = math.inf, math.nan
+    rewards = torch.tensor([[0.0, 1.0], [0.7, 0.7], [1e30, 0.0], [inf, 0.0], [nan, 1.0], [nan, nan], [-3e38, 3e38]])
+    flat = rewards.flatten()
+    scaled = dynamic_sampling.rows_without_signal(flat, 2, scale=True)
+    plain = dynamic_sampling.rows_without_signal(flat, 2, scale=False)
+    assert scaled.tolist() == [row for group in (0, 1, 1, 1, 1, 1, 1) for row in (bool(group),) * 2]
+    # Undivided, what is finite is an advantage.
+    assert plain.tolist() == [row for group in (0, 1, 0, 1, 1, 1, 0) for row in (bool(group),) * 2]
 
 
 def test_lengths_of_several_rounds_are_those_of_one():

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -310,6 +311,34 @@ def test_importance_correction_multiplies_the_selected_loss(mode, dynamic_sampli
         ratio = min(ratio.item(), 1.2) if mode == "token_truncate" else ratio.item() * (ratio.item() <= 1.2)
         total = total - ratio * advantages[row] * log_probs(start, batch[row])[token] / len(selected)
     assert relative_difference(weight_change(start, model), gradient(start, total)) < 1e-5
+
+
+@pytest.mark.parametrize("top_p", [0.8, 1.0])
+def test_kept_mass_is_logged_where_sampling_is_truncated(top_p, model, start, tokenizer, tmp_path):
+    """An engine that keeps part of the vocabulary divides by the mass of that part; TRL's ratio is that mass."""
+    kept = [0.7, 0.9]
+
+    class Truncated(FixedRollouts):
+        def __call__(self, prompts, trainer):
+            output = super().__call__(prompts, trainer)
+            with torch.no_grad():
+                naive = [log_probs_and_entropies(start, r)[0] for r in self.generated[-1]]
+            output["logprobs"] = [
+                [value - math.log(kept[t % 2]) for t, value in enumerate(values.tolist())] for values in naive
+            ]
+            output["logprobs"][0][0] = None  # as where vLLM could not say
+            return output
+
+    rollouts = Truncated(tokenizer)
+    log = train(
+        model, tokenizer, rollouts, tmp_path, trainer_class=Sampler, vllm_importance_sampling_mode="token_truncate",
+        top_p=top_p,
+    ).state.log_history[0]  # fmt: skip
+    masses = [kept[t % 2] for r in rollouts.generated[0] for t in range(len(r.completion))][1:]
+    if top_p == 1.0:
+        assert "sampling/kept_mass" not in log
+    else:
+        assert log["sampling/kept_mass"] == pytest.approx(sum(masses) / len(masses), rel=1e-5)
 
 
 # ---------------------------------------------------------------------- dropout and advantages per token

@@ -3,20 +3,21 @@
 import copy
 import dataclasses
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import FixedRollouts, SpyTrainer, build_model, relative_difference, train, weight_change
 from oracles import naive_head
 from peft import LoraConfig
-from transformers import Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, Llama4TextConfig
+from transformers import Gemma3TextConfig, GPT2Config, Qwen3Config
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import add_fused_lm_head
 
 import trl_fork.lm_head as lm_head
 from trl_fork import ForkingGRPOConfig
 from trl_fork.batching import cut_padding, inert_rows, plan_window, take_rows
-from trl_fork.savings import kind_of_positions, plan_savings
+from trl_fork.savings import plan_savings, rescales_with_length
 
 
 class Spy(SpyTrainer):
@@ -317,7 +318,6 @@ def test_cut_padding():
     assert shapes["completion_ids"] == shapes["completion_mask"] == shapes["tool_mask"] == (2, 3)
     assert shapes["importance_sampling_ratio"] == (2, 1) and shapes["num_items_in_batch"] == ()
     assert cut["prompt_ids"].tolist() == [[0, 5], [6, 7]]
-    assert cut_padding(some_batch(), left=False)["prompt_ids"].shape == (2, 3)
     empty = {**some_batch(), "completion_mask": torch.zeros(2, 4, dtype=torch.long)}
     assert cut_padding(empty)["completion_ids"].shape == (2, 1)
 
@@ -353,46 +353,6 @@ def test_take_rows():
     assert taken["prompt_ids"].tolist() == [[0, 6, 7], [0, 0, 5]] and taken["num_items_in_batch"] == 5
 
 
-def test_absolute_positions_are_not_shifted(tokenizer, tmp_path):
-    """A learned position belongs to the column, padding on the left included: there nothing is cut on the left."""
-
-    def build(tokenizer):
-        torch.manual_seed(0)
-        config = GPT2Config(
-            vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        )  # fmt: skip
-        return GPT2LMHeadModel(config)
-
-    assert kind_of_positions(build_model(tokenizer).config) == "relative"
-    assert kind_of_positions(build(tokenizer).config) == "absolute"
-    difference, lean, _ = compare(tokenizer, tmp_path, build, **ON_POLICY)
-    assert difference < 1e-5 and lean._savings.inert_rows and not lean._savings.left_padding
-
-
-LONGROPE = {
-    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4,
-    "original_max_position_embeddings": 14, "factor": 4.0,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("updates", [ON_POLICY, OFF_POLICY], ids=["on policy", "off policy"])
-def test_rotary_factors_that_depend_on_the_length(updates, tokenizer, tmp_path):
-    """As in Phi-3 and Phi-4: a row scored in a shorter batch would be scored by another model."""
-
-    def build(tokenizer):
-        return build_model(tokenizer, rope_parameters=LONGROPE)
-
-    difference, lean, _ = compare(tokenizer, tmp_path, build, **updates)
-    assert difference < 1e-5
-    assert not lean._savings.padding and "padded length" in lean._savings.reasons["padding"]
-
-
-def test_llama4_scales_attention_by_position():
-    assert kind_of_positions(Llama4TextConfig(attn_temperature_tuning=True)) == "absolute"
-    assert kind_of_positions(Gemma3TextConfig()) == "relative"
-
-
 def test_steps_over_two_generation_batches_keep_their_rows(tokenizer, tmp_path):
     """Three micro-batches per generation, two per step: allowed where all tokens are trained on."""
     settings = {
@@ -411,9 +371,26 @@ def test_steps_over_two_generation_batches_keep_their_rows(tokenizer, tmp_path):
 
 def test_plan_of_savings(tmp_path):
     args = ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False)
-    savings = plan_savings(args, positions="absolute", image_inputs=False, auxiliary_loss=False)
-    assert savings.padding and not savings.left_padding
-    images = plan_savings(args, positions="relative", image_inputs=True, auxiliary_loss=False)
+    facts = {"length_shows": False, "image_inputs": False, "auxiliary_loss": False}
+    savings = plan_savings(args, **facts)
+    assert savings.padding and savings.ordering and savings.inert_rows
+    by_length = plan_savings(args, **{**facts, "length_shows": True})
+    assert not by_length.padding and not by_length.ordering and not by_length.inert_rows and by_length.head_forward
+    images = plan_savings(args, **{**facts, "image_inputs": True})
     assert not images.padding and not images.inert_rows and images.head_backward
     off = ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, skip_inert_compute=False)
-    assert not any(vars(plan_savings(off, positions="relative", image_inputs=False, auxiliary_loss=False)).values())
+    assert not any(vars(plan_savings(off, **facts)).values())
+
+
+def test_models_that_say_that_their_length_shows():
+    def says(**rope_parameters):
+        return rescales_with_length(Qwen3Config(rope_parameters=rope_parameters))
+
+    factors = {"short_factor": [1.0] * 64, "long_factor": [2.0] * 64, "original_max_position_embeddings": 8}
+    assert says(rope_type="longrope", rope_theta=1e4, factor=2.0, **factors)
+    assert says(rope_type="dynamic", rope_theta=1e4, factor=2.0)
+    assert not says(rope_type="default", rope_theta=1e4)
+    assert not says(rope_type="yarn", rope_theta=1e4, factor=2.0, original_max_position_embeddings=8)
+    by_layer = {"full_attention": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}
+    assert rescales_with_length(SimpleNamespace(get_text_config=lambda: SimpleNamespace(rope_parameters=by_layer)))
+    assert not rescales_with_length(Gemma3TextConfig()) and not rescales_with_length(GPT2Config())

@@ -667,6 +667,121 @@ def test_faulty_reward_keeps_what_was_saved(rewards, error, model, tokenizer, tm
     assert resumed._initial_global_step == 2 and resumed.state.global_step == 3
 
 
+@pytest.mark.parametrize("how", ["plain", "adapter", "saved adapter"])
+def test_a_model_without_a_trainable_parameter_is_refused(how, tokenizer, tmp_path):
+    """TRL trains it, to no effect, and logs a gradient norm of the checkpointed inputs."""
+    from peft import PeftModel, get_peft_model
+
+    model = build_model(tokenizer)
+    if how == "plain":
+        model.requires_grad_(False)
+        message = r"No parameter of the Qwen3ForCausalLM is trainable .*requires_grad_\(True\), or pass a peft_config"
+    else:
+        get_peft_model(model, LoraConfig(target_modules="all-linear")).save_pretrained(tmp_path / "adapter")
+        model = PeftModel.from_pretrained(build_model(tokenizer), tmp_path / "adapter", is_trainable=False)
+        message = r"adapter 'default' is loaded for inference.*is_trainable=True"
+    settings = {"gradient_checkpointing": True}
+    if how == "saved adapter":
+        model = PeftModel.from_pretrained(build_model(tokenizer), tmp_path / "adapter", is_trainable=True)
+        train(model, tokenizer, FixedRollouts(tokenizer), tmp_path, **settings)
+        return
+    with pytest.raises(ValueError, match=message):
+        train(model, tokenizer, FixedRollouts(tokenizer), tmp_path, **settings)
+
+
+def test_a_frozen_model_with_a_new_adapter_is_trained(tokenizer, tmp_path):
+    model = build_model(tokenizer).requires_grad_(False)
+    train(model, tokenizer, FixedRollouts(tokenizer), tmp_path, peft_config=LoraConfig(target_modules="all-linear"))
+
+
+class Tampered(FixedRollouts):
+    """A rollout function that makes one mistake."""
+
+    mistake = None
+
+    def __call__(self, prompts, trainer):
+        output = super().__call__(prompts, trainer)
+        output["logprobs"] = [[-1.0] * len(ids) for ids in output["completion_ids"]]
+        output["env_mask"] = [[1] * len(ids) for ids in output["completion_ids"]]
+        return self.mistake(output)
+
+
+def more(output):
+    return {name: values + values[:8] for name, values in output.items()}
+
+
+def fewer(output):
+    return {name: values[:-1] for name, values in output.items()}
+
+
+def changed(name, change):
+    def mistake(output):
+        return {**output, name: change(output[name])}
+
+    return mistake
+
+
+MISTAKES = {
+    "more rows": (more, r"returned 40 rows of 'prompt_ids' for 32 prompts on process 0.*num_generations"),
+    "fewer rows": (fewer, r"returned 31 rows of 'prompt_ids' for 32 prompts"),
+    "more prompts": (changed("prompt_ids", lambda rows: rows * 2), "returned 64 rows of 'prompt_ids' for 32 prompts"),
+    "fewer completions": (
+        changed("completion_ids", lambda rows: rows[1:]),
+        "returned 31 rows of 'completion_ids' for 32 prompts",
+    ),
+    "a tuple of too many": (
+        changed("completion_ids", lambda rows: (*rows, rows[0])),
+        "returned 33 rows of 'completion_ids' for 32 prompts",
+    ),
+    "fewer log-probabilities": (
+        changed("logprobs", lambda rows: rows[:-2]),
+        "returned 30 rows of 'logprobs' for 32 prompts",
+    ),
+    "a short extra field": (
+        changed("fixed_reward", lambda rows: rows[:5]),
+        "returned 5 rows of 'fixed_reward' for 32 prompts",
+    ),
+    "a long extra field": (
+        changed("fixed_reward", lambda rows: [*rows, 1.0]),
+        "returned 33 rows of 'fixed_reward' for 32 prompts",
+    ),
+    "short log-probabilities": (
+        changed("logprobs", lambda rows: [rows[0][:-1], *rows[1:]]),
+        r"returned \d+ values of 'logprobs' for the \d+ completion tokens of row 0",
+    ),
+    "a long env_mask": (
+        changed("env_mask", lambda rows: [*rows[:3], [*rows[3], 1], *rows[4:]]),
+        r"returned \d+ values of 'env_mask' for the \d+ completion tokens of row 3",
+    ),
+    "an empty prompt": (
+        changed("prompt_ids", lambda rows: [*rows[:-1], []]),
+        "empty prompt in row 31 of 32 on process 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("dynamic_sampling", [False, True])
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_rollouts_that_do_not_match_are_refused(mistake, dynamic_sampling, model, tokenizer, tmp_path):
+    rollouts = Tampered(tokenizer)
+    rollouts.mistake, message = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=message):
+        train(model, tokenizer, rollouts, tmp_path, dynamic_sampling=dynamic_sampling)
+
+
+def test_rollouts_that_are_no_dictionary_are_refused(model, tokenizer, tmp_path):
+    rollouts = Tampered(tokenizer)
+    rollouts.mistake = lambda output: (output["prompt_ids"], output["completion_ids"])
+    with pytest.raises(TypeError, match=r"must return a dictionary .*, got tuple on process 0"):
+        train(model, tokenizer, rollouts, tmp_path)
+
+
+def test_rollouts_that_match_are_trained_on(model, tokenizer, tmp_path):
+    rollouts = Tampered(tokenizer)
+    rollouts.mistake = lambda output: {**output, "same_for_all": "a text", "nothing": None}
+    assert train(model, tokenizer, rollouts, tmp_path).state.log_history[0]["grad_norm"] > 0
+
+
 @pytest.mark.parametrize("missing", [None, float("nan")])
 def test_unscorable_completions_have_no_gradient(missing, model, start, tokenizer, tmp_path):
     rewards = [[0.0, 1.0] * 4, [missing] * 2 + [0.0, 1.0] * 3, [0.5, 0.25] * 4, [missing] * 8]

@@ -194,6 +194,47 @@ def test_weights_that_trl_would_round_are_told_of(tokenizer, tmp_path, caplog, m
     assert not warnings(bf16=True)
 
 
+def truncation_warnings(tokenizer, tmp_path, caplog, use_vllm=True, **settings):
+    caplog.clear()
+    trainer = ForkingGRPOTrainer(
+        model=build_model(tokenizer),
+        reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
+        args=ForkingGRPOConfig(
+            str(tmp_path), num_generations=4, per_device_train_batch_size=4, use_cpu=True, bf16=False,
+            report_to="none", **settings,
+        ),
+        train_dataset=FixedRollouts(tokenizer).dataset,
+        processing_class=tokenizer,
+    )  # fmt: skip
+    trainer.use_vllm = use_vllm  # without its engine
+    with caplog.at_level(logging.WARNING):
+        contract.warn_of_truncated_sampling(trainer)
+    return [r.message for r in caplog.records if "probability mass that was kept" in r.message]
+
+
+def test_truncated_sampling_and_the_importance_ratio(tokenizer, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(contract.logger, "propagate", True)
+
+    def warnings(**settings):
+        return truncation_warnings(tokenizer, tmp_path, caplog, **settings)
+
+    for settings in ({"top_p": 0.8}, {"top_k": 20}, {"min_p": 0.05}, {"generation_kwargs": {"top_p": 0.8}}):
+        (message,) = warnings(**settings)
+        assert "'sequence_mask' multiplies it over a completion" in message and "0.895 at top_p=0.8" in message
+        assert "off_policy_mask_threshold" not in message
+    (message,) = warnings(top_p=0.8, vllm_importance_sampling_mode="token_truncate")
+    assert "each token's loss is multiplied by it" in message
+    (message,) = warnings(
+        top_p=0.8, vllm_importance_sampling_correction=False, off_policy_mask_threshold=0.5, loss_denominator="all"
+    )
+    assert "off_policy_mask_threshold takes its logarithm" in message and "Here off_policy" in message
+    assert not warnings()
+    assert not warnings(top_p=1.0, top_k=0, min_p=0.0)
+    assert not warnings(top_p=0.8, generation_kwargs={"top_p": 1.0})
+    assert not warnings(top_p=0.8, vllm_importance_sampling_correction=False)
+    assert not warnings(top_p=0.8, use_vllm=False)
+
+
 @pytest.mark.parametrize("where", ["module", "file", "model"])
 def test_unsloth_is_refused(where, tokenizer):
     model = build_model(tokenizer)
@@ -206,7 +247,9 @@ def test_unsloth_is_refused(where, tokenizer):
         trainer_class = type("Patched", (GRPOTrainer,), {"compute_loss": scope["compute_loss"]})
     else:
         model.__class__ = type("Model", (type(model),), {"__module__": "unsloth.models.qwen3"})
-    with pytest.raises(NotImplementedError, match="unsloth has replaced part of TRL or of the model"):
+    # What unsloth 2026.10 does: it honours TRL's mask, in TRL's way.
+    reason = "takes top_entropy_quantile as TRL does, per micro-batch and divided by all tokens"
+    with pytest.raises(NotImplementedError, match=f"unsloth has replaced part of TRL or of the model .*{reason}"):
         contract.refuse_unsloth(trainer_class, model)
     contract.refuse_unsloth(ForkingGRPOTrainer, build_model(tokenizer))
     contract.refuse_unsloth(ForkingGRPOTrainer, "some/model")

@@ -116,7 +116,11 @@ def _definition(trainer_class: type, name: str) -> tuple[str, str]:
 
 def refuse_unsloth(trainer_class: type, model) -> None:
     """
-    Refuse to run on a TRL or a model that unsloth has patched: its loss never calls the mask.
+    Refuse to run on a TRL or a model that unsloth has patched.
+
+    Its compiled loss (2026.10) does honour `top_entropy_quantile`, as TRL does: by the quantile of a micro-batch,
+    divided by all tokens. It computes log-probabilities by itself, so that this package's hooks see neither the
+    generation batch nor, reliably, the loss. It also pins `trl<=1.15`.
 
     Raises:
         `NotImplementedError`: naming what was patched.
@@ -130,9 +134,11 @@ def refuse_unsloth(trainer_class: type, model) -> None:
     for suspect in suspects:
         if "unsloth" in suspect.lower():
             raise NotImplementedError(
-                f"unsloth has replaced part of TRL or of the model ({suspect}): its compiled loss ignores "
-                "top_entropy_quantile, so that every token would be trained on. Start a process that does not import "
-                "unsloth."
+                f"unsloth has replaced part of TRL or of the model ({suspect}). Its compiled loss takes "
+                "top_entropy_quantile as TRL does, per micro-batch and divided by all tokens, and calls the methods "
+                "that trl_fork extends in its own way or not at all: entropy_threshold_scope, loss_denominator, "
+                "token_selection and skip_inert_compute would not mean what they say. Start a process that does not "
+                "import unsloth, or train with unsloth's own GRPOTrainer."
             )
 
 
@@ -164,6 +170,46 @@ def warn_of_cast_weights(trainer: TrainerMixin) -> None:
             f"{'bf16' if trainer.args.bf16 else 'fp16'} before each generation, and leaves them so: small steps are "
             "rounded away. Set it to False, or bf16 and fp16 to False, or use vLLM."
         )
+
+
+def truncates_sampling(args) -> bool:
+    """Whether tokens are sampled from a part of the vocabulary alone. `generation_kwargs` override the fields."""
+    settings = {"top_p": args.top_p, "top_k": args.top_k, "min_p": args.min_p, **(args.generation_kwargs or {})}
+    top_p, top_k, min_p = (settings[name] for name in ("top_p", "top_k", "min_p"))
+    return (top_p is not None and top_p < 1.0) or (top_k or 0) > 0 or (min_p or 0.0) > 0.0
+
+
+def warn_of_truncated_sampling(trainer: TrainerMixin) -> None:
+    """
+    Warn where the importance ratio compares a truncated distribution with a whole one (TRL #6789).
+
+    vLLM gives the log-probability under what truncation has left, renormalised: `log p - log S`, where `S` is the
+    probability mass that is kept. TRL scores `log p` over the whole vocabulary. The ratio of the two is `S` for every
+    token, of the very same policy. Other ratios are of two whole distributions: new against old log-probabilities in
+    any run, and everything in a run without vLLM.
+    """
+    corrected = trainer.use_vllm and trainer.vllm_importance_sampling_correction
+    masked = trainer.use_vllm and trainer.args.off_policy_mask_threshold is not None
+    if not (truncates_sampling(trainer.args) and (corrected or masked)) or not trainer.accelerator.is_main_process:
+        return
+    what = []
+    mode = trainer.vllm_importance_sampling_mode
+    if corrected and mode.startswith("sequence"):
+        what.append(
+            f"vllm_importance_sampling_mode={mode!r} multiplies it over a completion: at a kept mass of 0.9, 100 "
+            "tokens are weighted by 3e-5, and nearly nothing is learned"
+        )
+    elif corrected:
+        what.append("each token's loss is multiplied by it, most where the model is least certain, at forking tokens")
+    if masked:
+        what.append("off_policy_mask_threshold takes its logarithm for drift of the policy")
+    logger.warning(
+        "top_p, top_k or min_p leaves out part of the vocabulary: vLLM's log-probabilities are of what is left, "
+        "renormalised, and TRL's of the whole vocabulary, so that their ratio is the probability mass that was kept, "
+        f"not 1, for one and the same policy (TRL #6789). Here {'; and '.join(what)}. On Qwen2.5-1.5B-Instruct the "
+        "mean kept mass was measured as 0.895 at top_p=0.8 and 0.965 at top_k=20; sampling/kept_mass logs this run's. "
+        "Set top_p=1.0, top_k=0 and min_p=None, or vllm_importance_sampling_correction=False."
+    )
 
 
 def training_adapter_is_active(model) -> bool:

@@ -12,24 +12,22 @@ from itertools import accumulate, pairwise
 import torch
 
 
-def cut_padding(batch: dict, *, left: bool = True) -> dict:
+def cut_padding(batch: dict) -> dict:
     """
     Cut a batch to its own longest prompt and completion.
 
-    TRL pads every micro-batch to the longest completion of the whole generation batch. Attention is masked there, so
-    that nothing else reads it; only where positions are counted from the left end does its length show.
+    TRL pads every micro-batch to the longest completion of the whole generation batch. Attention is masked there, and
+    rows are scored from their first token on (`right_padding.py`), so that nothing reads it.
 
     Args:
         batch (`dict`):
             Batch of at least one row.
-        left (`bool`, *optional*, defaults to `True`):
-            Whether to cut prompts. Only exact for models with relative (rotary) positions.
 
     Returns:
         `dict`: the batch with views of its tensors. At least one position of each part stays.
     """
     prompt_length, completion_length = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]
-    prompt = max(int(batch["prompt_mask"].sum(1).max()), 1) if left else prompt_length
+    prompt = max(int(batch["prompt_mask"].sum(1).max()), 1)
     completion = max(_last_valid(batch["completion_mask"]), 1)
     cut = {}
     for key, value in batch.items():

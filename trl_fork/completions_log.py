@@ -1,12 +1,15 @@
-"""The console output of `log_completions`, with the tokens that are trained on marked in colour."""
+"""
+The table of completions: on the console the tokens that are trained on are marked in colour, and everywhere the
+columns that reward functions add stand beside the completions they are of.
+"""
 
 import random
-from collections import deque
+from collections import defaultdict, deque
 
 import torch
 from accelerate.utils import gather_object
 
-from ._trl import TrainerMixin, completions_printer
+from ._trl import TrainerMixin, completions_printer, logger
 from .report import completions_table
 
 
@@ -19,6 +22,48 @@ class MarkedCompletionsMixin(TrainerMixin):
     def _init_marked_completions(self):
         # In step with TRL's own deques of what it logs: one entry per row of all processes.
         self._marked_completions = deque(maxlen=self.args.generation_batch_size)
+        self._told_of_columns = set()
+
+    def _generate_and_score_completions(self, inputs):
+        """
+        TRL's columns of `log_extra` keep what they have where a generation adds nothing to them, and stand beside the
+        completions of later ones. Here a generation adds one value per row to every column: `None` where it has none.
+        """
+        prompts, extra = self._logs["prompt"], self._logs["extra"]
+        self._logs["prompt"] = deque(maxlen=prompts.maxlen)
+        self._logs["extra"] = defaultdict(lambda: deque(maxlen=prompts.maxlen))
+        try:
+            return super()._generate_and_score_completions(inputs)
+        finally:
+            added, columns = self._logs["prompt"], self._logs["extra"]
+            for name in {*extra, *columns}:
+                if name not in extra:
+                    extra[name].extend([None] * len(prompts))
+                values = columns.get(name, ())
+                extra[name].extend(values if len(values) == len(added) else [None] * len(added))
+            prompts.extend(added)
+            self._logs["prompt"], self._logs["extra"] = prompts, extra
+
+    def _calculate_rewards(self, inputs, *arguments):
+        rewards = super()._calculate_rewards(inputs, *arguments)
+        self._pending_extra_logs.update(self._take_extra_logs(len(inputs)))
+        return rewards
+
+    def _take_extra_logs(self, num_rows: int) -> dict[str, list]:
+        """The columns that reward functions have logged for this rank's rows, and no others."""
+        logged = dict(self._pending_extra_logs)
+        self._pending_extra_logs.clear()
+        for name, values in list(logged.items()):
+            if len(values) != num_rows:
+                del logged[name]
+                if name not in self._told_of_columns:
+                    self._told_of_columns.add(name)
+                    logger.warning(
+                        f"log_extra({name!r}, ...) got {len(values)} values for {num_rows} completions on process "
+                        f"{self.accelerator.process_index}: nobody knows whose they are, and the column stays empty. "
+                        "Log one value per completion, and each column from one reward function."
+                    )
+        return logged
 
     def _mark_completions(self, output: dict, selected: torch.Tensor | None) -> None:
         """To be called with every batch that TRL has generated, on all processes."""

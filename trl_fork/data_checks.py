@@ -1,8 +1,10 @@
-"""Checks of data and tokenizer that fail before hours are spent."""
+"""Checks of model, data, tokenizer and rollouts that fail before hours are spent."""
 
 import inspect
+from collections.abc import Mapping
 from functools import wraps
 
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 from transformers import ProcessorMixin
 from trl import is_conversational
@@ -86,19 +88,78 @@ def check_tokenizer(processing_class, dataset) -> None:
         )
 
 
-def refuse_empty_completions(rollout_func):
-    """Wrap a rollout function so that an empty completion, an `IndexError` deep inside TRL, names its row."""
+def refuse_frozen_model(model) -> None:
+    """
+    Check that something of a model is trained.
+
+    Raises:
+        `ValueError`: if no parameter is trainable. TRL would run every step, and log a gradient norm, for nothing.
+    """
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        return
+    if is_peft_model(model):
+        remedy = (
+            f"its adapter {model.active_adapter!r} is loaded for inference. Load it with "
+            "PeftModel.from_pretrained(model, path, is_trainable=True)"
+        )
+    else:
+        remedy = "call model.requires_grad_(True), or pass a peft_config to train an adapter on it"
+    raise ValueError(
+        f"No parameter of the {type(model).__name__} is trainable (requires_grad is False for all "
+        f"{sum(1 for _ in model.parameters())}), so that no step would change it: {remedy}."
+    )
+
+
+_ROWS = ("prompt_ids", "completion_ids", "logprobs", "env_mask")  # of a rollout, beside what rewards may ask for
+
+
+def check_rollouts(rollout_func):
+    """
+    Wrap a rollout function so that rows and tokens that do not match are refused by name. TRL trains on them silently,
+    or fails far from here.
+
+    Raises:
+        `TypeError`: where it does not return a dictionary.
+        `ValueError`: where it returns more or fewer rows than there are prompts, in any of its lists; an empty prompt
+            or completion; or log-probabilities or an `env_mask` that are not one per token of their completion.
+    """
 
     @wraps(rollout_func)
     def checked(prompts, trainer):
         output = rollout_func(prompts, trainer)
-        for row, completion in enumerate(output.get("completion_ids", ())):
-            if len(completion) == 0:
+        here = f"on process {trainer.accelerator.process_index}"
+        if not isinstance(output, Mapping):
+            raise TypeError(
+                f"rollout_func must return a dictionary with prompt_ids, completion_ids and logprobs, got "
+                f"{type(output).__name__} {here}."
+            )
+        for name, values in output.items():
+            per_row = isinstance(values, list) or (name in _ROWS and values is not None)
+            if per_row and len(values) != len(prompts):
                 raise ValueError(
-                    f"rollout_func returned an empty completion in row {row} of {len(output['completion_ids'])} on "
-                    f"process {trainer.accelerator.process_index}. Every completion needs at least one token: return "
-                    "the end-of-sequence token where the model says nothing."
+                    f"rollout_func returned {len(values)} rows of {name!r} for {len(prompts)} prompts {here}. Return "
+                    "one row per prompt, in the order of the prompts: each prompt already comes as many times as it "
+                    "is to be answered (num_generations). What is the same for all rows must not be a list."
                 )
+        for name, remedy in (
+            ("completion", "return the end-of-sequence token where the model says nothing"),
+            ("prompt", "return the beginning-of-sequence token at least: something has to predict the first token"),
+        ):
+            for row, ids in enumerate(output.get(f"{name}_ids", ())):
+                if len(ids) == 0:
+                    raise ValueError(
+                        f"rollout_func returned an empty {name} in row {row} of {len(prompts)} {here}. Every {name} "
+                        f"needs at least one token: {remedy}."
+                    )
+        for name in ("logprobs", "env_mask"):
+            if output.get(name) is None or "completion_ids" not in output:
+                continue
+            for row, (ids, values) in enumerate(zip(output["completion_ids"], output[name], strict=True)):
+                if len(values) != len(ids):
+                    raise ValueError(
+                        f"rollout_func returned {len(values)} values of {name!r} for the {len(ids)} completion tokens "
+                        f"of row {row} {here}. Return one value per token."
+                    )
         return output
 
     return checked

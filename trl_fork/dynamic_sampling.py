@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import ProcessorMixin
 
-from ._trl import TrainerMixin, logger
+from ._trl import TrainerMixin, logger, nanstd
 from .metrics import LENGTH_METRICS, combine_rounds, reward_metrics, weighted_sum
 
 
@@ -43,6 +43,33 @@ def rows_without_spread(rewards: torch.Tensor, num_generations: int) -> torch.Te
     lowest = groups.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).amin(1)
     highest = groups.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(1)
     return (highest <= lowest).all(1).repeat_interleave(num_generations)
+
+
+def rows_without_signal(rewards: torch.Tensor, num_generations: int, *, scale: bool) -> torch.Tensor:
+    """
+    Mark the completions whose group gives no advantage that can be trained on: none that is not zero, or an infinite
+    one.
+
+    Beside groups with one reward only these are groups with a reward that is infinite, or so large that the standard
+    deviation overflows: a single 1e30 makes every advantage of its group 0 in float32.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(num_groups * num_generations,)`):
+            Rewards of whole groups, each in consecutive rows. NaN is a completion that nobody could score.
+        num_generations (`int`):
+            Completions per group.
+        scale (`bool`):
+            Whether advantages are divided by the group's standard deviation (`scale_rewards="group"`).
+
+    Returns:
+        `torch.BoolTensor` of shape `(num_groups * num_generations,)`.
+    """
+    groups = rewards.view(-1, num_generations)
+    advantages = groups - groups.nanmean(1, keepdim=True)
+    if scale:
+        advantages = advantages / (nanstd(groups, dim=1).unsqueeze(1) + 1e-4)
+    moves = (advantages.nan_to_num(nan=0.0) != 0).any(1) & ~(advantages.isinf() | groups.isinf()).any(1)
+    return rows_without_spread(rewards, num_generations) | ~moves.repeat_interleave(num_generations)
 
 
 def choose_groups(informative: list[bool], wanted: int) -> list[int]:
@@ -112,6 +139,7 @@ class DynamicSamplingMixin(TrainerMixin):
         self._final_rewards = None  # (rows of all ranks, reward functions), likewise
         self._generation_rewards = None  # (rows of all ranks, reward functions), of the latest generation batch
         self._has_topped_up = False
+        self._has_met_infinity = False
         self._deciding_column = None
         name = self.args.dynamic_sampling_reward
         if self.args.dynamic_sampling and name is not None:
@@ -130,13 +158,31 @@ class DynamicSamplingMixin(TrainerMixin):
             else:
                 output = super()._generate_and_score_completions(inputs)
         self._generation_rewards = rewards = kept[-1]
+        self._warn_of_infinite_rewards(rewards)
         if self.args.selects_tokens or self.args.skip_inert_compute:
+            size = self.num_generations if mode == "train" else self.num_generations_eval
             if self.multi_objective_aggregation == "sum_then_normalize":
-                rewards = weighted_sum(rewards, self.reward_weights)
-            rows = rows_without_spread(rewards, self.num_generations if mode == "train" else self.num_generations_eval)
+                total = weighted_sum(rewards, self.reward_weights)
+                rows = rows_without_signal(total, size, scale=self.scale_rewards == "group")
+            else:
+                rows = rows_without_spread(rewards, size)
             first = self.accelerator.process_index * len(inputs)
-            output["advantages"][rows[first : first + len(inputs)]] = 0.0
+            advantages = output["advantages"]
+            advantages[rows[first : first + len(inputs)]] = 0.0
+            # TRL writes the largest float for an infinite advantage.
+            advantages[advantages.abs() >= torch.finfo(advantages.dtype).max] = 0.0
         return output
+
+    def _warn_of_infinite_rewards(self, rewards):
+        infinite = rewards.isinf().any(0).tolist()
+        if any(infinite) and not self._has_met_infinity and self.accelerator.is_main_process:
+            self._has_met_infinity = True
+            names = [name for name, found in zip(self.reward_func_names, infinite, strict=True) if found]
+            logger.warning(
+                f"Step {self.state.global_step}: an infinite reward of {names}. Its group has no finite advantage and "
+                "is not trained on, here and wherever this happens again. Return a large finite number, or None for "
+                "a completion that cannot be scored."
+            )
 
     @contextmanager
     def _keeping_rewards(self):
@@ -193,12 +239,12 @@ class DynamicSamplingMixin(TrainerMixin):
             rewards.append(round_rewards)
             for name, values in lengths.items():
                 values.append(self._metrics["train"][name].pop())
-            deciding = (
-                weighted_sum(round_rewards, self.reward_weights)
-                if self._deciding_column is None
-                else round_rewards[:, self._deciding_column]
-            )
-            informative += (~rows_without_spread(deciding, size)[::size]).tolist()
+            total = weighted_sum(round_rewards, self.reward_weights)
+            # An advantage is what a group is kept for, whichever reward decides.
+            empty = rows_without_signal(total, size, scale=self.scale_rewards == "group")
+            if self._deciding_column is not None:
+                empty |= rows_without_spread(round_rewards[:, self._deciding_column], size)
+            informative += (~empty[::size]).tolist()
             if sum(informative) >= wanted or len(rounds) == self.args.dynamic_sampling_max_rounds:
                 break
             inputs = self._refill(refill_size(sum(informative), len(informative), wanted, multiple))
@@ -238,9 +284,7 @@ class DynamicSamplingMixin(TrainerMixin):
                     example[name] = values[i]
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
         # Columns that reward functions log for the table of completions stay with their rows.
-        logged = {name: values for name, values in self._pending_extra_logs.items() if len(values) == len(inputs)}
-        for name in logged:
-            del self._pending_extra_logs[name]
+        logged = self._take_extra_logs(len(inputs))
         generated = (prompt_ids, completion_ids, tool_mask, completions, logprobs)
         rows = [
             {
@@ -312,8 +356,8 @@ class DynamicSamplingMixin(TrainerMixin):
             self._has_topped_up = True
             logger.warning(
                 f"dynamic_sampling: step {self.state.global_step} found {found} informative groups of {wanted} in "
-                f"{rounds} rounds ({len(informative)} groups). The batch is topped up with groups whose rewards are "
-                "all equal, here and wherever this happens again; dynamic_sampling/informative_group_fraction shows "
+                f"{rounds} rounds ({len(informative)} groups). The batch is topped up with groups that have no "
+                "advantage, here and wherever this happens again; dynamic_sampling/informative_group_fraction shows "
                 "how rare the others are. Raise dynamic_sampling_max_rounds, or take prompts that the model solves "
                 "sometimes, but not always."
             )

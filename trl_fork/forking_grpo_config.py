@@ -48,13 +48,13 @@ class ForkingGRPOConfig(GRPOConfig):
         > Parameters that control the work
 
         skip_inert_compute (`bool`, *optional*, defaults to `True`):
-            Leave out work whose gradient is exactly zero: padding beyond a micro-batch's own longest completion,
+            Leave out work whose gradient is exactly zero: padding beyond a micro-batch's own longest row,
             completions without gradient, the LM head of tokens outside the selection; and give the completions of a
             group with one reward an advantage of exactly 0, where TRL's rounding leaves about 6e-4. Each saving
             switches itself off where it would not be exact, and logs why, see [`~savings.plan_savings`].
         dynamic_sampling (`bool`, *optional*, defaults to `False`):
-            DAPO's dynamic sampling: groups whose rewards are all equal are dropped, and fresh prompts generated until
-            the batch is full of groups that carry a signal. The batch keeps its shape and the run its number of steps.
+            DAPO's dynamic sampling: groups without an advantage are dropped, and fresh prompts generated until the
+            batch is full of groups that carry a signal. The batch keeps its shape and the run its number of steps.
         dynamic_sampling_max_rounds (`int`, *optional*, defaults to `10`):
             Generation rounds per batch, the first one included, before it is topped up with what there is.
         dynamic_sampling_reward (`str`, *optional*):

@@ -16,13 +16,15 @@ from ._trl import (
     old_logps_are_computed,
     refuse_unsloth,
     training_adapter_is_active,
+    truncates_sampling,
     warn_of_cast_weights,
+    warn_of_truncated_sampling,
 )
 from .batching import loss_mask, without_advantage
 from .callbacks import GenerationCallback
 from .checkpoints import ResumableGenerationMixin
 from .completions_log import MarkedCompletionsMixin
-from .data_checks import check_tokenizer, check_training_data, refuse_empty_completions
+from .data_checks import check_rollouts, check_tokenizer, check_training_data, refuse_frozen_model
 from .distributed import Ranks
 from .dynamic_sampling import DynamicSamplingMixin, check_dynamic_sampling
 from .forking_grpo_config import ForkingGRPOConfig
@@ -30,7 +32,16 @@ from .hub import PublishingMixin
 from .lm_head import row_sparse_head
 from .metrics import count_metrics, entropy_metrics, partial_metrics
 from .out_of_memory import OutOfMemoryMixin
-from .savings import ALL_TOKENS, arrange, kind_of_positions, plan_savings, score_by_length
+from .right_padding import RightPadded
+from .savings import (
+    ALL_TOKENS,
+    arrange,
+    padding_effect,
+    plan_savings,
+    rescales_with_length,
+    rounding,
+    score_by_length,
+)
 from .selection import (
     NaNEntropyError,
     check_entropies,
@@ -75,12 +86,13 @@ class ForkingGRPOTrainer(
         args ([`ForkingGRPOConfig`], *optional*):
             Configuration of this trainer. Defaults to the paper's selection.
         rollout_func (`RolloutFunc`, *optional*):
-            As in TRL; an empty completion is refused with the number of its row.
+            As in TRL; rows and tokens that do not match are refused by name, see [`~data_checks.check_rollouts`].
 
     Raises:
         `TypeError`: if `args` is not a [`ForkingGRPOConfig`].
-        `ValueError`: for a data set or tokenizer that cannot be trained with, see [`~data.check_training_data`] and
-            [`~data.check_tokenizer`].
+        `ValueError`: for a data set, tokenizer or model that cannot be trained with, see
+            [`~data_checks.check_training_data`], [`~data_checks.check_tokenizer`] and
+            [`~data_checks.refuse_frozen_model`].
         `NotImplementedError`: for image-text models, and where unsloth has replaced TRL's loss.
         `ImportError`: if the installed TRL has moved the methods this trainer overrides.
 
@@ -115,7 +127,7 @@ class ForkingGRPOTrainer(
             )
         call = inspect.signature(GRPOTrainer.__init__).bind(self, model, reward_funcs, args, *positional, **keywords)
         if call.arguments.get("rollout_func") is not None:
-            call.arguments["rollout_func"] = refuse_empty_completions(call.arguments["rollout_func"])
+            call.arguments["rollout_func"] = check_rollouts(call.arguments["rollout_func"])
         given = call.arguments
         check_training_data(
             given.get("train_dataset"),
@@ -139,26 +151,34 @@ class ForkingGRPOTrainer(
                 "that the gradient reaches them all. The selection only weights each completion by its number of "
                 "selected tokens. Set importance_sampling_level='token' to train on the selected tokens alone."
             )
+        if isinstance(model, torch.nn.Module) and given.get("peft_config") is None:  # nothing will be added to it
+            refuse_frozen_model(model)
         super().__init__(*call.args[1:], **call.kwargs)
+        refuse_frozen_model(self.model)
         self._check_processing_class(self.processing_class, self.train_dataset, args)
         warn_of_cast_weights(self)
+        warn_of_truncated_sampling(self)
         self._init_dynamic_sampling()
         self._init_telemetry()
         self._init_marked_completions()
         self._ranks = Ranks(self.accelerator)
-        self._savings = plan_savings(
-            args,
-            positions=kind_of_positions(self.model.config),
-            image_inputs=isinstance(self.processing_class, ProcessorMixin),
-            auxiliary_loss=self.aux_loss_enabled,
-        )
+        self._savings = self._plan_savings(rescales_with_length(self.model.config))
         reasons = [f"{name}: {reason}" for name, reason in self._savings.reasons.items() if reason != ALL_TOKENS]
         if reasons and self.accelerator.is_main_process:
             logger.warning(f"skip_inert_compute: not everything can be left out of this run ({'; '.join(reasons)}).")
+        self._checked_width = 0  # of the widest batch in which padding was seen to have no effect
         # Entropies that TRL's old-log-probability pass has left, with the ids they are of; `None` while nobody asks.
         self._old_policy_scores: list | None = None
         self._loss_inputs = None  # batch inside `compute_loss`, where `get_high_entropy_mask` needs it
         self._generation_index = {"train": (-1, 0), "eval": (-1, 0)}  # (global step, generations made at that step)
+
+    def _plan_savings(self, length_shows: bool):
+        return plan_savings(
+            self.args,
+            length_shows=length_shows,
+            image_inputs=isinstance(self.processing_class, ProcessorMixin),
+            auxiliary_loss=self.aux_loss_enabled,
+        )
 
     @staticmethod
     def _check_processing_class(processing_class, dataset, args):
@@ -181,6 +201,8 @@ class ForkingGRPOTrainer(
             scores = self._old_policy_scores
         finally:
             self._old_policy_scores = None
+        if truncates_sampling(self.args) and output.get("sampling_per_token_logps") is not None:
+            self._report_kept_mass(mode, output)
         entropies = None
         if self.args.selects_tokens:
             priorities = None
@@ -205,6 +227,16 @@ class ForkingGRPOTrainer(
                     callback.on_generation(self, output, loss_mask(output), entropies)
         return output
 
+    def _report_kept_mass(self, mode, output):
+        """The mean probability mass that truncated sampling has kept: the engine's probabilities are divided by it."""
+        if output.get("old_per_token_logps") is None:
+            return
+        share = (output["old_per_token_logps"] - output["sampling_per_token_logps"]).exp()
+        known = (loss_mask(output) != 0) & ~share.isnan()
+        total, count = self._ranks.sum(torch.stack([share[known].sum(), known.sum()])).tolist()
+        if count:
+            self._metrics[mode]["sampling/kept_mass"].append(total / count)
+
     def _next_generation(self, mode):
         """Name of a generation batch: the same in a resumed run, where a count from the start would not be."""
         step, made = self._generation_index[mode]
@@ -215,24 +247,22 @@ class ForkingGRPOTrainer(
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
     ):
+        arguments = (input_ids, attention_mask, logits_to_keep, batch_size)
         if torch.is_grad_enabled():
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
-            )
+            model = self._right_padded(model, kwargs)
+            return super()._get_per_token_logps_and_entropies(model, *arguments, compute_entropy, **kwargs)
         # Dropout would change entropies and ratios from one scoring of the same tokens to the next.
-        own = model is self.model and (self.args.selects_tokens or self.args.skip_inert_compute)
+        own = model is self.model and self._differs_from_trl
         reuse = self._old_policy_scores == [] and model is self.model and training_adapter_is_active(model)
         with evaluation_mode(model) if own else nullcontext():
-            logps, entropies, aux_loss = self._score(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy or reuse, **kwargs
-            )
+            logps, entropies, aux_loss = self._score(model, *arguments, compute_entropy or reuse, **kwargs)
         if reuse:
             self._old_policy_scores.append((input_ids, entropies))
         return logps, entropies if compute_entropy else None, aux_loss
 
     def _score(self, model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs):
         """TRL's pass without gradient; in chunks of similar length where padding can be cut."""
-        score = super()._get_per_token_logps_and_entropies
+        model, score = self._right_padded(model, kwargs), super()._get_per_token_logps_and_entropies
         if not self._savings.padding or kwargs.get("compute_aux_loss"):
             return score(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs)
 
@@ -242,8 +272,59 @@ class ForkingGRPOTrainer(
                 return score(model, ids, mask, length, compute_entropy=compute_entropy, **kwargs)[:2]
 
         batch_size = batch_size or len(input_ids)
-        left = self._savings.left_padding
-        return *score_by_length(score_chunk, input_ids, attention_mask, logits_to_keep, batch_size, left=left), None
+        return *score_by_length(score_chunk, input_ids, attention_mask, logits_to_keep, batch_size), None
+
+    @property
+    def _differs_from_trl(self) -> bool:
+        return self.args.selects_tokens or self.args.skip_inert_compute
+
+    def _right_padded(self, model, arguments):
+        """What TRL is to call in place of `model`. With images, whose tensors are placed by column, the model."""
+        images = any(value is not None for name, value in arguments.items() if name != "compute_aux_loss")
+        if images or not self._differs_from_trl:
+            return model
+        return RightPadded(model, cut=self._savings.padding)
+
+    def _generate(self, prompts):
+        generated = super()._generate(prompts)
+        if self._savings.padding:
+            self._check_padding(*generated[:2])
+        return generated
+
+    def _check_padding(self, prompt_ids, completion_ids):
+        """
+        Ask the model itself whether padding changes what it makes of a row, whenever a batch is wider than all before.
+
+        The shortest row alone and at the full width, without gradient: two passes of one row, on all ranks together.
+        """
+        width = torch.tensor(max(map(len, prompt_ids)) + max(map(len, completion_ids)), device=self.accelerator.device)
+        width = int(self._ranks.gather(width).max())
+        if width <= self._checked_width:
+            return
+        self._checked_width = width
+        # Beyond its learned positions a model cannot be run at all.
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or width
+        row = min(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]) + len(completion_ids[row]))
+        score = super()._get_per_token_logps_and_entropies
+        with torch.no_grad(), evaluation_mode(self.model):
+            effect = padding_effect(
+                lambda *batch: score(self.model, *batch)[0],
+                list(prompt_ids[row]),
+                list(completion_ids[row]),
+                min(width, limit),
+                self._tokenizer.pad_token_id,
+                self.accelerator.device,
+            )
+        effect = float(self._ranks.gather(torch.tensor(effect, device=self.accelerator.device)).max())
+        if effect > rounding(self.model, *([torch.bfloat16] * self.args.bf16), *([torch.float16] * self.args.fp16)):
+            self._savings = self._plan_savings(length_shows=True)
+            if self.accelerator.is_main_process:
+                name = type(self.accelerator.unwrap_model(self.model)).__name__
+                logger.warning(
+                    f"skip_inert_compute: padding a row to {width} tokens changes its log-probabilities by "
+                    f"{effect:.2g} nats on average: {name} reads the padded length. From here on padding stays as TRL "
+                    "makes it, and rows keep their micro-batches."
+                )
 
     def starting_policy_entropies(self, output, scores=None):
         """

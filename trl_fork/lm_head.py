@@ -8,6 +8,7 @@ Triton and on other devices, are TRL's own; they are given fewer rows.
 """
 
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import SimpleNamespace
 
 import torch
@@ -58,6 +59,32 @@ class RowSparseLogProbFunction(ChunkedLogProbFunction):
         return grad_hidden, *rest
 
 
+# Which tokens of the batch in hand are wanted, and which are not padding: both `(batch, seq)`, ending with the batch.
+_tokens: ContextVar[tuple[torch.Tensor, torch.Tensor] | None] = ContextVar("tokens", default=None)
+
+
+class RowSparseHead:
+    """
+    Stands in for `ChunkedLogProbFunction` where TRL's fused head calls it.
+
+    One object for good, and hidden from the compiler: `torch.compile` guards on the identity of what it finds in a
+    module and on the numbers that it reads there, and would otherwise compile the model anew for each batch.
+    """
+
+    @staticmethod
+    @torch.compiler.disable
+    def apply(hidden, weight, bias, targets, *settings):
+        tokens = _tokens.get()
+        rows = None if tokens is None else _rows_of(*tokens, len(hidden))
+        if rows is None:
+            return RowSparseLogProbFunction.apply(hidden, weight, bias, targets, *settings)
+        # `index_select` and `index_copy` keep the graph: without any row the result is a differentiable zero.
+        outputs = RowSparseLogProbFunction.apply(
+            hidden.index_select(0, rows), weight, bias, targets.index_select(0, rows), *settings
+        )
+        return tuple(None if x is None else x.new_zeros(len(hidden)).index_copy(0, rows, x) for x in outputs)
+
+
 @contextmanager
 def row_sparse_head(wanted: torch.Tensor | None = None, completion_mask: torch.Tensor | None = None):
     """
@@ -70,19 +97,37 @@ def row_sparse_head(wanted: torch.Tensor | None = None, completion_mask: torch.T
         completion_mask (`torch.Tensor` of shape `(batch, completion_length)`, *optional*):
             Tokens that are not padding; required with `wanted`.
     """
-
-    def project(hidden, weight, bias, targets, *settings):
-        rows = None if wanted is None else _rows_of(wanted, completion_mask, len(hidden))
-        if rows is None:
-            return RowSparseLogProbFunction.apply(hidden, weight, bias, targets, *settings)
-        # `index_select` and `index_copy` keep the graph: without any row the result is a differentiable zero.
-        outputs = RowSparseLogProbFunction.apply(
-            hidden.index_select(0, rows), weight, bias, targets.index_select(0, rows), *settings
-        )
-        return tuple(None if x is None else x.new_zeros(len(hidden)).index_copy(0, rows, x) for x in outputs)
-
-    with fused_head_function(SimpleNamespace(apply=project)):
+    with fused_head_function(RowSparseHead), _set(None if wanted is None else (wanted, completion_mask)):
         yield
+
+
+@contextmanager
+def wanted_tokens_moved(move, width: int):
+    """
+    Let [`row_sparse_head`] look for its tokens where `move` has put them.
+
+    Args:
+        move (`Callable`): Takes a tensor of shape `(batch, width)` to one of shape `(batch, columns)`.
+        width (`int`): Columns of the batch before it was moved; completions are at their end.
+    """
+    tokens = _tokens.get()
+    if tokens is not None:
+
+        def moved(mask):  # but for the first column, which nothing predicts
+            return move(torch.nn.functional.pad(mask.bool(), (width - mask.shape[1], 0)))[:, 1:]
+
+        tokens = (moved(tokens[0]), moved(tokens[1]))
+    with _set(tokens):
+        yield
+
+
+@contextmanager
+def _set(tokens):
+    before = _tokens.set(tokens)
+    try:
+        yield
+    finally:
+        _tokens.reset(before)
 
 
 def _rows_of(wanted, completion_mask, num_rows: int) -> torch.Tensor | None:

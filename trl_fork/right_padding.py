@@ -1,0 +1,59 @@
+"""
+Rows that begin at the first column: a completion is scored as if it stood alone.
+
+TRL pads prompts on the left and counts positions from the first column, padding included. Rotary positions do not
+show it. Learned positions, attention that is scaled by the position and the virtual tokens of a prompt-learning
+adapter, which stand before the padding, do: there a row's log-probabilities depend on the longest prompt beside it.
+Padding on the right is behind everything that is read, so that no causal model sees it.
+"""
+
+from types import SimpleNamespace
+
+import torch
+
+from .lm_head import wanted_tokens_moved
+
+
+class RightPadded:
+    """
+    A causal model with TRL's fused LM head, called with padding on both sides and run with padding on the right.
+
+    Args:
+        model (`Callable`):
+            What TRL would call, wrapped or not.
+        cut (`bool`):
+            Whether to leave out columns that are padding in every row.
+    """
+
+    def __init__(self, model, *, cut: bool):
+        self.model, self.cut = model, cut
+
+    def __call__(self, input_ids, attention_mask, labels, **settings):
+        width = attention_mask.shape[1]
+        columns = torch.arange(width, device=attention_mask.device)
+        first = attention_mask.bool().int().argmax(1, keepdim=True)  # of each row, its first token
+        num_columns = max(int(attention_mask.sum(1).max()), 2) if self.cut else width
+        source = ((columns + first) % width)[:, :num_columns]
+
+        def align(values):
+            return values.gather(1, source)
+
+        with wanted_tokens_moved(align, width):
+            outputs = self.model(
+                input_ids=align(input_ids), attention_mask=align(attention_mask), labels=align(labels), **settings
+            )
+        # Of the aligned tokens, all but the first have a prediction. Virtual tokens may stand before them.
+        predictions = (columns - first - 1).clamp(0, num_columns - 2)
+        valid = attention_mask.bool() & (columns > first)
+
+        def restore(values):
+            if values is None:
+                return None
+            values = values[:, 1 - num_columns :].gather(1, predictions.to(values.device))
+            return values.masked_fill(~valid.to(values.device), 0)
+
+        return SimpleNamespace(
+            log_probs=restore(outputs.log_probs),
+            entropy=restore(outputs.entropy),
+            aux_loss=getattr(outputs, "aux_loss", None),
+        )
