@@ -8,13 +8,13 @@ from datasets import Dataset, IterableDataset, IterableDatasetDict, load_dataset
 from trl import is_conversational
 
 from ._trl import logger
+from .golds import as_gold
 from .math_datasets import (
     BENCHMARKS,
     BOXED_INSTRUCTION,
     PAPER_PROMPT,
     TRAINING_SETS,
     MathDataset,
-    as_gold,
     find_dataset,
     strip_instruction,
 )
