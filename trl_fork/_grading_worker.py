@@ -33,7 +33,7 @@ if "trl_fork" not in sys.modules:  # its modules that need no torch, without the
 from trl_fork.boxed import readable_answer
 from trl_fork.comparison import is_right
 from trl_fork.golds import as_gold
-from trl_fork.quantities import currencies, same_text, split_quantity
+from trl_fork.quantities import as_word, currencies, same_text, split_quantity
 
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of address space of a grader
@@ -87,11 +87,16 @@ def grade(answer: str, gold: Gold) -> list:
 def matches(boxes: list[str], answer_parsed: list, gold: Gold) -> bool:
     """Whether the answer is the gold in the same words, the same number of the same unit, or equal."""
     if len(boxes) == 1:
-        if same_text(boxes[0], gold.text):
+        (box,) = boxes
+        if same_text(box, gold.text):
             return True
-        if (signs := currencies(boxes[0])) and not signs & (currencies(gold.text) or signs):
+        word, gold_word = as_word(box), as_word(gold.text)
+        if word and gold_word:
+            return word == gold_word  # to math-verify a word is a product of letters, and anagrams are equal
+        signs, gold_signs = currencies(box), currencies(gold.text)
+        if signs and gold_signs and not signs & gold_signs:
             return False
-        answered, asked = split_quantity(boxes[0]), split_quantity(gold.text)
+        answered, asked = split_quantity(box), split_quantity(gold.text)
         if answered and asked and answered[1].lower() == asked[1].lower():
             number = parse_answer(readable_answer(rf"\boxed{{{answered[0]}}}")[0])
             if is_right(gold.parsed, number):

@@ -12,6 +12,9 @@ from .latex_text import LONGEST, readable_latex, readable_parts, unicode_to_late
 from .quantities import COMMAND, DOLLARS, LETTERS, NAMES, PLAIN_VALUE, TEXT_COMMAND, split_quantity
 
 
+# Of the reading below. Data sets cache what they are mapped to, and do not see that this module has changed.
+READING = 2
+
 _NUMBER = re.compile(r"-?(\d+|\d{1,3}( \d{3})+)(\.\d+)?")  # "1 000" too, which is no formula
 _TWO_WORDS = re.compile(r"[A-Za-z]{2,} +[A-Za-z]{2,}")
 _ONE_WORD = re.compile(r"[A-Za-z]{2,}")

@@ -37,6 +37,7 @@ _QUANTITY = re.compile(rf"({_VALUE})(\s*)((?>(?:{_UNIT}{_EXPONENT}[\s/*]*)+))")
 _LAYOUT = re.compile(r"\\(?:text|mathrm)|[\s{}()~]|\\[,; ]")
 _LAYOUT_SPACES = re.compile(r"\\[,;: ]|~|\s+")
 _SPACES = re.compile(r"(?<!\d) | (?!\d)")  # that tell no numbers apart
+_WORD = re.compile("[A-Za-z]{4,}")
 _CURRENCY = re.compile("[£€¥₹₩₽]")
 
 
@@ -62,6 +63,12 @@ def same_text(answer: str, gold: str) -> bool:
         for text in (answer, gold)
     )
     return first == second != ""
+
+
+def as_word(text: str) -> str | None:
+    """The word, in lower case, if the text is one of at least four letters."""
+    word = TEXT_COMMAND.sub(r"\1", plain(text)).strip()
+    return word.lower() if _WORD.fullmatch(word) else None
 
 
 def plain(text: str) -> str:
