@@ -45,5 +45,5 @@ def warn_of_unreadable_golds(dataset: Dataset, name: str = "The data set") -> No
     logger.warning(
         f"{name}: {rows:,} of {len(dataset):,} rows have a gold answer that cannot be read, such as "
         f"{example[:100]!r}. accuracy_reward gives them no reward (None), and an evaluation counts them as wrong. "
-        r"Leave these rows out, or write their answers as math-verify reads them: numbers, LaTeX, \text{...} for words."
+        r"Leave them out, or write their answers as math-verify reads them: numbers, LaTeX, \text{...} for words."
     )
