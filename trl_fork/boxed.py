@@ -47,17 +47,19 @@ def readable_answer(completion: str) -> tuple[str, list[str]]:
     start = boxes[0][0]
     pieces = [_COMMAND.sub("", text[:start]) if corrected else text[:start]]
     contents = []
-    for first, last in boxes:
+    for _, first, last in boxes:
         contents.append(text[first:last])
         pieces += [text[start:first], readable_latex(contents[-1])]
         start = last
     return "".join([*pieces, text[start:]]), contents
 
 
-def _last_boxes(text: str) -> tuple[list[tuple[int, int]], bool]:
-    """Where the contents of the last box, and of those that belong to it, begin and end; whether others came before
-    that it corrects."""
-    boxes: deque[tuple[int, int]] = deque()
+def _last_boxes(text: str) -> tuple[list[tuple[int, int, int]], bool]:
+    """
+    Where the last box, and those that belong to it, begin, and where their contents begin and end; whether others came
+    before that it takes back.
+    """
+    boxes: deque[tuple[int, int, int]] = deque()
     limit = len(text)
     while True:
         command = max(text.rfind("\\boxed", 0, limit), text.rfind("\\fbox", 0, limit))
@@ -65,7 +67,7 @@ def _last_boxes(text: str) -> tuple[list[tuple[int, int]], bool]:
         if content is None:
             return list(boxes), False
         if boxes:
-            between = text[content[1] + 1 : limit]
+            between = text[content[2] + 1 : limit]
             joined = len(between) < _NEAR or (len(between) < _FAR and _SEPARATOR.search(between))
             if not joined or len(boxes) == MOST_BOXES:
                 return (list(boxes), False) if not joined else ([], False)
@@ -75,8 +77,8 @@ def _last_boxes(text: str) -> tuple[list[tuple[int, int]], bool]:
         limit = command
 
 
-def _content(text: str, command: int, limit: int) -> tuple[int, int] | None:
-    """Where what is in a box begins and ends, if it has braces that close."""
+def _content(text: str, command: int, limit: int) -> tuple[int, int, int] | None:
+    """Where a box and what is in it begin, and where that ends, if it has braces that close."""
     match = _COMMAND.match(text, command) if command >= 0 else None
     if match is None:
         return None
@@ -89,7 +91,7 @@ def _content(text: str, command: int, limit: int) -> tuple[int, int] | None:
     for brace in _BRACE.finditer(text, opening, limit):
         depth += 1 if brace[0] == "{" else -1
         if depth == 0:
-            return opening + 1, brace.start()
+            return command, opening + 1, brace.start()
     return None
 
 

@@ -79,7 +79,7 @@ def as_gold(answer) -> str:
         return text
     inner = _without_outer_dollars(text)
     if inner is not None:
-        return f"${readable_latex(inner)}$"
+        return f"${readable_latex(inner).strip()}$"
     formula = _merged(text) if dollars else text
     if formula is None:
         return readable_parts(text)
@@ -87,7 +87,7 @@ def as_gold(answer) -> str:
     if (quantity := split_quantity(formula)) is not None:
         value, unit = quantity
         return formula if PLAIN_VALUE.fullmatch(value) else rf"${readable_latex(value)}\text{{ {unit}}}$"
-    return f"${readable_latex(formula)}$" if _is_formula(formula) else formula
+    return f"${readable_latex(formula).strip()}$" if _is_formula(formula) else formula
 
 
 def _bare(text: str) -> str:

@@ -26,7 +26,8 @@ _UNITS = re.compile(
 _UNIT_LETTERS = frozenset("msghlNVWJKACFLTH")
 
 _VALUE = (
-    r"[-+]?(?:\d{1,9} \d{1,9}/\d{1,9}|\d+/\d+|(?:\d{1,3}(?:[ ,]\d{3})+|\d+)(?:\.\d+)?|\.\d+)"
+    r"[-+]?(?:(?:\d{1,9}\s*)?\\[dt]?frac\s*\{\d+\}\s*\{\d+\}|"
+    r"\d{1,9} \d{1,9}/\d{1,9}|\d+/\d+|(?:\d{1,3}(?:[ ,]\d{3})+|\d+)(?:\.\d+)?|\.\d+)"
     r"(?:[eE][+-]?\d+|\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*(?:\{[+-]?\d+\}|[+-]?\d+))?"
 )
 PLAIN_VALUE = re.compile(r"-?(?:\d{1,3}(?:[ ,]\d{3})+|\d+)(?:\.\d+)?|-?\.\d+")
@@ -46,7 +47,10 @@ def split_quantity(text: str) -> tuple[str, str] | None:
     match = _QUANTITY.fullmatch(plain(text))
     if match is None or not _is_unit(match[3], bool(match[2])):
         return None
-    return match[1], _LAYOUT.sub("", match[3])
+    unit = _LAYOUT.sub("", match[3])
+    if "frac" in match[1] and "\\" not in match[3] and not _WORD.search(unit):
+        return None  # `\frac{1}{2} ab` is a product
+    return match[1], unit
 
 
 def currencies(text: str) -> set[str]:
