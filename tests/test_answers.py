@@ -214,6 +214,31 @@ CASES = [
     ("100 200", ["100200"], ["100"]),
     ("5-6", ["-1"], []),
     ("0.333...", ["0.333..."], ["0.4"]),
+    ("2π cm²", [r"2\pi", "2π", r"2\pi\text{ cm}^2"], ["2", r"3\pi"]),
+    (r"\sqrt{2} cm", [r"\sqrt2", r"\sqrt{2}\text{ cm}"], ["2"]),
+    ("π/3 rad", [r"\frac{\pi}{3}"], [r"\pi"]),
+    (r"16\pi \text{ cm}^3", [r"16\pi"], ["16"]),
+    (r"$6\pi$ square units", [r"6\pi"], ["6"]),
+    ("3 × 10^8 m/s", ["3e8", r"3\times10^8\text{ m/s}"], ["3", "3e7"]),
+    ("1.6 x 10^-19", ["1.6e-19", r"1.6\times10^{-19}"], ["1.6", "1.6e-18"]),
+    ("(1e-9, 2e-9)", ["(1e-9,2e-9)"], ["(1e-9,3e-9)"]),
+    ("x = 1e-9", ["1e-9", "x=1e-9"], ["2e-9", "x=2e-9"]),
+    ("-1e-9", ["-1e-9"], ["1e-9"]),
+    ("1e-400", ["1e-400"], ["1e-401", "0"]),
+    ("{x | x > 2}", [r"\{x|x>2\}"], [r"\{x|x>3\}"]),
+    ("x ≥ -1", [r"x\ge-1", r"[-1,\infty)", r"-1 \le x"], [r"x>-1"]),
+    ("{1, 2, 3}", [r"\{3,2,1\}"], ["1,2"]),
+    (
+        r"\begin{bmatrix} 1 \\ \frac12 \end{bmatrix}",
+        [r"\begin{pmatrix}1\\0.5\end{pmatrix}"],
+        [r"\begin{pmatrix}1\\2\end{pmatrix}"],
+    ),
+    ("3 ± 0.5", [r"3\pm0.5", "2.5,3.5"], ["2.5"]),
+    (
+        "7",
+        ["x=7", "a=b=7", "f(2)=7", "x=3+4=7", r"\frac{14}{2}=7", "7=x", "x=7=14/2"],
+        ["5=x=7", "1+1=7", "x^2=9=7", "x=5,y=7"],
+    ),
 ]
 
 UNREADABLE = [
@@ -428,8 +453,8 @@ def test_unreadable_golds_are_reported_once(caplog, monkeypatch, tmp_path):
     data = Dataset.from_list([{"question": f"{n}?", "answer": gold} for n, gold in enumerate(golds)])
     loaded = to_prompt_and_solution(data)
     assert [record.getMessage() for record in caplog.records] == [
-        "The data set: 4 of 7 rows have a gold answer that cannot be read, such as 'proof'. accuracy_reward gives them "
-        "no reward (None), and an evaluation counts them as wrong. Leave them out, or write their answers as "
+        "The data set: 4 of 7 rows have a gold answer that cannot be read, such as 'proof'. accuracy_reward gives "
+        "them no reward (None), and an evaluation counts them as wrong. Leave them out, or write their answers as "
         r"math-verify reads them: numbers, LaTeX, \text{...} for words."
     ]
     rewards = accuracy_reward([box("5")] * 7, loaded["solution"][:])

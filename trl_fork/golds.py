@@ -9,7 +9,7 @@ Nothing is imported but `re`: the grading worker uses this module.
 import re
 
 from .latex_text import LONGEST, readable_latex, readable_parts, unicode_to_latex
-from .quantities import COMMAND, DOLLARS, LETTERS, NAMES, PLAIN_VALUE, TEXT_COMMAND, split_quantity
+from .quantities import COMMAND, DOLLARS, LETTERS, NAMES, PLAIN_VALUE, TEXT_COMMAND, mark_unit, split_quantity
 
 
 # Of the reading below. Data sets cache what they are mapped to, and do not see that this module has changed.
@@ -87,7 +87,7 @@ def as_gold(answer) -> str:
     if (quantity := split_quantity(formula)) is not None:
         value, unit = quantity
         return formula if PLAIN_VALUE.fullmatch(value) else rf"${readable_latex(value)}\text{{ {unit}}}$"
-    return f"${readable_latex(formula).strip()}$" if _is_formula(formula) else formula
+    return f"${readable_latex(mark_unit(formula)).strip()}$" if _is_formula(formula) else formula
 
 
 def _bare(text: str) -> str:

@@ -18,11 +18,12 @@ NAMES = re.compile(
     "and|or|sin|cos|tan|cot|sec|csc|log|ln|lg|exp|sqrt|pi|max|min|gcd|lcm|mod|inf|infinity|arcsin|arccos|arctan|sinh|"
     "cosh|tanh|det|dim|deg|alpha|beta|gamma|theta|lambda|percent"
 )
-_UNITS = re.compile(
+_UNIT_NAMES = (
     "[cmkdn]m|[km]?g|[mcd][lL]|ft|in|yd|mi|lbs?|oz|hrs?|mins?|secs?|ms|k?Wh?|MW|[kMG]?Hz|[kMG]?Pa|atm|[kMG]?eV|[kM]J|"
     "k?cal|k?mol|rad|deg|[mkr]p[hm]|kmp?h|usd|USD|EUR|[GMK]B|dB|yrs?|erg|gal|pt|qt|[rR]s|cc|sq|cu|am|pm|AM|PM|bpm|psi|"
     "ppm|AU|[kM]?pc|percent"
 )
+_UNITS = re.compile(_UNIT_NAMES)
 _UNIT_LETTERS = frozenset("msghlNVWJKACFLTH")
 
 _VALUE = (
@@ -35,8 +36,12 @@ _UNIT = r"(?:\([^()$]{1,40}\)|[A-Za-z%'\"-]++\.?|\\(?:text|mathrm)\s*\{[^{}]{1,4
 _EXPONENT = r"(?:\s*\^\s*(?:-?\d|\{-?\d\}|\{?\\circ\}?))?"
 _QUANTITY = re.compile(rf"({_VALUE})(\s*)((?>(?:{_UNIT}{_EXPONENT}[\s/*]*)+))")
 
+_ONE_UNIT = rf"(?:{_UNIT_NAMES}|units?)(?![A-Za-z]){_EXPONENT}"
+_UNIT_OF_FORMULA = re.compile(rf"(?<=[\w}})\]])\s+({_ONE_UNIT}(?:\s*/\s*{_ONE_UNIT})*)\s*$")
+
 _LAYOUT = re.compile(r"\\(?:text|mathrm)|[\s{}()~]|\\[,; ]")
-_LAYOUT_SPACES = re.compile(r"\\[,;: ]|~|\s+")
+_LAYOUT_EXPONENT_IN_BRACES = re.compile(r"\^\{(\w)\}")
+_SPACES = re.compile(r"\\[,;: ]|~|\s+")
 _SPACES = re.compile(r"(?<!\d) | (?!\d)")  # that tell no numbers apart
 _WORD = re.compile("[A-Za-z]{4,}")
 _CURRENCY = re.compile("[£€¥₹₩₽]")
@@ -53,6 +58,13 @@ def split_quantity(text: str) -> tuple[str, str] | None:
     return match[1], unit
 
 
+def mark_unit(formula: str) -> str:
+    r"""`2\pi cm^2` as `2\pi\text{ cm^2}`, in which math-verify finds a unit."""
+    if TEXT_COMMAND.search(formula):
+        return formula
+    return _UNIT_OF_FORMULA.sub(lambda match: rf"\text{{ {_LAYOUT.sub('', match[1])}}}", formula)
+
+
 def currencies(text: str) -> set[str]:
     """Which currency signs but dollars a text has."""
     return set(_CURRENCY.findall(text[:LONGEST].replace("\\pounds", "£").replace("\\euro", "€")))
@@ -63,7 +75,9 @@ def same_text(answer: str, gold: str) -> bool:
     if max(len(answer), len(gold)) > LONGEST:
         return False
     first, second = (
-        _SPACES.sub("", _LAYOUT_SPACES.sub(" ", TEXT_COMMAND.sub(r" \1 ", plain(text)))).strip()
+        _SPACES.sub(
+            "", _LAYOUT_SPACES.sub(" ", TEXT_COMMAND.sub(r" \1 ", _EXPONENT_IN_BRACES.sub(r"^\1", plain(text))))
+        ).strip()
         for text in (answer, gold)
     )
     return first == second != ""
@@ -77,7 +91,8 @@ def as_word(text: str) -> str | None:
 
 def plain(text: str) -> str:
     """A text without dollars and without signs beyond ASCII that LaTeX has."""
-    return unicode_to_latex(DOLLARS.sub("", text[:LONGEST])).strip()
+    text = DOLLARS.sub("", text[:LONGEST]).replace("\\{", "{").replace("\\}", "}")
+    return unicode_to_latex(text).strip()
 
 
 def _is_unit(unit: str, spaced: bool) -> bool:
