@@ -40,8 +40,8 @@ _ONE_UNIT = rf"(?:{_UNIT_NAMES}|units?)(?![A-Za-z]){_EXPONENT}"
 _UNIT_OF_FORMULA = re.compile(rf"(?<=[\w}})\]])\s+({_ONE_UNIT}(?:\s*/\s*{_ONE_UNIT})*)\s*$")
 
 _LAYOUT = re.compile(r"\\(?:text|mathrm)|[\s{}()~]|\\[,; ]")
-_LAYOUT_EXPONENT_IN_BRACES = re.compile(r"\^\{(\w)\}")
-_SPACES = re.compile(r"\\[,;: ]|~|\s+")
+_EXPONENT_IN_BRACES = re.compile(r"\^\{(\w)\}")
+_LAYOUT_SPACES = re.compile(r"\\[,;: ]|~|\s+")
 _SPACES = re.compile(r"(?<!\d) | (?!\d)")  # that tell no numbers apart
 _WORD = re.compile("[A-Za-z]{4,}")
 _CURRENCY = re.compile("[£€¥₹₩₽]")
