@@ -18,10 +18,22 @@ import os
 import resource
 import signal
 import sys
+from dataclasses import dataclass
 from functools import lru_cache
+from types import ModuleType
 
 from latex2sympy2_extended import NormalizationConfig
-from math_verify import LatexExtractionConfig, parse, verify
+from math_verify import LatexExtractionConfig, parse
+
+
+if "trl_fork" not in sys.modules:  # its modules that need no torch, without the package, which imports it
+    package = sys.modules["trl_fork"] = ModuleType("trl_fork")
+    package.__path__ = [os.path.dirname(os.path.abspath(__file__))]
+
+from trl_fork.boxed import readable_answer
+from trl_fork.comparison import is_right
+from trl_fork.golds import as_gold
+from trl_fork.quantities import as_word, currencies, same_text, split_quantity
 
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of address space of a grader
@@ -38,9 +50,18 @@ WARM_UP = (
 )
 
 
+@dataclass(frozen=True)
+class Gold:
+    """A gold as it was given, and what math-verify reads in it: nothing if it is unreadable."""
+
+    text: str
+    parsed: list
+
+
 @lru_cache(maxsize=1024)
-def parse_gold(gold: str) -> list:
-    return parse(gold, parsing_timeout=None)
+def parse_gold(gold: str) -> Gold:
+    text = as_gold(gold)
+    return Gold(gold, parse(readable_answer(text)[0] if "boxed" in text else text, parsing_timeout=None))
 
 
 def parse_answer(answer: str) -> list:
@@ -53,13 +74,34 @@ def parse_answer(answer: str) -> list:
     return parse(answer, extraction_config=[config], extraction_mode="first_match", parsing_timeout=None)
 
 
-def grade(answer: str, gold_parsed: list) -> list:
+def grade(answer: str, gold: Gold) -> list:
     """`[reward, gold as parsed, answer as parsed]`."""
-    if not gold_parsed:
+    if not gold.parsed:
         return UNREADABLE_GOLD
-    answer_parsed = parse_answer(answer)
-    reward = float(verify(gold_parsed, answer_parsed, timeout_seconds=None))
-    return [reward, show(gold_parsed), show(answer_parsed) if answer_parsed else "[unparseable]"]
+    readable, boxes = readable_answer(answer)
+    answer_parsed = parse_answer(readable)
+    reward = float(matches(boxes, answer_parsed, gold))
+    return [reward, show(gold.parsed), show(answer_parsed) if answer_parsed else "[unparseable]"]
+
+
+def matches(boxes: list[str], answer_parsed: list, gold: Gold) -> bool:
+    """Whether the answer is the gold in the same words, the same number of the same unit, or equal."""
+    if len(boxes) == 1:
+        (box,) = boxes
+        if same_text(box, gold.text):
+            return True
+        word, gold_word = as_word(box), as_word(gold.text)
+        if word and gold_word:
+            return word == gold_word  # to math-verify a word is a product of letters, and anagrams are equal
+        signs, gold_signs = currencies(box), currencies(gold.text)
+        if signs and gold_signs and not signs & gold_signs:
+            return False
+        answered, asked = split_quantity(box), split_quantity(gold.text)
+        if answered and asked and answered[1].lower() == asked[1].lower():
+            number = parse_answer(readable_answer(rf"\boxed{{{answered[0]}}}")[0])
+            if is_right(gold.parsed, number):
+                return True
+    return is_right(gold.parsed, answer_parsed)
 
 
 def show(parsed: list) -> str:

@@ -8,13 +8,14 @@ from datasets import Dataset, IterableDataset, IterableDatasetDict, load_dataset
 from trl import is_conversational
 
 from ._trl import logger
+from .gold_checks import warn_of_unreadable_golds
+from .golds import READING, as_gold
 from .math_datasets import (
     BENCHMARKS,
     BOXED_INSTRUCTION,
     PAPER_PROMPT,
     TRAINING_SETS,
     MathDataset,
-    as_gold,
     find_dataset,
     strip_instruction,
 )
@@ -217,7 +218,9 @@ def load_benchmark(
         )
     if entry and config in (None, entry.config) and len(rows) != entry.num_problems:
         logger.warning(f"{name}: {len(rows)} problems where {entry.num_problems} are known; scores may not compare.")
-    return Dataset.from_list(rows)
+    dataset = Dataset.from_list(rows)
+    warn_of_unreadable_golds(dataset, name)
+    return dataset
 
 
 def to_prompt_and_solution(
@@ -268,7 +271,7 @@ def to_prompt_and_solution(
     for name in sources:
         dataset = dataset.rename_column(name, f"_{name}")
 
-    def convert(row):
+    def convert(row, reading=READING):  # a default value is part of what the cache knows the function by
         prompt, solution = _get(row, f"_{prompt_column}"), _get(row, f"_{solution_column}")
         if rewrite:
             prompt = as_prompt(_question({"prompt": prompt}, "prompt"))
@@ -276,7 +279,10 @@ def to_prompt_and_solution(
             prompt = as_prompt(prompt)
         return {"prompt": prompt, "solution": final_answer(solution)}
 
-    return dataset.map(convert, remove_columns=[f"_{name}" for name in sources])
+    dataset = dataset.map(convert, remove_columns=[f"_{name}" for name in sources])
+    if isinstance(dataset, Dataset):
+        warn_of_unreadable_golds(dataset)
+    return dataset
 
 
 def drop_repeated_problems(dataset: Dataset, prompt_column: str | None = None) -> Dataset:

@@ -103,7 +103,8 @@ class GradingPool:
 
     def grade(self, answers: list, golds: list[str]) -> list[Verdict]:
         """
-        Grade answers against their gold solutions, as TRL's `accuracy_reward` does.
+        Grade answers against their gold solutions, as TRL's `accuracy_reward` does but for the list in
+        `docs/grading.md`.
 
         Args:
             answers (`list[str]`): Whole completions. What is no text is wrong.
@@ -232,7 +233,8 @@ def accuracy_reward(
     TRL's `accuracy_reward`, safe against hostile answers.
 
     1.0 if math-verify finds the completion's answer equal to the solution; 0.0 if not, or if it cannot tell within its
-    limits; `None` (skipped) if the solution cannot be parsed.
+    limits; `None` (skipped) if the solution cannot be parsed, or stands for no answer (`proof`, `N/A`). Golds and
+    answers are read in more spellings than TRL reads (`docs/grading.md`).
 
     Args:
         completions (`list[list[dict[str, str]]]` or `list[str]`):

@@ -9,6 +9,8 @@ disagree, or none was found.
 import re
 from dataclasses import dataclass
 
+from .golds import as_gold as as_gold  # it was here
+
 
 # The paper's prompt for base models: plain text, ended by `<|endoftext|>`.
 PAPER_PROMPT = (
@@ -207,33 +209,3 @@ def strip_instruction(text: str) -> str:
     for pattern in (_DAPO_PREFIX, _DAPO_SUFFIX, _GURU_SUFFIX):
         text = pattern.sub("", text)
     return text.strip()
-
-
-_NUMBER = re.compile(r"-?(\d+|\d{1,3}( \d{3})+)(\.\d+)?")  # "1 000" too, which is no formula
-_SCIENTIFIC = re.compile(r"(-?\d+(?:\.\d+)?)[eE]([+-]?\d+)")
-# A formula may hold words inside \text{} only; two words side by side are a sentence.
-_SENTENCE = re.compile(r"\\boxed|(?<!\\)\$|\n|[A-Za-z]{2,} +[A-Za-z]{2,}")
-_TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{[^{}]*\}")
-
-
-def as_gold(answer) -> str:
-    r"""
-    A final answer as a text that math-verify reads as this answer.
-
-    Without `$` it reads a formula as the first number in it: `11\sqrt{2}` as 11, `2n+1` as 2, `2,3` as 2.3; a
-    completion with the right answer then gets no reward. Numbers stay as they are, and so does a worked text.
-
-    Args:
-        answer: Text, number, or list of these.
-    """
-    if isinstance(answer, (list, tuple)):
-        parts = [str(part).strip().removeprefix("$").removesuffix("$").strip() for part in answer]
-        return as_gold(", ".join(parts)) if not any("$" in part for part in parts) else ", ".join(map(str, answer))
-    text = str(answer).strip()
-    if _NUMBER.fullmatch(text):
-        return text
-    if match := _SCIENTIFIC.fullmatch(text):
-        return rf"${match[1]} \times 10^{{{int(match[2])}}}$"
-    if not text or _SENTENCE.search(_TEXT_COMMAND.sub("", text)):
-        return text
-    return f"${text}$"
