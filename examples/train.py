@@ -222,7 +222,12 @@ def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_confi
     trainer.add_callback(LastLogCallback)
     check_model_will_be_saved(trainer.accelerator)
     if trainer.accelerator.is_main_process:
-        save_prompt(args.output_dir, prompt_of(arguments))
+        save_prompt(
+            args.output_dir,
+            prompt_of(arguments),
+            chat_template_kwargs=args.chat_template_kwargs,
+            generation_kwargs=args.generation_kwargs,
+        )
     trainer.train(resume_from_checkpoint=_boolean_or_path(args.resume_from_checkpoint))
 
     trainer.save_state()
@@ -241,11 +246,17 @@ def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base:
 
     def command(script: str, **options) -> str:
         words = ["python", os.path.relpath(Path(__file__).with_name(script))]
-        return shlex.join([*words, *(str(word) for name, value in options.items() for word in (f"--{name}", value))])
+        given = {name: value for name, value in options.items() if value is not None}
+        return shlex.join([*words, *(str(word) for name, value in given.items() for word in (f"--{name}", value))])
 
     data, output = arguments.eval_dataset_name or arguments.dataset_name, Path(args.output_dir)
     if find_dataset(TRAINING_SETS, data) and not find_dataset(BENCHMARKS, data):  # has no problems to test on
         data = "math500"
+    # Of the data set that was trained on; another one has columns of its own.
+    names = ("dataset_config", "prompt_column", "solution_column") if data == arguments.dataset_name else ()
+    columns = {name: getattr(arguments, name) for name in names if data not in BENCHMARKS}
+    if names and arguments.dataset_test_split != "test":
+        columns["dataset_test_split"] = arguments.dataset_test_split
     lines = [
         "Next:",
         "  Evaluate, with the prompt of the training:",
@@ -254,6 +265,7 @@ def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base:
             "evaluate.py",
             model=output,
             dataset=data,
+            **columns,
             max_new_tokens=args.max_completion_length,
             output=output / "evaluation",
         ),
