@@ -117,7 +117,7 @@ def load_problems(
     """The problems of all data sets, without those whose solution the grader cannot read."""
     given = {name: getattr(options, name) for name in ("instruction", "prompt_template", "system_prompt")}
     given = {name: text for name, text in given.items() if name not in trained_prompt}
-    problems = []
+    problems, has_conversations = [], False
     for name in dict.fromkeys(options.dataset):
         data = load_benchmark(
             name,
@@ -136,8 +136,9 @@ def load_problems(
                 f"read their solution (the first: {data['solution'][readable.index(False)]!r})."
             )
         for row in (row for row, keep in zip(data, readable, strict=True) if keep):
-            is_text = isinstance(row["prompt"], str)
-            if not is_text and tokenizer.chat_template is None:
+            is_conversation = not isinstance(row["prompt"], str)
+            has_conversations |= is_conversation
+            if is_conversation and tokenizer.chat_template is None:
                 raise ValueError(
                     f"The tokenizer of {options.model!r} has no chat template. For a base model give the text of the "
                     "prompt: --prompt_template paper."
@@ -146,6 +147,11 @@ def load_problems(
             problems.append(Problem(name, row["id"], text, ids, row["solution"]))
     if not problems:
         raise ValueError(f"There are no problems in {options.dataset}.")
+    # A misspelled argument changes nothing, and shows nowhere.
+    template = tokenizer.get_chat_template() if has_conversations else ""
+    if unread := [name for name in options.chat_template_kwargs or () if name not in template]:
+        reason = "the model's chat template does not read it" if template else "the prompts are plain text"
+        PartialState().print(f"chat_template_kwargs: {', '.join(unread)} has no effect, because {reason}.")
     return problems
 
 

@@ -474,8 +474,8 @@ def _question(row: dict, column: str) -> str:
         return strip_instruction(prompt)
     if [message["role"] for message in prompt] != ["user"]:
         raise ValueError(
-            f"A prompt has messages of {[message['role'] for message in prompt]}; with instruction, prompt_template "
-            "or deduplicate it must be one message of the user. Leave them unset to take conversations as they are."
+            f"A prompt has messages of {[message['role'] for message in prompt]}; with instruction, prompt_template, "
+            "system_prompt or deduplicate it must be one message of the user. Leave them unset to take conversations as they are."
         )
     return strip_instruction(prompt[0]["content"])
 

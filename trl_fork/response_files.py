@@ -111,8 +111,13 @@ def read_lines(path: str | Path) -> Iterator[dict]:
             yield row
 
 
+def prompt_of(row: dict) -> str | list[dict] | None:
+    """The prompt of a line: text, or a conversation."""
+    return _field(row, PROMPT_FIELDS)
+
+
 def _response(row: dict, tokenizer, where: str, chat_template_kwargs: dict[str, Any] | None) -> Response:
-    prompt, completion = _field(row, PROMPT_FIELDS), _field(row, COMPLETION_FIELDS)
+    prompt, completion = prompt_of(row), _field(row, COMPLETION_FIELDS)
     prompt_ids, completion_ids = row.get("prompt_ids"), row.get("completion_ids")
     if (prompt is None and prompt_ids is None) or (completion is None and completion_ids is None):
         raise ValueError(
