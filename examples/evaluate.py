@@ -13,6 +13,7 @@ there when the same command is given again; the number of processes, the batch s
 import argparse
 import hashlib
 import json
+import re
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -149,7 +150,7 @@ def load_problems(
         raise ValueError(f"There are no problems in {options.dataset}.")
     # A misspelled argument changes nothing, and shows nowhere.
     template = tokenizer.get_chat_template() if has_conversations else ""
-    if unread := [name for name in options.chat_template_kwargs or () if name not in template]:
+    if unread := [name for name in options.chat_template_kwargs or () if not re.search(rf"\b{name}\b", template)]:
         reason = "the model's chat template does not read it" if template else "the prompts are plain text"
         PartialState().print(f"chat_template_kwargs: {', '.join(unread)} has no effect, because {reason}.")
     return problems

@@ -475,7 +475,8 @@ def _question(row: dict, column: str) -> str:
     if [message["role"] for message in prompt] != ["user"]:
         raise ValueError(
             f"A prompt has messages of {[message['role'] for message in prompt]}; with instruction, prompt_template, "
-            "system_prompt or deduplicate it must be one message of the user. Leave them unset to take conversations as they are."
+            "system_prompt or deduplicate it must be one message of the user. Leave them unset to take conversations "
+            "as they are."
         )
     return strip_instruction(prompt[0]["content"])
 
