@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -97,7 +98,7 @@ def test_results_follow_from_the_completions(reference):
     lines = [json.loads(line) for line in (reference / "completions.jsonl").read_text().splitlines()]
     assert len(lines) == SAMPLES == len(lines_of(reference))
     tokenizer = byte_tokenizer()
-    problems, learned = {}, 0
+    problems, groups, learned = {}, {}, 0
     for line in lines:
         (row,) = [row for row in ROWS if row["question"] in line["prompt"]]
         assert line["dataset"] == str(GSM8K)
@@ -109,6 +110,9 @@ def test_results_follow_from_the_completions(reference):
             learned += 1
             assert line["length"] == len(tokenizer(line["completion"])["input_ids"]) + (not line["truncated"])
         problems.setdefault(line["problem_id"], []).append(line["correct"])
+        boxed = re.search(r"\\boxed\{(\d+)\}", line["completion"])
+        assert line["answer"] == (f"[{boxed[1]}, '{boxed[1]}']" if boxed else None)
+        groups.setdefault(line["problem_id"], []).append((boxed and boxed[1], line["correct"]))
     assert learned > SAMPLES / 4
     assert 0 < sum(line["truncated"] for line in lines) < SAMPLES
     accuracies = [statistics.mean(map(float, row)) for row in problems.values()]
@@ -119,6 +123,7 @@ def test_results_follow_from_the_completions(reference):
         {
             "avg@4": statistics.mean(accuracies),
             "avg@4_stderr": statistics.stdev(accuracies) / len(ROWS) ** 0.5,
+            "maj@4": statistics.mean(map(majority, groups.values())),
             "pass@1": statistics.mean(accuracies),
             "pass@2": statistics.mean(1 - (4 - c) * (3 - c) / 12 for c in map(sum, problems.values())),
             "pass@4": statistics.mean(map(float, map(any, problems.values()))),
@@ -130,6 +135,13 @@ def test_results_follow_from_the_completions(reference):
         }
     )
     assert set(json.loads((reference / "settings.json").read_text())) == {"settings", "versions"}
+
+
+def majority(votes):
+    """Of (number, whether it is right): the share of right ones among the most frequent numbers."""
+    counts = Counter(number for number, _ in votes if number)
+    winners = [number for number in counts if counts[number] == max(counts.values())]
+    return sum((number, True) in votes for number in winners) / max(len(winners), 1)
 
 
 def launch(model, output, *launcher, **changes):
@@ -351,6 +363,7 @@ class StandInLLM:
             temperature=p.temperature,
             top_p=p.top_p,
             max_new_tokens=p.max_tokens,
+            stop=p.stop or (),
         )
         assert p.stop_token_ids == engine.stop_ids
         samples = engine.generate(

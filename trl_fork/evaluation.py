@@ -56,6 +56,16 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1.0 - prod(1.0 - k / i for i in range(num_samples - num_correct + 1, num_samples + 1))
 
 
+_PLAIN = r"\boxed{1}"  # what any answer can be compared with, unless it is hostile
+
+
+@dataclass
+class _Vote:
+    first: dict  # sample
+    count: int
+    is_comparable: bool = True
+
+
 def majority(samples: list[dict], same_answer: Callable[[str, str], bool | None]) -> float:
     """
     Whether the answer that most samples of a problem give is right: maj@K of one problem.
@@ -78,22 +88,25 @@ def majority(samples: list[dict], same_answer: Callable[[str, str], bool | None]
         if answer is not None:
             is_whole = len(answer) < SHOWN and answer != "[unprintable]"
             texts.setdefault(answer if is_whole else sample["completion"], []).append(sample)
-    votes: list[tuple[dict, int]] = []  # first sample of each answer, and how many there are
-    # The most frequent first: what cannot be compared in time meets these, and then nothing else.
+    votes: list[_Vote] = []
     for alike in sorted(texts.values(), key=len, reverse=True):
-        new = alike[0]
-        for place, (first, count) in enumerate(votes):
-            same = same_answer(first["completion"], new["completion"])
+        new, undecided = _Vote(alike[0], len(alike)), 0
+        for vote in votes:
+            same = vote.is_comparable and same_answer(vote.first["completion"], new.first["completion"])
             if same:
-                votes[place] = first, count + len(alike)
-            if same is not False:
+                vote.count += new.count
+                break
+            if same is None:  # one of the two makes the grader run for ever, or both together
+                new.is_comparable = same_answer(_PLAIN, new.first["completion"]) is not None
+                vote.is_comparable = same_answer(_PLAIN, vote.first["completion"]) is not None
+                undecided += vote.is_comparable
+            if not new.is_comparable or undecided > 1:
+                votes.append(new)
                 break
         else:
-            same = False
-        if not same:
-            votes.append((new, len(alike)))
-    most = max((count for _, count in votes), default=0)
-    winners = [first["correct"] for first, count in votes if count == most]
+            votes.append(new)
+    most = max((vote.count for vote in votes), default=0)
+    winners = [vote.first["correct"] for vote in votes if vote.count == most]
     return sum(winners) / len(winners) if winners else 0.0
 
 

@@ -157,7 +157,8 @@ class GradingPool:
             self._idle.put(worker)
         if verdict.failure:
             with self._lock:
-                self.failures[verdict.failure] += not kind
+                if not kind:  # or else it is a comparison, and no answer
+                    self.failures[verdict.failure] += 1
                 self._lost += limit * (verdict.failure == "timeout")
         return verdict
 
