@@ -440,7 +440,7 @@ def test_texts_in_chat_format_among_questions_are_refused(tmp_path):
         ValueError, match="column 'prompt': some prompts are in chat format, as text, and others plain"
     ):
         load_benchmark(str(write_rows(tmp_path / "d.jsonl", rows)))
-    with pytest.raises(ValueError, match=r"row 1, column 'prompt': None is no question"):
+    with pytest.raises(ValueError, match=r"row 1, column 'prompt'.* None"):
         load_benchmark(str(write_rows(tmp_path / "e.jsonl", [rows[1], {"prompt": None, "answer": "1"}])))
 
 
@@ -468,11 +468,9 @@ def test_columns_in_any_case(names, tmp_path):
     path = str(write_rows(tmp_path / "d.jsonl", [{names[0]: "1 + 1?", names[1]: "2", "id": 0}]))
     for data in (load_training_set(path), load_benchmark(path)):
         assert data["solution"][:] == ["2"] and "1 + 1?" in data["prompt"][0][0]["content"]
-    # The exact name goes first; and a name that is given is taken as it is.
+    # The exact name goes first.
     both = Dataset.from_list([{"Question": "a", "question": "b", "answer": "2"}])
     assert to_prompt_and_solution(both)["prompt"][0] == [user("b")]
-    with pytest.raises(ValueError, match=r"no column 'question'; it has \['Question', 'answer'\]"):
-        to_prompt_and_solution(Dataset.from_list([{"Question": "a", "answer": "2"}]), prompt_column="question")
 
 
 def test_columns_splits_and_configurations_are_options(model, tmp_path, monkeypatch):

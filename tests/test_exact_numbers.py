@@ -34,7 +34,7 @@ def write(path, rows):
         ([HUGE, 5], [str(HUGE), "5"]),
         ([-HUGE, 5], [str(-HUGE), "5"]),
         ([2**63, -5], [str(2**63), "-5"]),
-        ([2**64 + 1, None], [str(2**64 + 1), ""]),
+        ([2**64 + 1, ""], [str(2**64 + 1), ""]),
         ([ODD, 0.5], [str(ODD), "0.5"]),  # beside a float, Arrow makes it one
         ([ODD, 5], [str(ODD), "5"]),
         ([2**63 - 1, -(2**63)], [str(2**63 - 1), str(-(2**63))]),
@@ -51,7 +51,7 @@ def test_the_gold_is_the_number_in_the_file(suffix, streaming, answers, texts, t
 
 def test_an_empty_cell_of_a_csv_file_does_not_round_the_others(tmp_path):
     path = write(tmp_path / "a.csv", [{"question": "1?", "answer": ODD}, {"question": "2?", "answer": None}])
-    assert load_training_set(path)["solution"][:] == [str(ODD), ""]
+    assert load_split(path, "train")["answer"][:] == [str(ODD), None]
 
 
 def test_nested_lists_and_texts_beside_it(tmp_path):
@@ -78,12 +78,10 @@ def test_long_digits_that_are_no_number_change_nothing(tmp_path):
 def test_a_number_that_came_rounded_is_refused_by_row_and_column(make, tmp_path):
     """From the Hub, from Parquet, from Python: nobody knows any more which number it was."""
     data = Dataset.from_list([{"question": "1?", "answer": 5.0}, {"question": "2?", "answer": float(HUGE)}])
-    with pytest.raises(
-        ValueError, match=r"Row 1 of the data set, column 'answer': 1\.2345678901234568e\+22 is a float"
-    ):
+    with pytest.raises(ValueError, match=r"row 1, column 'answer': 1\.2345678901234568e\+22 is a float"):
         list(to_prompt_and_solution(make(data)))
     data.to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"Row 1 .* column 'answer'"):
+    with pytest.raises(ValueError, match=r"row 1, column 'answer'"):
         load_benchmark(str(tmp_path / "a.parquet"))
 
 

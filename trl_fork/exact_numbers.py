@@ -51,7 +51,7 @@ def check_exact(answer, column: str, row: int) -> None:
             digits = re.sub(r"e.*|\D", "", repr(value)).rstrip("0")
             if len(digits) >= 16:
                 raise ValueError(
-                    f"Row {row} of the data set, column {column!r}: {value!r} is a float with too few digits for the "
+                    f"row {row}, column {column!r}: {value!r} is a float with too few digits for the "
                     "number it stands for, such as an integer beyond 64 bits: the right answer would be graded wrong. "
                     "Write the answers of this column as text."
                 )
