@@ -405,7 +405,8 @@ def prompt_writer(
             See [`load_benchmark`]. A prompt in chat format stays as it is without them.
 
     Returns:
-        `Callable`: takes a question, a conversation, or a text in chat format; gives a conversation or a text.
+        `Callable`: takes a question, a conversation, or a text in chat format, and for errors where it stands; gives a
+        conversation or a text.
 
     Raises:
         `ValueError`: if `instruction` or `prompt_template` leaves the question out, or two are given that exclude each
@@ -432,13 +433,13 @@ def prompt_writer(
         system = [{"role": "system", "content": system_prompt}] if system_prompt else []
         return [*system, {"role": "user", "content": (instruction or "{question}").replace("{question}", question)}]
 
-    def write(asked):
+    def write(asked, where: str = "the data set"):
         if is_chat_formatted(asked):
-            if named:
+            if wrapping := " and ".join(name for name, text in named.items() if text != "{question}"):
                 raise ValueError(
-                    f"A prompt is in chat format already ({asked[:60]!r}...) and is used as it is, but "
-                    f"{' and '.join(named)} would wrap it a second time. Leave {' and '.join(named)} unset, or name a "
-                    "column with the question alone in prompt_column."
+                    f"{where}: the prompt is in chat format already ({asked[:40]!r}...), and {wrapping} would wrap it "
+                    f"a second time. Leave {wrapping} unset to take such prompts as they are, or name a column with "
+                    "the question alone in prompt_column."
                 )
             return asked
         if is_conversational({"prompt": asked}):
