@@ -63,11 +63,12 @@ def test_instruction_and_given_columns():
     (row,) = to_prompt_and_solution(
         data, prompt_column="text", solution_column="gold.value", instruction=r"{question} Use \boxed{}."
     )
-    assert row == {"prompt": [{"role": "user", "content": r"2? Use \boxed{}."}], "solution": "2"}
+    kept = {"text": "2?", "gold": {"value": "2"}}
+    assert row == kept | {"prompt": [{"role": "user", "content": r"2? Use \boxed{}."}], "solution": "2"}
     (row,) = to_prompt_and_solution(
         data, prompt_column="text", solution_column="gold.value", prompt_template="Q: {question}\nA:"
     )
-    assert row == {"prompt": "Q: 2?\nA:", "solution": "2"}
+    assert row == kept | {"prompt": "Q: 2?\nA:", "solution": "2"}
     for argument in ("instruction", "prompt_template"):
         with pytest.raises(ValueError, match=rf"{argument} must contain '\{{question\}}', got 'Answer:'"):
             to_prompt_and_solution(data, prompt_column="text", solution_column="gold.value", **{argument: "Answer:"})

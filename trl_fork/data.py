@@ -2,12 +2,24 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
-from datasets import Dataset, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 from trl import is_conversational
 
 from ._trl import logger
+from .columns import (
+    PROMPT_COLUMNS,
+    REWARD_ARGUMENTS,
+    SOLUTION_COLUMNS,
+    column_names,
+    find_column,
+    get_value,
+    misleading_columns,
+    pick_column,
+    place,
+)
 from .math_datasets import (
     BENCHMARKS,
     BOXED_INSTRUCTION,
@@ -19,11 +31,6 @@ from .math_datasets import (
     strip_instruction,
 )
 
-
-# In order of preference. `answer` comes before `solution`: where a data set has both, `solution` is a worked text and
-# `answer` its last line.
-PROMPT_COLUMNS = ("prompt", "question", "problem")
-SOLUTION_COLUMNS = ("ground_truth", "reward_model.ground_truth", "final_answer", "answer", "solution")
 
 _FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -75,11 +82,12 @@ def load_training_set(
     deduplicate: bool | None = None,
     prompt_column: str | None = None,
     solution_column: str | None = None,
+    solution_required: bool = True,
     instruction: str | None = None,
     prompt_template: str | None = None,
 ):
     """
-    Load problems to train on, with the columns `prompt` and `solution`.
+    Load problems to train on, with the columns `prompt` and `solution` beside their own.
 
     Args:
         name (`str`):
@@ -93,7 +101,7 @@ def load_training_set(
         deduplicate (`bool`, *optional*):
             Whether to keep each problem once, and print how many there are. By default for the sets of the table that
             repeat problems: DAPO-Math-17k has each of its problems about a hundred times.
-        prompt_column, solution_column, instruction, prompt_template (`str`, *optional*):
+        prompt_column, solution_column, solution_required, instruction, prompt_template (*optional*):
             See [`to_prompt_and_solution`]. Sets of the table have known columns, and ask for `\\boxed{}` unless told
             otherwise.
 
@@ -125,6 +133,7 @@ def load_training_set(
         dataset,
         prompt_column=prompt_column,
         solution_column=solution_column,
+        solution_required=solution_required,
         instruction=instruction,
         prompt_template=prompt_template,
     )
@@ -145,15 +154,16 @@ def training_prompt(
 
     Returns:
         `dict`: `{"instruction": ...}` or `{"prompt_template": ...}`, with `{question}` in it; or `None` where prompts
-        are conversations already, which it leaves as they are.
+        are conversations or in chat format already, which it leaves as they are.
     """
     if prompt_template is not None:
         return {"prompt_template": PAPER_PROMPT if prompt_template == "paper" else prompt_template}
     entry = find_dataset(TRAINING_SETS, name, config)
     if instruction is None and entry is None:
         dataset = _load(entry, name, split, config, streaming)
-        column = _pick("prompt_column", prompt_column, PROMPT_COLUMNS, _columns(dataset))
-        if is_conversational({"prompt": _get(next(iter(dataset)), column)}):
+        column = pick_column("prompt_column", prompt_column, PROMPT_COLUMNS, column_names(dataset))
+        prompt = get_value(next(iter(dataset)), column, 0)
+        if _is_conversation(prompt) or _is_in_chat_format(prompt):
             return None
     return {"instruction": instruction or ("{question}" if entry is None else BOXED_INSTRUCTION)}
 
@@ -194,15 +204,17 @@ def load_benchmark(
     """
     entry = find_dataset(BENCHMARKS, name, config)
     dataset = _load(entry, name, split or (entry.split if entry else "test"), config)
-    columns = _columns(dataset)
-    prompt_column = entry.prompt_column if entry else _pick("prompt_column", None, PROMPT_COLUMNS, columns)
-    solution_column = entry.solution_column if entry else _pick("solution_column", None, SOLUTION_COLUMNS, columns)
+    columns = column_names(dataset)
+    prompt_column = entry.prompt_column if entry else pick_column("prompt_column", None, PROMPT_COLUMNS, columns)
+    solution_column = (
+        entry.solution_column if entry else pick_column("solution_column", None, SOLUTION_COLUMNS, columns)
+    )
     as_prompt = _prompt_maker(prompt_template, instruction or (None if prompt_template else BOXED_INSTRUCTION))
 
     problems: dict[str, dict] = {}  # by what makes a problem: copies of a row, as files for avg@k have them, are one
     for row in dataset:
-        question, solution = _question(row, prompt_column), final_answer(_get(row, solution_column))
-        asked = _get(row, prompt_column) if instruction == "{question}" else question
+        question, solution = _question(row, prompt_column), final_answer(get_value(row, solution_column))
+        asked = get_value(row, prompt_column) if instruction == "{question}" else question
         asked = asked if isinstance(asked, str) else question
         if entry and entry.context_column and row.get(entry.context_column):
             question = f"{row[entry.context_column]}\n{question}"
@@ -225,58 +237,96 @@ def to_prompt_and_solution(
     *,
     prompt_column: str | None = None,
     solution_column: str | None = None,
+    solution_required: bool = True,
     instruction: str | None = None,
     prompt_template: str | None = None,
 ):
     """
-    Map a data set to the columns TRL's trainers and rewards read.
+    Add the columns that TRL's trainers and rewards read to a data set: `prompt` and `solution`.
 
     `prompt` becomes a conversation of one user message, or a plain text with `prompt_template`. A prompt that is a
     conversation already stays as it is, unless one of the two is given: then it must be one user message, and loses
-    the instruction that DAPO-Math-17k or guru wrote into it. `solution` becomes what [`final_answer`] makes of it.
-    Other columns stay.
+    the instruction that DAPO-Math-17k or guru wrote into it. A text in chat format already (`<|im_start|>user ...`)
+    stays as it is. `solution` becomes what [`final_answer`] makes of it.
+
+    The data set's own columns stay, for rewards that take them, except those of names that the trainer needs itself:
+    arguments that it passes to rewards (`completions`), and conversations beside a `prompt` that is a text or the
+    other way round (`messages`), which TRL may take for the prompt's own format.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             The data set.
         prompt_column (`str`, *optional*):
-            Column of the question. By default the first there is of `prompt`, `question`, `problem`.
+            Column of the question. By default the first there is of `prompt`, `question`, `problem`, in upper or lower
+            case.
         solution_column (`str`, *optional*):
             Column of the answer, with a dot for a nested one. By default the first there is of `ground_truth`,
-            `reward_model.ground_truth`, `final_answer`, `answer`, `solution`.
+            `reward_model.ground_truth`, `final_answer`, `answer`, `solution`, in upper or lower case.
+        solution_required (`bool`, *optional*, defaults to `True`):
+            Whether every row needs an answer. If not, and there is no column of answers, there is no `solution`.
         instruction (`str`, *optional*):
             Text of the user message; `{question}` stands for the question. By default the question alone.
         prompt_template (`str`, *optional*):
             Prompt as plain text, for base models; `{question}` stands for the question. `"paper"` is the paper's.
 
     Returns:
-        The mapped data set.
+        The data set with these columns.
 
     Raises:
         `ValueError`: if a column is missing, naming those there are and those wanted; if `instruction` or
-            `prompt_template` leaves the question out, or both are given; or if a conversation of several messages is
-            to be written anew.
+            `prompt_template` leaves the question out, or both are given; for a question that is neither a text nor a
+            conversation, or an answer that is missing, naming row and column; or if a conversation of several messages
+            or a text in chat format is to be written anew.
     """
     as_prompt = _prompt_maker(prompt_template, instruction)
     rewrite = prompt_template is not None or instruction is not None
-    columns = _columns(dataset)
-    prompt_column = _pick("prompt_column", prompt_column, PROMPT_COLUMNS, columns)
-    solution_column = _pick("solution_column", solution_column, SOLUTION_COLUMNS, columns)
+    columns = column_names(dataset)
+    prompt_column = pick_column("prompt_column", prompt_column, PROMPT_COLUMNS, columns)
+    find_solution = pick_column if solution_required or solution_column else find_column
+    solution_column = find_solution("solution_column", solution_column, SOLUTION_COLUMNS, columns)
 
-    # Renamed first: `map` keeps the type of a column that keeps its name, and an integer `solution` would stay one.
-    sources = {prompt_column.split(".")[0], solution_column.split(".")[0]}
-    for name in sources:
-        dataset = dataset.rename_column(name, f"_{name}")
+    first = next(iter(dataset), None)
+    formatted = first is not None and _is_in_chat_format(get_value(first, prompt_column, 0))
 
-    def convert(row):
-        prompt, solution = _get(row, f"_{prompt_column}"), _get(row, f"_{solution_column}")
-        if rewrite:
-            prompt = as_prompt(_question({"prompt": prompt}, "prompt"))
-        elif not is_conversational({"prompt": prompt}):
-            prompt = as_prompt(prompt)
-        return {"prompt": prompt, "solution": final_answer(solution)}
+    def make_prompt(value, number: int):
+        where = place(prompt_column, number)
+        _check_question(value, where)
+        if _is_in_chat_format(value) != formatted:
+            raise ValueError(f"{where}: of the prompts, some are in chat format and some are not: {value!r}.")
+        if formatted and (instruction is not None or prompt_template not in (None, "{question}")):
+            name = "instruction" if instruction is not None else "prompt_template"
+            raise ValueError(
+                f"{where}: the prompt is in chat format already ({value[:40]!r}...), and {name} would wrap it a "
+                f"second time. Leave {name} unset to take such prompts as they are."
+            )
+        if formatted or (not rewrite and _is_conversation(value)):
+            return value
+        return as_prompt(_question({"prompt": value}, "prompt", where) if rewrite else value)
 
-    return dataset.map(convert, remove_columns=[f"_{name}" for name in sources])
+    # `map` keeps the type of a column that keeps its name, and an integer `solution` would stay one.
+    sources = {}
+    for name in ("prompt", "solution") if solution_column else ("prompt",):
+        if name in columns:
+            sources[name] = next(free for n in range(len(columns) + 1) if (free := f"{name}_{n}") not in columns)
+            dataset = dataset.rename_column(name, sources[name])
+    unwanted = {*REWARD_ARGUMENTS} & {*columns}
+    if first is not None:
+        unwanted.update(misleading_columns(first, make_prompt(get_value(first, prompt_column, 0), 0)))
+
+    def convert(row, number: int):
+        row = {**row, **{name: row[source] for name, source in sources.items()}}
+        made = {"prompt": make_prompt(get_value(row, prompt_column, number), number)}
+        if solution_column:
+            answer = get_value(row, solution_column, number)
+            if solution_required and (answer is None or answer != answer):  # NaN, as pandas writes what is missing
+                raise ValueError(
+                    f"{place(solution_column, number)}: the answer is {answer}, and no reward could compare with it. "
+                    "Leave such rows out, or give them an empty text to have them skipped by rewards that compare."
+                )
+            made["solution"] = final_answer(answer)
+        return made
+
+    return dataset.map(convert, with_indices=True, remove_columns=[*sources.values(), *sorted(unwanted)])
 
 
 def drop_repeated_problems(dataset: Dataset, prompt_column: str | None = None) -> Dataset:
@@ -289,7 +339,7 @@ def drop_repeated_problems(dataset: Dataset, prompt_column: str | None = None) -
         prompt_column (`str`, *optional*):
             Column of the question, found by its usual names if not given.
     """
-    prompt_column = _pick("prompt_column", prompt_column, PROMPT_COLUMNS, _columns(dataset))
+    prompt_column = pick_column("prompt_column", prompt_column, PROMPT_COLUMNS, column_names(dataset))
     column = prompt_column.split(".")[0]
     first: dict[str, int] = {}
     seen: set[str] = set()
@@ -300,7 +350,7 @@ def drop_repeated_problems(dataset: Dataset, prompt_column: str | None = None) -
             raw = str(value)
             if raw not in seen:
                 seen.add(raw)
-                first.setdefault(_question({column: value}, prompt_column), position)
+                first.setdefault(_question({column: value}, prompt_column, place(column, position)), position)
             position += 1
     return dataset.select(first.values())
 
@@ -322,7 +372,30 @@ def final_answer(solution) -> str:
 def _load(entry: MathDataset | None, name: str, split: str, config: str | None, streaming: bool = False):
     if entry is None:
         return load_split(name, split, config, streaming)
+    if entry.data_files and split != entry.split:  # the file would be loaded under any name
+        raise ValueError(f"The data set {name!r} has no split {split!r}; it has {[entry.split]}.")
     return load_split(entry.hub_id, split, config or entry.config, streaming, entry.data_files)
+
+
+def source_of(name: str, split: str, config: str | None = None, *, benchmark: bool = False) -> tuple[str | None, ...]:
+    """
+    What tells the rows of one data set from those of another: two names with one source are the same rows.
+
+    Args:
+        name (`str`): Name, as [`load_training_set`] or, with `benchmark`, [`load_benchmark`] takes it.
+        split (`str`): Name of the split. A file, or a folder with a single data set, is the same whatever it says.
+        config (`str`, *optional*): Configuration of a Hub data set.
+        benchmark (`bool`, *optional*, defaults to `False`): Whether a short name is that of a benchmark.
+    """
+    path = Path(name)
+    if path.is_file() or (path / "state.json").is_file():
+        return (str(path.resolve()),)
+    if path.exists():
+        return (str(path.resolve()), config, split)
+    entry = find_dataset(BENCHMARKS if benchmark else TRAINING_SETS, name, config)
+    if entry is None:
+        return (name, config, split)
+    return (entry.hub_id, config or entry.config, entry.split if benchmark else split)
 
 
 def _prompt_maker(prompt_template: str | None, instruction: str | None):
@@ -346,39 +419,54 @@ def _prompt_maker(prompt_template: str | None, instruction: str | None):
     return as_prompt
 
 
-def _question(row: dict, column: str) -> str:
-    prompt = _get(row, column)
-    if not is_conversational({"prompt": prompt}):
+def _question(row: dict, column: str, where: str | None = None) -> str:
+    where = where or place(column)
+    prompt = get_value(row, column)
+    _check_question(prompt, where)
+    if not _is_conversation(prompt):
         return strip_instruction(prompt)
     if [message["role"] for message in prompt] != ["user"]:
         raise ValueError(
-            f"A prompt has messages of {[message['role'] for message in prompt]}; with instruction, prompt_template "
-            "or deduplicate it must be one message of the user. Leave them unset to take conversations as they are."
+            f"{where}: a prompt has messages of {[message['role'] for message in prompt]}; with instruction, "
+            "prompt_template or deduplicate it must be one message of the user. Leave them unset to take "
+            "conversations as they are."
         )
-    return strip_instruction(prompt[0]["content"])
+    content = prompt[0]["content"]
+    if not isinstance(content, str):
+        raise ValueError(
+            f"{where}: the content of the message is in parts ({str(content)[:60]}...); with instruction, "
+            "prompt_template or deduplicate it must be a text. Leave them unset to take conversations as they are."
+        )
+    return strip_instruction(content)
 
 
-def _columns(dataset) -> list[str]:
-    if isinstance(dataset, (dict, IterableDatasetDict)):
-        raise ValueError(f"Expected one split, got the splits {sorted(dataset)}: pick one of them.")
-    columns = dataset.column_names or list(next(iter(dataset), {}))
-    if not columns:
-        raise ValueError("The data set has no rows and no columns.")
-    return columns
+def _check_question(prompt, where: str) -> None:
+    if isinstance(prompt, str):
+        is_question = bool(prompt.strip())
+    else:
+        is_question = _is_conversation(prompt) and all(
+            isinstance(message, dict) and "content" in message for message in prompt
+        )
+        if is_question and prompt[-1].get("role") == "user":
+            content = prompt[-1]["content"]
+            is_question = bool(content.strip() if isinstance(content, str) else content)
+    if not is_question:
+        raise ValueError(
+            f"{where}: the question is {prompt!r}, where a text or a conversation of messages with role and content "
+            "is needed. Leave such rows out, or name another column with prompt_column."
+        )
 
 
-def _pick(argument: str, given: str | None, candidates: tuple[str, ...], columns: list[str]) -> str:
-    for name in (given,) if given else candidates:
-        # Only the first part can be looked up without reading rows; a wrong second part fails on the first row.
-        if name.split(".")[0] in columns:
-            return name
-    wanted = repr(given) if given else f"one of {list(candidates)}"
-    raise ValueError(
-        f"{argument}: the data set has no column {wanted}; it has {columns}. Set {argument} to one of these."
-    )
+def _is_conversation(prompt) -> bool:
+    return prompt != [] and is_conversational({"prompt": prompt})
 
 
-def _get(row: dict, column: str):
-    for part in column.split("."):
-        row = row[part]
-    return row
+# What opens a message in the chat formats of common models. A problem does not hold these.
+_CHAT_FORMAT = re.compile(
+    r"<\|(im_start|start_header_id|header_start|start_of_role|im_user|im_system|user|system|START_OF_TURN_TOKEN)\|>"
+    r"|<start_of_turn>|<\|turn>|<\|start\|>(system|developer|user)|<\uff5cUser\uff5c>|\A\s*(<s>)?\s*\[(INST|SYSTEM_PROMPT)\]"
+)
+
+
+def _is_in_chat_format(prompt) -> bool:
+    return isinstance(prompt, str) and _CHAT_FORMAT.search(prompt) is not None
