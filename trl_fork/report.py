@@ -215,7 +215,7 @@ def _finite(value) -> float:
 
 
 def _limits(values, is_fraction: bool) -> tuple[float, float]:
-    if is_fraction:
+    if is_fraction and all(0 <= value <= 1 for value in values):
         return 0.0, 1.02
     lowest, highest = min([0.0, *values]), max([0.0, *values])
     margin = 0.08 * (highest - lowest or 1.0)
