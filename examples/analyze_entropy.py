@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
 
 from trl_fork import analysis
 from trl_fork.command_line import OptionParser
@@ -35,7 +34,7 @@ from trl_fork.definitions import DEFINITIONS
 from trl_fork.report import require_matplotlib, token_texts
 from trl_fork.report_page import ReportResponse, write_report_page
 from trl_fork.response_files import Response, has_tokenizer, load_tokenizer, read_responses
-from trl_fork.sampling import check_model_path
+from trl_fork.sampling import auto_model_class, check_model_path
 from trl_fork.score_store import ScoreStore
 from trl_fork.summary_views import draw, print_summary, tokens_as_markdown
 from trl_fork.token_statistics import Example, TokenContexts, TokenStatistics
@@ -135,7 +134,7 @@ def load_corpus(path: str | Path, tokenizer, max_responses: int | None) -> Corpu
 
 
 def load_model(name: str, options: argparse.Namespace) -> torch.nn.Module:
-    model = AutoModelForCausalLM.from_pretrained(
+    model = auto_model_class(name).from_pretrained(
         name, dtype=options.dtype, attn_implementation=options.attn_implementation, device_map=options.device_map
     )
     return (model if options.device_map else model.to(PartialState().device)).eval()

@@ -195,13 +195,22 @@ def load_evaluation_data(arguments: ForkingScriptArguments, args: ForkingGRPOCon
 
 def load_processing_class(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config: ModelConfig):
     """What the trainer would load by itself; with `text_only` the tokenizer of an image-text model."""
-    return (AutoTokenizer if arguments.text_only else AutoProcessor).from_pretrained(
-        model_config.model_name_or_path,
-        revision=model_config.model_revision,
-        truncation_side="left",
-        padding_side="left",
-        trust_remote_code=args.trust_remote_code,
-    )
+    auto_class = AutoTokenizer if arguments.text_only else AutoProcessor
+    try:
+        return auto_class.from_pretrained(
+            model_config.model_name_or_path,
+            revision=model_config.model_revision,
+            truncation_side="left",
+            padding_side="left",
+            trust_remote_code=args.trust_remote_code,
+        )
+    except ImportError as error:  # what reads images is not installed
+        if arguments.text_only:
+            raise
+        raise ImportError(
+            f"The processor of {model_config.model_name_or_path!r} cannot be loaded: {error} To train an image-text "
+            "model on text alone, set text_only to true (--text_only true)."
+        ) from error
 
 
 def check_prompts(arguments: ForkingScriptArguments, processing_class, dataset) -> None:

@@ -7,13 +7,16 @@ from typing import NamedTuple
 import torch
 from accelerate.utils import is_peft_model
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
     PreTrainedTokenizerBase,
     TopPLogitsWarper,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import find_adapter_config_file
 
 
@@ -226,17 +229,24 @@ def load_model(
     base = base_of_adapter(name, base_model)
     settings = {"dtype": dtype, "attn_implementation": attn_implementation}
     if base is None:
-        return AutoModelForCausalLM.from_pretrained(name, **settings).to(device)  # type: ignore[arg-type]
+        return auto_model_class(name).from_pretrained(name, **settings).to(device)
     from peft import PeftModel
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, **settings)
+        model = auto_model_class(base).from_pretrained(base, **settings)
     except OSError as error:
         raise ValueError(
             f"The adapter {name!r} belongs to the model {base!r}, which cannot be loaded. Name where it is with "
             "--base_model."
         ) from error
     return PeftModel.from_pretrained(model, name).to(device)
+
+
+def auto_model_class(name: str):
+    """What loads a model to write text: image-text models, trained on text alone, may be no causal ones by name."""
+    if type(AutoConfig.from_pretrained(name)) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText
 
 
 def load_tokenizer(name: str, *, base_model: str | None = None) -> PreTrainedTokenizerBase:
