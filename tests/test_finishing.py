@@ -88,8 +88,9 @@ def test_the_model_is_there_before_trackers_finish(build, tmp_path):
     assert trainer.callback_handler.callbacks == before
 
 
-def test_an_interruption_after_the_last_step_saves_and_interrupts(build):
-    trainer = build(Failing("on_train_end", KeyboardInterrupt))
+@pytest.mark.parametrize("event", ["on_train_end", "on_log"])
+def test_an_interruption_after_the_last_step_saves_and_interrupts(event, build):
+    trainer = build(Failing(event, KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         train_and_save(trainer)
     assert saved_is(trainer)

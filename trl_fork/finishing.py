@@ -44,23 +44,24 @@ def train_and_save(trainer, resume_from_checkpoint: str | bool = False) -> None:
 
     saving = SaveFirstCallback(save)
     trainer.callback_handler.callbacks.insert(0, saving)  # `add_callback` appends: trackers would finish before
+    failure: BaseException | None = None
     try:
         trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     except BaseException as error:  # an interruption of a tracker that hangs, too
         if not _last_step_is_done(trainer):
             raise
-        if not saving.has_saved:
-            save()
-        if not isinstance(error, Exception):
-            raise
-        logger.error(
-            f"The training is done and its model saved in {trainer.args.output_dir}, but what came after the last "
-            f"step failed:\n{traceback.format_exc()}"
-        )
+        failure = error
     finally:
         trainer.remove_callback(saving)
     if not saving.has_saved:
         save()
+    if isinstance(failure, Exception):
+        logger.error(
+            f"The training is done and its model saved in {trainer.args.output_dir}, but what came after the last "
+            f"step failed:\n{''.join(traceback.format_exception(failure))}"
+        )
+    elif failure is not None:
+        raise failure
 
 
 def attempt(what: str, function: Callable[[], object]) -> object | None:
