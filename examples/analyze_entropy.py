@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
 
 from trl_fork import analysis
 from trl_fork.command_line import OptionParser
@@ -34,11 +33,12 @@ from trl_fork.decoding import TEMPERATURES, decode_with_temperatures, problems_o
 from trl_fork.definitions import DEFINITIONS
 from trl_fork.report import require_matplotlib, token_texts
 from trl_fork.report_page import ReportResponse, write_report_page
-from trl_fork.response_files import Response, has_tokenizer, load_tokenizer, read_responses
-from trl_fork.sampling import check_model_path
+from trl_fork.response_files import Response, has_tokenizer, load_tokenizer, prompt_of, read_responses
+from trl_fork.sampling import auto_model_class, check_model_path
 from trl_fork.score_store import ScoreStore
 from trl_fork.summary_views import draw, print_summary, tokens_as_markdown
 from trl_fork.token_statistics import Example, TokenContexts, TokenStatistics
+from trl_fork.training_prompt import PROMPT_ARGUMENTS, add_prompt_arguments, find_prompt
 
 
 ANALYSES = ("distribution", "tokens", "overlap", "change", "position", "temperature")
@@ -77,12 +77,19 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     sampling.add_argument("--threshold", type=float, help="nats; forking tokens are above it (default: the 80th "
                           "percentile of the responses read)")  # fmt: skip
     sampling.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES, help="default: the paper's")
+    add_prompt_arguments(parser)
     options = parser.parse_args(arguments)
 
     if not options.temperature > 0:
         parser.error(f"--temperature must be positive, got {options.temperature}: at 0 every entropy is 0")
     if options.completions and not Path(options.completions).is_file():
         parser.error(f"--completions: there is no file {options.completions!r}")
+    if options.completions:
+        names = [name for name in PROMPT_ARGUMENTS if name not in ("chat_template_kwargs", "stop")]
+        if given := [f"--{name}" for name in names if getattr(options, name) is not None]:
+            parser.error(
+                f"{' and '.join(given)} say what is asked of --dataset; a file of --completions has its prompts"
+            )
     step = re.compile(r"checkpoint-(\d+)/?$")
     if all(map(step.search, options.checkpoints)):  # the shell sorts checkpoint-100 before checkpoint-20
         options.checkpoints.sort(key=lambda name: int(step.search(name)[1]))
@@ -113,20 +120,26 @@ class Corpus:
         return int(self.lengths.sum())
 
 
-def load_corpus(path: str | Path, tokenizer, max_responses: int | None) -> Corpus:
+def load_corpus(
+    path: str | Path, tokenizer, max_responses: int | None, chat_template_kwargs: dict | None = None
+) -> Corpus:
     def read():
-        return read_responses(path, tokenizer, limit=max_responses)
+        return read_responses(path, tokenizer, limit=max_responses, chat_template_kwargs=chat_template_kwargs)
 
     lengths, correct, problems, stated, largest_id = [], [], set(), [], len(tokenizer) - 1
+    has_conversations = False
     for response in tqdm(read(), desc="responses", unit=" responses"):
         lengths.append(len(response.completion_ids))
         correct.append(response.correct)
         problems.add(response.problem)
+        has_conversations |= isinstance(prompt_of(response.row), list)
         if "length" in response.row:
             stated.append(response.row["length"] == lengths[-1])
         largest_id = max(largest_id, *response.completion_ids, 0)
     if not sum(lengths):
         raise ValueError(f"{path} has no completion tokens to analyse ({len(lengths)} responses).")
+    if has_conversations and chat_template_kwargs:
+        print(f"Prompts that are conversations are read with chat_template_kwargs {chat_template_kwargs}.")
     num_other_length = stated.count(False) if stated else None
     return Corpus(read, np.array(lengths), correct, len(problems), num_other_length, largest_id + 1)
 
@@ -135,7 +148,7 @@ def load_corpus(path: str | Path, tokenizer, max_responses: int | None) -> Corpu
 
 
 def load_model(name: str, options: argparse.Namespace) -> torch.nn.Module:
-    model = AutoModelForCausalLM.from_pretrained(
+    model = auto_model_class(name).from_pretrained(
         name, dtype=options.dtype, attn_implementation=options.attn_implementation, device_map=options.device_map
     )
     return (model if options.device_map else model.to(PartialState().device)).eval()
@@ -333,7 +346,7 @@ def main(options: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(options.model)
     for model in models[:-1]:
         check_same_tokens(model, tokenizer)
-    corpus = load_corpus(completions, tokenizer, options.max_responses)
+    corpus = load_corpus(completions, tokenizer, options.max_responses, chat_template_kwargs_of(options))
 
     wanted = options.analyses
     compared = models if set(wanted) & set(COMPARISONS) else [options.model]
@@ -366,6 +379,9 @@ def main(options: argparse.Namespace) -> None:
     if "temperature" in wanted:
         threshold = analysis.percentile(entropies, 1 - FRACTION) if options.threshold is None else options.threshold
         settings = f"{store.directory.name} {threshold} {options.num_samples} {options.max_new_tokens} {options.seed}"
+        if stop := stop_of(options, completions):
+            settings += json.dumps(stop)
+            print(f"Responses end before {' or '.join(map(repr, stop))}.")
         digest = hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()
         summary["decoding_temperature"] = decode_with_temperatures(
             lambda: load_model(options.model, options),
@@ -378,6 +394,7 @@ def main(options: argparse.Namespace) -> None:
             max_new_tokens=options.max_new_tokens,
             batch_size=options.batch_size,
             seed=options.seed,
+            stop=stop,
         )
     summary["definitions"] = {name: text for name, text in DEFINITIONS.items() if name in summary}
     summary = without_nan(summary)
@@ -395,8 +412,27 @@ def sample_responses(options: argparse.Namespace) -> Path:
     arguments = [f"--{name}={getattr(options, name)}" for name in names if getattr(options, name) is not None]
     if options.attn_implementation:
         arguments.append(f"--attn_implementation={options.attn_implementation}")
-    evaluate.main(evaluate.parse_arguments([*arguments, "--dataset", *options.dataset]))
+    settings = evaluate.parse_arguments([*arguments, "--dataset", *options.dataset])
+    # Not as words of a command line: a text may begin with a dash.
+    vars(settings).update({name: getattr(options, name) for name in PROMPT_ARGUMENTS})
+    evaluate.main(settings)
     return Path(options.output) / "completions.jsonl"
+
+
+def chat_template_kwargs_of(options: argparse.Namespace) -> dict | None:
+    """Those of the command line, or else of the model's training."""
+    if options.chat_template_kwargs is not None:
+        return options.chat_template_kwargs
+    found = find_prompt(options.model)
+    return found[0].get("chat_template_kwargs") if found else None
+
+
+def stop_of(options: argparse.Namespace, completions: Path) -> list[str]:
+    """The stop strings of the command line, or else those that the responses were sampled with."""
+    if options.stop is not None:
+        return options.stop
+    settings = completions.with_name("settings.json")
+    return (json.loads(settings.read_text())["settings"].get("stop") or []) if settings.is_file() else []
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ merged into the weights before rounding, which are not quite those it was traine
 only the adapter.
 """
 
+import shutil
 from pathlib import Path
 
 from trl_fork.command_line import OptionParser
 from trl_fork.sampling import base_of_adapter, load_model, load_tokenizer
+from trl_fork.training_prompt import FILE_NAME, find_prompt
 
 
 def main() -> None:
@@ -30,6 +32,8 @@ def main() -> None:
     model = load_model(options.model, base_model=options.base_model, dtype=options.dtype)
     model.merge_and_unload(safe_merge=True).save_pretrained(output)
     load_tokenizer(options.model, base_model=options.base_model).save_pretrained(output)
+    if found := find_prompt(options.model):
+        shutil.copyfile(found[1], output / FILE_NAME)
     print(f"{options.model}, merged into {base}, is in {output}.")
     print(f"Next:\n  python examples/evaluate.py --model {output} --dataset math500 --output {output / 'evaluation'}")
 

@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM
 from trl_fork.analysis import correlation, high_entropy_sum, ranks
 from trl_fork.response_files import load_tokenizer, read_lines, read_responses
 from trl_fork.score_store import ScoreStore
+from trl_fork.training_prompt import find_prompt
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -66,6 +67,12 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 def score(options: argparse.Namespace, output: Path) -> tuple[list[float], list[int], list[str], list[bool | None]]:
     """HES, length, problem and correctness of every response."""
     tokenizer = load_tokenizer(options.model)
+    found = find_prompt(options.model)
+    kwargs = found[0].get("chat_template_kwargs") if found else None
+
+    def read():
+        return read_responses(options.completions, tokenizer, chat_template_kwargs=kwargs)
+
     store = ScoreStore(
         output.with_name(output.name + ".scores"), options.model, temperature=options.temperature, dtype=options.dtype
     )
@@ -76,13 +83,13 @@ def score(options: argparse.Namespace, output: Path) -> tuple[list[float], list[
 
     with tqdm(desc="scores", unit=" tokens", unit_scale=True) as progress:
         store.score(
-            read_responses(options.completions, tokenizer),
+            read(),
             load_model,
             max_batch_tokens=options.max_batch_tokens,
             progress=progress,
         )
     sums, lengths, problems, correct = [], [], [], []
-    for response, scores in store.read(read_responses(options.completions, tokenizer)):
+    for response, scores in store.read(read()):
         sums.append(high_entropy_sum(scores.entropies, options.top_tokens))
         lengths.append(len(scores.entropies))
         problems.append(response.problem)

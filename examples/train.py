@@ -15,15 +15,20 @@ import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from transformers import ProgressCallback, TrainingArguments
+from datasets import Dataset
+from transformers import AutoProcessor, AutoTokenizer, ProgressCallback, TrainingArguments
 from trl import GRPOConfig, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 from trl_fork.callbacks import ForkReportCallback
 from trl_fork.checkpoints import check_model_will_be_saved
+from trl_fork.columns import column_names
 from trl_fork.command_line import GroupedTrlParser
-from trl_fork.data import load_benchmark, load_training_set, training_prompt
+from trl_fork.data import load_benchmark, load_training_set, source_of, training_prompt
+from trl_fork.data_checks import check_tokenizer, required_columns, warn_of_overlap
+from trl_fork.finishing import attempt, files_of, train_and_save
 from trl_fork.math_datasets import BENCHMARKS, TRAINING_SETS, find_dataset
+from trl_fork.output_directory import checkpoint_choice, refuse_other_run
 from trl_fork.report import plot_training, require_matplotlib
 from trl_fork.rewards import get_reward_function
 from trl_fork.sampling import check_model_path
@@ -42,9 +47,10 @@ class ForkingScriptArguments(ScriptArguments):
             them; or a Hub name, a folder of `save_to_disk`, or a JSON, JSONL, Parquet or CSV file.
         eval_dataset_name (`str`, *optional*):
             Where the evaluation problems are, or a benchmark by its short name (`aime24`, `math500`, `gsm8k`, ...); by
-            default the split `dataset_test_split` of `dataset_name`.
+            default the split `dataset_test_split` of `dataset_name`. The rows that are trained on are refused.
         prompt_column, solution_column (`str`, *optional*):
-            Columns of question and answer; found by their usual names if not given.
+            Columns of question and answer; found by their usual names if not given. Only rewards that take `solution`
+            need answers. Other columns stay, for rewards of your own.
         instruction (`str`, *optional*):
             Text of the user message, for models with a chat template; `{question}` stands for the question. By default
             the question alone, and a request for `\\boxed{}` with the data sets above.
@@ -59,6 +65,8 @@ class ForkingScriptArguments(ScriptArguments):
             `max_completion_length`.
         soft_overlong_punish_cache (`int`, *optional*):
             Number of tokens before it over which that reward falls from 0.
+        text_only (`bool`, *optional*, defaults to `False`):
+            Train an image-text model on text alone, with its tokenizer in place of its processor.
         fork_report_steps (`int`, *optional*, defaults to `0`):
             Steps between two pages that show where responses fork, in `fork_report` of the output directory; 0 for
             none.
@@ -97,6 +105,10 @@ class ForkingScriptArguments(ScriptArguments):
         default=None,
         metadata={"help": "Tokens before that over which soft_overlong_punishment falls from 0."},
     )
+    text_only: bool = field(
+        default=False,
+        metadata={"help": "Train an image-text model on text alone, with its tokenizer in place of its processor."},
+    )
     fork_report_steps: int = field(
         default=0,
         metadata={
@@ -132,19 +144,88 @@ def make_parser() -> GroupedTrlParser:
     )
 
 
-def load_data(arguments: ForkingScriptArguments, name: str, split: str, *, evaluation: bool = False):
+def load_data(
+    arguments: ForkingScriptArguments,
+    name: str,
+    split: str,
+    *,
+    evaluation: bool = False,
+    solution_required: bool = True,
+):
     if evaluation and name in BENCHMARKS:
         return load_benchmark(name, **(prompt_of(arguments) or {}))
     return load_training_set(
         name,
         split,
-        config=arguments.dataset_config,
+        config=arguments.dataset_config if name == arguments.dataset_name else None,
         streaming=arguments.dataset_streaming,
         deduplicate=False if evaluation else arguments.deduplicate,
         prompt_column=arguments.prompt_column,
         solution_column=arguments.solution_column,
+        solution_required=solution_required,
         instruction=arguments.instruction,
         prompt_template=arguments.prompt_template,
+    )
+
+
+def load_evaluation_data(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, *, solution_required: bool):
+    """
+    Problems that are not trained on.
+
+    Raises:
+        `ValueError`: if there are none, before anything is trained, naming the options that choose them.
+    """
+    name, split = arguments.eval_dataset_name or arguments.dataset_name, arguments.dataset_test_split
+    config = arguments.dataset_config if name == arguments.dataset_name else None
+    why = (
+        f"eval_strategy is {str(args.eval_strategy.value)!r}" if args.eval_strategy != "no" else "eval_on_start is set"
+    )
+    remedy = (
+        "Name other problems in eval_dataset_name (a data set, a file, or a benchmark such as 'math500') or their "
+        "split in dataset_test_split, or set eval_strategy to 'no'."
+    )
+    trained = source_of(arguments.dataset_name, arguments.dataset_train_split, arguments.dataset_config)
+    if source_of(name, split, config, benchmark=name in BENCHMARKS) == trained:
+        raise ValueError(f"{why}, but {name!r} (split {split!r}) is what the model is trained on. {remedy}")
+    try:
+        return load_data(arguments, name, split, evaluation=True, solution_required=solution_required)
+    except ValueError as error:
+        raise ValueError(f"{why}, but there is no evaluation set: {error} {remedy}") from error
+
+
+def load_processing_class(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config: ModelConfig):
+    """What the trainer would load by itself; with `text_only` the tokenizer of an image-text model."""
+    auto_class = AutoTokenizer if arguments.text_only else AutoProcessor
+    try:
+        return auto_class.from_pretrained(
+            model_config.model_name_or_path,
+            revision=model_config.model_revision,
+            truncation_side="left",
+            padding_side="left",
+            trust_remote_code=args.trust_remote_code,
+        )
+    except ImportError as error:  # what reads images is not installed
+        if arguments.text_only:
+            raise
+        raise ImportError(
+            f"The processor of {model_config.model_name_or_path!r} cannot be loaded: {error} To train an image-text "
+            "model on text alone, set text_only to true (--text_only true)."
+        ) from error
+
+
+def check_prompts(arguments: ForkingScriptArguments, processing_class, dataset) -> None:
+    """What a user of this script would otherwise read after a large model was loaded, in terms of its options."""
+    images = [name for name in ("image", "images") if name in column_names(dataset)]
+    if arguments.text_only and images:
+        raise ValueError(
+            f"text_only: the data set has the columns {images}, and text alone is trained on. Leave them out of the "
+            "data, or set text_only to false."
+        )
+    first = dataset.select([0]) if isinstance(dataset, Dataset) else Dataset.from_list(list(dataset.take(1)))
+    check_tokenizer(
+        processing_class,
+        first,
+        plain_prompts='set prompt_template, a plain text (--prompt_template "Question: {question} Answer:", or paper)',
     )
 
 
@@ -172,24 +253,14 @@ def load_rewards(arguments: ForkingScriptArguments, args: ForkingGRPOConfig) -> 
     ]
 
 
-def refuse_other_run(args: ForkingGRPOConfig) -> None:
-    """A second run in the same directory would mix its checkpoints with the first one's."""
-    directory = Path(args.output_dir)
-    earlier = [*directory.glob("checkpoint-*"), *directory.glob("trainer_state.json")]
-    if earlier and not args.resume_from_checkpoint:
-        raise ValueError(
-            f"output_dir {args.output_dir!r} holds another run ({earlier[0].name}). Continue it with "
-            "--resume_from_checkpoint true, or choose another output_dir."
-        )
-
-
 def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config: ModelConfig) -> None:
     if not arguments.dataset_name:
         raise ValueError("dataset_name is not set: name a data set of the Hub, or a local file.")
     if not model_config.model_name_or_path:
         raise ValueError("model_name_or_path is not set: name a model of the Hub, or a local folder.")
     check_model_path(model_config.model_name_or_path)
-    refuse_other_run(args)
+    checkpoint = checkpoint_choice(args.resume_from_checkpoint)
+    refuse_other_run(args.output_dir, checkpoint)
     require_matplotlib()
     args.model_init_kwargs = {
         "revision": model_config.model_revision,
@@ -197,21 +268,25 @@ def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_confi
         "dtype": model_config.dtype,
         **(args.model_init_kwargs or {}),
     }
+    rewards = load_rewards(arguments, args)
+    solution_required = any("solution" in required_columns(reward) for reward in rewards)
+    train_dataset = load_data(
+        arguments, arguments.dataset_name, arguments.dataset_train_split, solution_required=solution_required
+    )
     eval_dataset = None
-    if args.eval_strategy != "no":
-        eval_dataset = load_data(
-            arguments,
-            arguments.eval_dataset_name or arguments.dataset_name,
-            arguments.dataset_test_split,
-            evaluation=True,
-        )
+    if args.eval_strategy != "no" or args.eval_on_start:
+        eval_dataset = load_evaluation_data(arguments, args, solution_required=solution_required)
+        warn_of_overlap(train_dataset, eval_dataset)
+    processing_class = load_processing_class(arguments, args, model_config)
+    check_prompts(arguments, processing_class, train_dataset)
 
     trainer = ForkingGRPOTrainer(
         model=model_config.model_name_or_path,
-        reward_funcs=load_rewards(arguments, args),
+        reward_funcs=rewards,
         args=args,
-        train_dataset=load_data(arguments, arguments.dataset_name, arguments.dataset_train_split),
+        train_dataset=train_dataset,
         eval_dataset=eval_dataset,
+        processing_class=processing_class,
         quantization_config=get_quantization_config(model_config),
         peft_config=get_peft_config(model_config),
         callbacks=[ForkReportCallback(arguments.fork_report_steps)] if arguments.fork_report_steps else None,
@@ -222,18 +297,25 @@ def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_confi
     trainer.add_callback(LastLogCallback)
     check_model_will_be_saved(trainer.accelerator)
     if trainer.accelerator.is_main_process:
-        save_prompt(args.output_dir, prompt_of(arguments))
-    trainer.train(resume_from_checkpoint=_boolean_or_path(args.resume_from_checkpoint))
+        save_prompt(
+            args.output_dir,
+            prompt_of(arguments),
+            chat_template_kwargs=args.chat_template_kwargs,
+            generation_kwargs=args.generation_kwargs,
+        )
+    train_and_save(trainer, resume_from_checkpoint=checkpoint)
 
-    trainer.save_state()
+    attempt("writing trainer_state.json", trainer.save_state)
     if trainer.accelerator.is_main_process:
-        plot_training(trainer.state.log_history, Path(args.output_dir) / "training.png")
-    if not args.push_to_hub:
-        trainer.save_model(args.output_dir)
-    elif trainer.push_to_hub(dataset_name=arguments.dataset_name):  # saves the model first
-        trainer.accelerator.print(f"Pushed to https://huggingface.co/{trainer.hub_model_id}.")
-    trainer.accelerator.print(f"Model, trainer_state.json and training.png are in {args.output_dir}.")
-    trainer.accelerator.print(next_steps(arguments, args, model_config.model_name_or_path, trainer.state.global_step))
+        picture = Path(args.output_dir) / "training.png"
+        attempt("drawing training.png", lambda: plot_training(trainer.state.log_history, picture))
+    if args.push_to_hub:
+        pushed = attempt("publishing it", lambda: trainer.push_to_hub(dataset_name=arguments.dataset_name))
+        if pushed:
+            trainer.accelerator.print(f"Pushed to https://huggingface.co/{trainer.hub_model_id}.")
+    trainer.accelerator.print(files_of(args.output_dir, "trainer_state.json", "training.png"))
+    base, steps = model_config.model_name_or_path, trainer.state.global_step
+    attempt("printing what comes next", lambda: trainer.accelerator.print(next_steps(arguments, args, base, steps)))
 
 
 def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base: str, steps: int) -> str:
@@ -241,11 +323,17 @@ def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base:
 
     def command(script: str, **options) -> str:
         words = ["python", os.path.relpath(Path(__file__).with_name(script))]
-        return shlex.join([*words, *(str(word) for name, value in options.items() for word in (f"--{name}", value))])
+        given = {name: value for name, value in options.items() if value is not None}
+        return shlex.join([*words, *(str(word) for name, value in given.items() for word in (f"--{name}", value))])
 
     data, output = arguments.eval_dataset_name or arguments.dataset_name, Path(args.output_dir)
     if find_dataset(TRAINING_SETS, data) and not find_dataset(BENCHMARKS, data):  # has no problems to test on
         data = "math500"
+    # Of the data set that was trained on; another one has columns of its own.
+    names = ("dataset_config", "prompt_column", "solution_column") if data == arguments.dataset_name else ()
+    columns = {name: getattr(arguments, name) for name in names if data not in BENCHMARKS}
+    if names and arguments.dataset_test_split != "test":
+        columns["dataset_test_split"] = arguments.dataset_test_split
     lines = [
         "Next:",
         "  Evaluate, with the prompt of the training:",
@@ -254,6 +342,7 @@ def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base:
             "evaluate.py",
             model=output,
             dataset=data,
+            **columns,
             max_new_tokens=args.max_completion_length,
             output=output / "evaluation",
         ),
@@ -271,11 +360,6 @@ def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base:
         more = f"--resume_from_checkpoint true --max_steps {2 * steps}"
         lines += ["  Train on, from the last checkpoint:", f"    the same command with {more}"]
     return "\n".join(lines)
-
-
-def _boolean_or_path(value: str | None) -> bool | str | None:
-    # A field of type `str`: what YAML reads as a boolean arrives as one, the command line's "true" as text.
-    return {"true": True, "false": False}.get(str(value).lower(), value)
 
 
 if __name__ == "__main__":

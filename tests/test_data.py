@@ -11,6 +11,7 @@ from trl_fork.data import (
     load_benchmark,
     load_split,
     load_training_set,
+    source_of,
     to_prompt_and_solution,
     training_prompt,
 )
@@ -63,11 +64,12 @@ def test_instruction_and_given_columns():
     (row,) = to_prompt_and_solution(
         data, prompt_column="text", solution_column="gold.value", instruction=r"{question} Use \boxed{}."
     )
-    assert row == {"prompt": [{"role": "user", "content": r"2? Use \boxed{}."}], "solution": "2"}
+    kept = {"text": "2?", "gold": {"value": "2"}}
+    assert row == kept | {"prompt": [{"role": "user", "content": r"2? Use \boxed{}."}], "solution": "2"}
     (row,) = to_prompt_and_solution(
         data, prompt_column="text", solution_column="gold.value", prompt_template="Q: {question}\nA:"
     )
-    assert row == {"prompt": "Q: 2?\nA:", "solution": "2"}
+    assert row == kept | {"prompt": "Q: 2?\nA:", "solution": "2"}
     for argument in ("instruction", "prompt_template"):
         with pytest.raises(ValueError, match=rf"{argument} must contain '\{{question\}}', got 'Answer:'"):
             to_prompt_and_solution(data, prompt_column="text", solution_column="gold.value", **{argument: "Answer:"})
@@ -187,3 +189,174 @@ def test_final_answers_are_what_the_reward_parses(answer, text, right, wrong):
 
 def test_a_missing_answer_is_left_out_by_the_reward():
     assert accuracy_reward([[{"role": "assistant", "content": r"\boxed{None}"}]], [final_answer(None)]) == [None]
+
+
+CHATML = "<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_own_columns_stay(stream):
+    row = {"question": "1?", "answer": "So #### 1,000", "solution": 7, "_question": "q", "prompt_0": "p", "level": 5}
+    data = Dataset.from_list([row])
+    (found,) = to_prompt_and_solution(data.to_iterable_dataset() if stream else data)
+    assert found == row | {"prompt": [{"role": "user", "content": "1?"}], "solution": "1000"}
+    # Rewards could not be called with these, and TRL would take the prompt of a base model for a conversation.
+    row = {"prompts": "1?", "answer": "1", "completions": "c", "messages": [{"role": "user", "content": "1?"}]}
+    data = Dataset.from_list([row])
+    (found,) = to_prompt_and_solution(data, prompt_column="prompts", prompt_template="{question}")
+    assert found == {"answer": "1", "prompt": "1?", "solution": "1"}
+    (found,) = to_prompt_and_solution(data, prompt_column="prompts")
+    assert set(found) == {"answer", "prompt", "solution", "messages"}
+
+
+def test_answers_only_where_they_are_needed():
+    data = Dataset.from_list([{"prompt": "p", "level": 1}])
+    with pytest.raises(
+        ValueError, match=r"solution_column: the data set has no column one of .*it has \['prompt', 'le"
+    ):
+        to_prompt_and_solution(data)
+    (row,) = to_prompt_and_solution(data, solution_required=False)
+    assert row == {"prompt": [{"role": "user", "content": "p"}], "level": 1}
+    with pytest.raises(ValueError, match="no column 'gold'"):  # what is named must be there
+        to_prompt_and_solution(data, solution_required=False, solution_column="gold")
+    data = Dataset.from_list([{"prompt": "p", "answer": "1"}, {"prompt": "q", "answer": None}])
+    assert to_prompt_and_solution(data, solution_required=False)["solution"][:] == ["1", ""]
+
+
+def test_columns_in_upper_and_lower_case():
+    for row in (
+        {"Problem": "p", "Answer": "3"},
+        {"QUESTION": "p", "Solution": 3},
+        {"Prompt": "p", "Final_Answer": "3"},
+    ):
+        (found,) = to_prompt_and_solution(Dataset.from_list([row]))
+        assert (found["prompt"][0]["content"], found["solution"]) == ("p", "3")
+        assert row.items() <= found.items()
+    (found,) = to_prompt_and_solution(Dataset.from_list([{"Problem": "no", "prompt": "p", "Answer": "3"}]))
+    assert found["prompt"][0]["content"] == "p"  # the name as it is comes first
+    data = Dataset.from_list([{"Text": "p", "Gold": {"value": "3"}}])
+    (found,) = to_prompt_and_solution(data, prompt_column="text", solution_column="gold.value")
+    assert (found["prompt"][0]["content"], found["solution"]) == ("p", "3")
+    data = Dataset.from_list([{"Prompt": "p", "PROMPT": "q", "answer": "3"}])
+    with pytest.raises(ValueError, match=r"prompt_column: the data set has the columns \['Prompt', 'PROMPT'\]"):
+        to_prompt_and_solution(data)
+
+
+QUESTION = {"question": "2?", "answer": "2"}
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "2?"}]}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        ([QUESTION, {"question": None}], {}, "row 1, column 'question': the question is None"),
+        (
+            [QUESTION, {"question": None}],
+            {"prompt_template": "paper"},
+            "row 1, column 'question': the question is None",
+        ),
+        ([QUESTION, {"question": " \n"}], {}, r"row 1, column 'question': the question is ' \\n'"),
+        ([{"prompt": 5, "answer": "5"}], {}, "row 0, column 'prompt': the question is 5"),
+        ([{"prompt": [], "answer": "5"}], {}, r"row 0, column 'prompt': the question is \[\]"),
+        (
+            [{"prompt": [{"from": "human", "value": "5?"}], "answer": "5"}],
+            {},
+            "row 0, column 'prompt': the question is",
+        ),
+        (
+            [{"prompt": [{"role": "user", "content": None}], "answer": "5"}],
+            {},
+            "row 0, column 'prompt': the question is",
+        ),
+        ([QUESTION, {"question": "3?", "answer": None}], {}, "row 1, column 'answer': the answer is None"),
+        ([{"question": "3?", "answer": float("nan")}], {}, "row 0, column 'answer': the answer is nan"),
+        (
+            [{"q": {"text": "2?"}, "answer": "2"}],
+            {"prompt_column": "q.txt"},
+            r"row 0, column 'q.txt': there is no 'txt'; it has \['text'\]",
+        ),
+        (
+            [{"q": {"text": "2?"}, "answer": "2"}, {"q": None, "answer": "2"}],
+            {"prompt_column": "q.text"},
+            "row 1, column 'q.text': there is no 'text', but None|row 1, column 'q.text': the question is None",
+        ),
+        (
+            [{"prompt": PARTS, "answer": "2"}],
+            {"instruction": "{question}!"},
+            "row 0, column 'prompt': the content of the message is in parts .*with instruction",
+        ),
+        (
+            [{"prompt": "2?", "answer": "2"}, {"prompt": CHATML, "answer": "2"}],
+            {},
+            "row 1, column 'prompt': of the prompts, some are in chat format and some are not",
+        ),
+    ],
+    ids=str,
+)
+def test_bad_rows_are_named(rows, settings, message, stream):
+    data = Dataset.from_list(rows)
+    with pytest.raises(ValueError, match=message):
+        list(to_prompt_and_solution(data.to_iterable_dataset() if stream else data, **settings))
+
+
+def test_bad_rows_are_named_where_repetitions_are_dropped(tmp_path):
+    Dataset.from_list([QUESTION, QUESTION, {"question": None}]).to_json(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="row 2, column 'question': the question is None"):
+        load_training_set(str(tmp_path / "a.jsonl"), deduplicate=True)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        CHATML,
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n1 + 1?<|eot_id|>",
+        "<start_of_turn>user\n1 + 1?<end_of_turn>\n<start_of_turn>model\n",
+        "<s>[INST] 1 + 1? [/INST]",
+        "<\uff5cbegin\u2581of\u2581sentence\uff5c><\uff5cUser\uff5c>1 + 1?<\uff5cAssistant\uff5c>",
+        "<|user|>\n1 + 1?</s>\n<|assistant|>\n",
+    ],
+)
+def test_texts_in_chat_format_are_not_wrapped_again(prompt, tmp_path):
+    data = Dataset.from_list([{"prompt": prompt, "answer": "2"}])
+    assert to_prompt_and_solution(data)[0]["prompt"] == prompt
+    assert to_prompt_and_solution(data, prompt_template="{question}")[0]["prompt"] == prompt
+    for settings in ({"instruction": "{question}!"}, {"prompt_template": "{question}!"}, {"prompt_template": "paper"}):
+        (name,) = settings
+        with pytest.raises(
+            ValueError, match=rf"row 0, column 'prompt': .* in chat format already .*{name} would wrap"
+        ):
+            to_prompt_and_solution(data, **settings)
+    data.to_json(tmp_path / "a.jsonl")
+    assert training_prompt(str(tmp_path / "a.jsonl")) is None
+
+
+def test_questions_with_bars_and_brackets_are_no_chat_format():
+    for question in ("What is |x| for x < 0?", "Let [INST] be a matrix, a <|b|> c.", "if x <|y| then 1"):
+        data = Dataset.from_list([{"prompt": question, "answer": "2"}])
+        assert to_prompt_and_solution(data)[0]["prompt"] == [{"role": "user", "content": question}]
+
+
+def test_content_in_parts_is_left_to_the_template():
+    data = Dataset.from_list([{"prompt": PARTS, "answer": "2"}])
+    assert to_prompt_and_solution(data)[0]["prompt"] == PARTS
+
+
+def test_a_file_of_a_repository_is_one_split():
+    with pytest.raises(ValueError, match=r"'guru-math' has no split 'test'; it has \['train'\]"):
+        load_training_set("guru-math", "test")
+
+
+def test_rows_are_told_apart_by_their_source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = Dataset.from_list(ROWS)
+    data.to_json("a.jsonl")
+    data.save_to_disk("single")
+    DatasetDict(train=data, test=data).save_to_disk("splits")
+    assert source_of("a.jsonl", "train") == source_of(str(tmp_path / "a.jsonl"), "test")
+    assert source_of("single", "train") == source_of("./single", "test")
+    assert source_of("splits", "train") != source_of("splits", "test")
+    assert source_of("splits", "test") == source_of("./splits", "test")
+    assert source_of("gsm8k", "test") == source_of("openai/gsm8k", "test") == source_of("gsm8k", "any", benchmark=True)
+    assert source_of("gsm8k", "train") != source_of("gsm8k", "train", benchmark=True)
+    assert source_of("a/b", "train") != source_of("a/b", "train", "config")

@@ -151,7 +151,9 @@ def test_options_exist():
     options = {
         name.removeprefix("--") for action in launch_command_parser()._actions for name in action.option_strings
     }
-    for script in [*ROOT.glob("examples/**/*.py"), *ROOT.glob("benchmarks/*.py")]:
+    for script in [
+        path for folder in ("examples", "benchmarks", "trl_fork") for path in (ROOT / folder).rglob("*.py")
+    ]:
         options |= set(re.findall(r'"--(\w+)"', script.read_text()))
     count = 0
     for page in PAGES:

@@ -16,7 +16,7 @@ import evaluate as script
 import pytest
 import torch
 from conftest import build_model
-from math_verify import parse, verify
+from math_verify import LatexExtractionConfig, parse, verify
 from peft import LoraConfig, get_peft_model
 from test_features import byte_tokenizer
 from transformers import AutoModelForCausalLM
@@ -97,7 +97,7 @@ def test_results_follow_from_the_completions(reference):
     lines = [json.loads(line) for line in (reference / "completions.jsonl").read_text().splitlines()]
     assert len(lines) == SAMPLES == len(lines_of(reference))
     tokenizer = byte_tokenizer()
-    problems, learned = {}, 0
+    problems, groups, learned = {}, {}, 0
     for line in lines:
         (row,) = [row for row in ROWS if row["question"] in line["prompt"]]
         assert line["dataset"] == str(GSM8K)
@@ -109,6 +109,11 @@ def test_results_follow_from_the_completions(reference):
             learned += 1
             assert line["length"] == len(tokenizer(line["completion"])["input_ids"]) + (not line["truncated"])
         problems.setdefault(line["problem_id"], []).append(line["correct"])
+        reading = LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)
+        answer = parse(line["completion"], [reading])
+        assert (line["answer"] is None) == (not answer)
+        if answer:
+            groups.setdefault(line["problem_id"], []).append((answer, line["correct"]))
     assert learned > SAMPLES / 4
     assert 0 < sum(line["truncated"] for line in lines) < SAMPLES
     accuracies = [statistics.mean(map(float, row)) for row in problems.values()]
@@ -119,6 +124,7 @@ def test_results_follow_from_the_completions(reference):
         {
             "avg@4": statistics.mean(accuracies),
             "avg@4_stderr": statistics.stdev(accuracies) / len(ROWS) ** 0.5,
+            "maj@4": sum(map(majority, groups.values())) / len(problems),
             "pass@1": statistics.mean(accuracies),
             "pass@2": statistics.mean(1 - (4 - c) * (3 - c) / 12 for c in map(sum, problems.values())),
             "pass@4": statistics.mean(map(float, map(any, problems.values()))),
@@ -130,6 +136,14 @@ def test_results_follow_from_the_completions(reference):
         }
     )
     assert set(json.loads((reference / "settings.json").read_text())) == {"settings", "versions"}
+
+
+def majority(votes):
+    """Of (answer, whether it is right): the share of right ones among the most frequent answers."""
+    sizes = [sum(verify(answer, other) for other, _ in votes) for answer, _ in votes]
+    firsts = [n for n, (answer, _) in enumerate(votes) if not any(verify(other, answer) for other, _ in votes[:n])]
+    winners = [votes[n][1] for n in firsts if sizes[n] == max(sizes)]
+    return statistics.mean(map(float, winners)) if winners else 0.0
 
 
 def launch(model, output, *launcher, **changes):
@@ -351,6 +365,7 @@ class StandInLLM:
             temperature=p.temperature,
             top_p=p.top_p,
             max_new_tokens=p.max_tokens,
+            stop=p.stop or (),
         )
         assert p.stop_token_ids == engine.stop_ids
         samples = engine.generate(

@@ -3,7 +3,10 @@
 import itertools
 import json
 import math
+import re
 import statistics
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +14,15 @@ import torch
 from conftest import LETTERS, build_model
 from hypothesis import given
 from hypothesis import strategies as st
+from math_verify import LatexExtractionConfig, parse, verify
+from test_features import byte_tokenizer
 from transformers import GenerationConfig
 
-from trl_fork import tables
+from trl_fork import grading, tables
 from trl_fork.completions import FIELDS, CompletionStore, read_completions
-from trl_fork.evaluation import Problem, compare, evaluate, pass_at_k, sample_seed, summarize, todo_of
-from trl_fork.grading import GradingPool
-from trl_fork.sampling import TransformersEngine
+from trl_fork.evaluation import Problem, compare, evaluate, majority, pass_at_k, sample_seed, summarize, todo_of
+from trl_fork.grading import SHOWN, GradingPool
+from trl_fork.sampling import Sample, TransformersEngine, cut_at_stop
 
 
 def sample(dataset="d", problem_id="0", number=0, correct=False, length=1, truncated=False, failure=None):
@@ -231,3 +236,223 @@ def test_samples_have_the_models_distribution(tokenizer, temperature, top_p):
         p = probabilities[i].item()
         count = letters.count(letter)
         assert count == 0 if p == 0 else abs(count - n * p) < 5 * math.sqrt(n * p * (1 - p)) + 1
+
+
+# ---------------------------------------------------------------------- stop strings
+
+
+def naive_stop(tokenizer, ids, stop, end_ids, limit):
+    """What remains of sampled ids, token by token: (text, length, truncated)."""
+    for length in range(1, min(len(ids), limit) + 1):
+        text = tokenizer.decode(ids[:length], skip_special_tokens=True)
+        places = [text.index(s) for s in stop if s in text]
+        if places:
+            return text[: min(places)], length, False
+        if ids[length - 1] in end_ids:
+            return text, length, False
+    return text, length, True
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("stop", [["a"], ["ab", "b"], ["cd", "e", "fgh"], ["abcabcabc"]], ids=str)
+def test_stop_strings_cut_where_they_occur(tokenizer, temperature, stop):
+    settings = {"temperature": temperature, "max_new_tokens": 24}
+    prompts, seeds = PROMPTS * 4, list(range(16))
+    # A model that says few letters, so that they meet.
+    model = build_model(tokenizer)
+    with torch.no_grad():
+        model.lm_head.weight[12:] *= 0.02
+        model.lm_head.weight[2:4] = 0
+    free = TransformersEngine(model, tokenizer, **settings)
+    rows = []
+    sample = free._sample
+    free._sample = lambda ids, stopped: rows.append(ids) or sample(ids, stopped)
+    unstopped = free.generate(prompts, seeds)
+    engine = TransformersEngine(model, tokenizer, stop=stop, **settings)
+    found = engine.generate(prompts, seeds)
+    assert [tuple(s) for s in found] == [naive_stop(tokenizer, ids, stop, [1], 24) for ids in rows]
+    if temperature and stop != ["abcabcabc"]:
+        assert any(a.text != b.text for a, b in zip(found, unstopped, strict=True))
+        assert any(a.truncated and not b.truncated for a, b in zip(unstopped, found, strict=True))
+
+
+def test_a_stop_string_does_not_begin_in_the_prompt():
+    """transformers' own `stop_strings` would end this completion at once."""
+    tokenizer = byte_tokenizer()
+    model = build_model(tokenizer)
+    with torch.no_grad():  # says b for ever
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.lm_head.weight[tokenizer.convert_tokens_to_ids("b")] = 1
+        model.model.norm.weight.fill_(1)
+        model.model.embed_tokens.weight.fill_(1)
+    prompt = tokenizer("zza")["input_ids"]
+
+    def sampled(stop):
+        engine = TransformersEngine(model, tokenizer, temperature=0, max_new_tokens=6, stop=stop)
+        return engine.generate([prompt], [0])[0]
+
+    assert sampled(["ab"]) == ("bbbbbb", 6, True)
+    assert sampled(["bbb"]) == ("", 3, False)
+    ids = model.generate(
+        torch.tensor([prompt]), max_new_tokens=6, do_sample=False, stop_strings=["ab"], tokenizer=tokenizer
+    )
+    assert ids.shape[1] == len(prompt) + 1
+
+
+def test_a_special_token_can_be_a_stop_string(tokenizer):
+    """It is no part of the text, but of what is sampled."""
+    engine = TransformersEngine(build_model(tokenizer), tokenizer, max_new_tokens=40, stop=["<user>", "zz"])
+    found = engine.generate(PROMPTS * 8, list(range(32)))
+    free = TransformersEngine(build_model(tokenizer), tokenizer, max_new_tokens=40).generate(
+        PROMPTS * 8, list(range(32))
+    )
+    assert engine.stop == ["zz"] and engine.stop_ids == [1, 2]
+    assert sum(sample.truncated for sample in found) < sum(sample.truncated for sample in free)
+
+
+@pytest.mark.parametrize("stop", [[""], ["a", ""], [3]], ids=str)
+def test_bad_stop_strings(tokenizer, stop):
+    with pytest.raises(ValueError, match="stop must hold texts that are not empty"):
+        TransformersEngine(build_model(tokenizer), tokenizer, stop=stop)
+
+
+def test_a_right_answer_survives_what_a_base_model_says_after_it(tokenizer, tmp_path):
+    """Graded whole, the last box counts; cut at the next question, the first one is the answer."""
+
+    class RunsOn:
+        """Says what a base model says that does not stop, through the engines' own cutting."""
+
+        def __init__(self, stop):
+            self.stop = stop
+
+        def generate(self, prompts, seeds):
+            text = "It is \\boxed{7}.\n\nUser:\nWhat is 2 + 2?\n\nAssistant:\n\\boxed{4}"
+            return [Sample(cut_at_stop(text, self.stop), 9, False) for _ in prompts]
+
+    results = {}
+    with GradingPool(num_workers=1) as pool:
+        for name, stop in (("with", ["\nUser:"]), ("without", [])):
+            store = CompletionStore(tmp_path / name)
+            store.save_settings({}, {})
+            problems = [Problem("d", "0", "", [1], "7")]
+            evaluate(problems, RunsOn(stop), pool, store, done=set(), num_samples=2, batch_size=2)
+            results[name] = summarize(read_completions(store.path), pool.same_answer)["d"]
+    assert results["with"]["avg@2"] == results["with"]["maj@2"] == 1.0
+    assert results["without"]["avg@2"] == results["without"]["maj@2"] == 0.0
+
+
+# ---------------------------------------------------------------------- maj@k
+
+
+def graded(answers, gold, dataset="d", problem="0"):
+    """Samples as `evaluate` stores them, read and graded by math-verify itself; `None` is a text without an answer."""
+    rows = []
+    for number, answer in enumerate(answers):
+        text = "I do not know." if answer is None else rf"So it is \boxed{{{answer}}}."
+        parsed = parse(text, [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)])
+        right = verify(parse(gold), parsed)
+        read = {"completion": text, "answer": str(parsed) if parsed else None}
+        rows.append(sample(dataset, problem, number, right) | read)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with GradingPool(num_workers=2) as pool:
+        yield pool
+
+
+def naive_majority(answers, gold):
+    """Every pair is compared; expected value over which of the largest groups is drawn."""
+    parsed = [None if a is None else parse(rf"$\boxed{{{a}}}$") for a in answers]
+    groups = []
+    for number, value in enumerate(parsed):
+        if value is None:
+            continue
+        for group in groups:
+            if verify(parsed[group[0]], value):
+                group.append(number)
+                break
+        else:
+            groups.append([number])
+    most = max(map(len, groups), default=0)
+    winners = [group for group in groups if len(group) == most]
+    return statistics.mean(float(verify(parse(gold), parsed[group[0]])) for group in winners) if winners else 0.0
+
+
+@pytest.mark.parametrize(
+    ("answers", "gold", "expected"),
+    [
+        (["7", "7", "3"], "7", 1.0),
+        (["3", "7", "3"], "7", 0.0),
+        # Equal in value, not in writing
+        ([r"\frac{1}{2}", "0.5", "3", "3", r"\frac{2}{4}"], r"$\frac{1}{2}$", 1.0),
+        (["x+1", "1+x", "2x", "2x", r"x + \frac{2}{2}"], "$x+1$", 1.0),
+        (["3", "4", "5", r"\frac{8}{2}", r"2^2"], "3", 0.0),
+        # Ties count by their share
+        (["7", "3"], "7", 0.5),
+        (["3", "7"], "7", 0.5),
+        (["3", "4", "7"], "7", 1 / 3),
+        (["7", "3", "3", "7", "1"], "7", 0.5),
+        # What gives no answer does not vote
+        ([None, None, None, "7"], "7", 1.0),
+        ([None, "3", None], "7", 0.0),
+        ([None, None], "7", 0.0),
+        (["7"], "7", 1.0),
+    ],
+    ids=str,
+)
+def test_majority(pool, answers, gold, expected):
+    rows = graded(answers, gold)
+    assert majority(rows, pool.same_answer) == pytest.approx(expected)
+    assert naive_majority(answers, gold) == pytest.approx(expected)
+    # However the samples are ordered
+    assert majority(rows[::-1], pool.same_answer) == pytest.approx(expected)
+
+
+def test_majority_of_random_votes(pool):
+    generator = np.random.default_rng(0)
+    forms = [["7", "7.0", r"\frac{14}{2}"], ["3", r"\sqrt{9}"], ["x+1", "1+x"], [None]]
+    problems = []
+    for _ in range(12):
+        drawn = generator.choice(4, size=5, p=[0.35, 0.3, 0.2, 0.15])
+        problems.append([forms[kind][generator.integers(len(forms[kind]))] for kind in drawn])
+    rows = [row for number, answers in enumerate(problems) for row in graded(answers, "7", problem=f"{number:02}")]
+    result = summarize(rows[::-1], pool.same_answer, num_threads=2)["d"]
+    assert result["maj@5"] == pytest.approx(statistics.mean(naive_majority(answers, "7") for answers in problems))
+    assert 0 < result["maj@5"] < 1 and result["maj@5"] != result["avg@5"]
+    assert "maj@5" not in summarize(rows)["d"]
+
+
+def test_hostile_answers_do_not_stall_the_vote():
+    """Each is read at once, but comparing it has no end: it stands alone, and the honest answers find each other."""
+    texts = [rf"So \boxed{{9^{{9^{{9^{{{n}}}}}}} + 9^{{8^{{7^{{{n + 1}}}}}}}}}." for n in range(40, 52)]
+    rows = [sample("d", "0", n) | {"completion": text, "answer": f"[hostile {n}]"} for n, text in enumerate(texts)]
+    rows += [row | {"sample": 20 + row["sample"]} for row in graded(["7", "7.0"], "7")]
+    start = time.monotonic()
+    with GradingPool(num_workers=1, time_limit=0.2) as pool:
+        assert majority(rows, pool.same_answer) == 1.0
+        assert not pool.failures  # those are of answers, and not of their comparison
+    assert time.monotonic() - start < 60
+
+
+def test_long_expressions_are_not_taken_for_equal_by_their_beginning(pool):
+    long = "+".join(f"x^{{{n}}}" for n in range(1000, 1110))
+    with GradingPool(num_workers=1) as grader:
+        texts = [rf"\boxed{{{long}+1}}", rf"\boxed{{{long}+2}}"]
+        answers = [verdict.answer for verdict in grader.grade(texts, ["7", "7"])]
+    assert len(answers[0]) == len(answers[1]) == SHOWN == _grading_worker_constant("SHOWN")
+    rows = [
+        sample("d", "0", n) | {"completion": t, "answer": a}
+        for n, (t, a) in enumerate(zip(texts, answers, strict=True))
+    ]
+    assert answers[0] == answers[1]
+    asked = []
+    majority(rows, lambda first, second: asked.append((first, second)) or False)
+    assert asked == [tuple(texts)]
+
+
+def _grading_worker_constant(name):
+    text = (Path(grading.__file__).parent / "_grading_worker.py").read_text()
+    return int(re.search(rf"^{name} = (\d+)", text, re.MULTILINE)[1])

@@ -22,6 +22,15 @@ def test_by_name_and_path(tmp_path, monkeypatch):
             get_reward_function(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("accuracy", "accuracy_reward"), ("format", "think_format_reward"), ("acuracy_reward", "accuracy_reward")],
+)
+def test_the_name_that_was_meant(name, meant):
+    with pytest.raises(ValueError, match=rf"Did you mean '{meant}'\?"):
+        get_reward_function(name)
+
+
 @pytest.mark.parametrize("name", ["accuracy_reward", "reasoning_accuracy_reward", "think_format_reward"])
 def test_plain_text_is_scored_as_a_message_is(name):
     reward = get_reward_function(name)

@@ -1,8 +1,10 @@
 """`examples/train.py` as a user runs it: real text, real parsing, real processes."""
 
 import json
+import math
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +15,14 @@ import pytest
 import train as script
 import yaml
 from conftest import build_model
+from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 from test_features import byte_tokenizer
 from test_math_datasets import hub  # noqa: F401
 from test_report_page import read
+from transformers import TrainerCallback
+
+from trl_fork.output_directory import checkpoint_choice, refuse_other_run
 
 
 ROOT = Path(__file__).parent.parent
@@ -210,6 +216,191 @@ def test_help_shows_our_options_first(capsys):
     assert order == sorted(order, key=lambda option: text.index(f"\n  {option}"))
     actions = script.make_parser()._actions
     assert all(text.count(f"\n  --{action.dest} ") == 1 for action in actions if action.dest != "help")
+
+
+@pytest.fixture
+def own_rewards(tmp_path, monkeypatch):
+    """A module of rewards in the working directory."""
+    (tmp_path / "rewards_of_a_user.py").write_text(
+        "import math\n"
+        "def letters(completions, **kwargs):\n"
+        "    return [float(len(set(str(c)))) for c in completions]\n"
+        "def infinite(completions, trainer_state, **kwargs):\n"
+        "    return [math.inf if trainer_state.global_step else math.nan] * len(completions)\n"
+        "def takes_answer(completions, answer, level, **kwargs):\n"
+        "    return [float(len(a)) + level_ for a, level_ in zip(answer, level)]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "rewards_of_a_user"
+
+
+def test_nothing_after_training_costs_the_model(recipe, own_rewards, tmp_path, monkeypatch, caplog, capsys):
+    """Rewards that are not finite, and everything fails that can."""
+
+    def fail(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    class Tracker(TrainerCallback):
+        on_train_end = fail
+
+    for name in ("plot_training", "next_steps"):
+        monkeypatch.setattr(script, name, fail)
+    monkeypatch.setattr(script, "LastLogCallback", Tracker)
+    monkeypatch.setattr(script.ForkingGRPOTrainer, "save_state", fail)
+    monkeypatch.setattr("trl_fork.finishing.logger.propagate", True)
+    recipe |= {"reward_funcs": [f"{own_rewards}.infinite"], "save_strategy": "no", "gradient_accumulation_steps": 1}
+    script.main(*parse("--config", write(recipe, tmp_path)))
+    assert len(load_file(tmp_path / "run" / "model.safetensors")) > 5
+    assert (tmp_path / "run" / "tokenizer_config.json").exists()
+    for what in ("writing trainer_state.json", "drawing training.png", "printing what comes next"):
+        assert f"The model is saved, but {what} failed (OSError: no space left on device)" in caplog.text
+    assert "what came after the last step failed" in caplog.text
+    assert f"Model is in {tmp_path / 'run'}." in capsys.readouterr().out
+
+
+def test_a_picture_of_rewards_that_are_not_finite(recipe, own_rewards, tmp_path, capsys):
+    recipe |= {"reward_funcs": [f"{own_rewards}.infinite"], "save_strategy": "no", "gradient_accumulation_steps": 1}
+    script.main(*parse("--config", write(recipe, tmp_path)))
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["reward"] for entry in history if "reward" in entry][-1] == math.inf
+    assert (tmp_path / "run" / "training.png").stat().st_size > 10_000
+    assert "Model, trainer_state.json and training.png are in" in capsys.readouterr().out
+
+
+def test_a_data_set_with_prompts_alone(recipe, own_rewards, tmp_path):
+    Dataset.from_list([{"prompt": f"{n}?"} for n in range(4)]).to_json(tmp_path / "prompts.jsonl")
+    recipe |= {"dataset_name": str(tmp_path / "prompts.jsonl"), "save_strategy": "no", "max_steps": 1}
+    with pytest.raises(ValueError, match=r"solution_column: the data set has no column one of .*it has \['prompt'\]"):
+        script.main(*parse("--config", write(recipe, tmp_path)))
+    script.main(*parse("--config", write(recipe | {"reward_funcs": [f"{own_rewards}.letters"]}, tmp_path)))
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_reward_that_takes_the_columns_of_the_data(recipe, own_rewards, tmp_path):
+    rows = [{"question": f"{n}?", "answer": "x" * 5, "level": 2.0} for n in range(4)]
+    Dataset.from_list(rows).to_json(tmp_path / "data.jsonl")
+    recipe |= {"dataset_name": str(tmp_path / "data.jsonl"), "save_strategy": "no", "max_steps": 1}
+    recipe["reward_funcs"] = [f"{own_rewards}.takes_answer", "accuracy_reward"]
+    script.main(*parse("--config", write(recipe, tmp_path)))
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert history[0]["rewards/takes_answer/mean"] == 7.0
+
+
+HELD_OUT = (
+    r"Name other problems in eval_dataset_name \(a data set, a file, or a benchmark such as 'math500'\) or their "
+    r"split in dataset_test_split, or set eval_strategy to 'no'"
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, r"eval_strategy is 'steps', but '.*gsm8k.jsonl' \(split 'test'\) is what the model is trained on"),
+        (
+            {"eval_strategy": "no", "eval_on_start": True},
+            "eval_on_start is set, but .* is what the model is trained on",
+        ),
+        ({"eval_dataset_name": "./gsm8k.jsonl"}, "'./gsm8k.jsonl' .* is what the model is trained on"),
+        ({"dataset_name": "single"}, "'single' .* is what the model is trained on"),
+        ({"dataset_name": "splits", "dataset_test_split": "train"}, "'splits' .split 'train'. is what the model"),
+        (
+            {"dataset_name": "splits", "eval_dataset_name": "../data/splits", "dataset_test_split": "train"},
+            "is what the",
+        ),
+        (
+            {"dataset_name": "splits", "dataset_test_split": "held"},
+            "no evaluation set: .* has no split 'held'; it has",
+        ),
+        (
+            {"dataset_name": "splits", "eval_dataset_name": "gone.jsonl"},
+            "no evaluation set: .* there is no file 'gone",
+        ),
+        ({"eval_dataset_name": "unanswered.jsonl"}, "no evaluation set: solution_column: the data set has no column"),
+    ],
+    ids=str,
+)
+def test_evaluation_needs_problems_that_are_not_trained_on(change, message, recipe, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "data")
+    shutil.copy(GSM8K, "gsm8k.jsonl")
+    data = Dataset.from_list([json.loads(line) for line in GSM8K.read_text().splitlines()])
+    data.save_to_disk("single")
+    DatasetDict(train=data, test=data.select([0])).save_to_disk("splits")
+    data.remove_columns("answer").to_json("unanswered.jsonl")
+    recipe |= {"dataset_name": str(tmp_path / "data" / "gsm8k.jsonl"), "eval_strategy": "steps", "eval_steps": 1}
+    with pytest.raises(ValueError, match=f"{message}.*{HELD_OUT}"):
+        script.main(*parse("--config", write(recipe | change, tmp_path)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_on_other_problems(recipe, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("trl_fork.data_checks.logger.propagate", True)
+    rows = [json.loads(line) for line in GSM8K.read_text().splitlines()]
+    Dataset.from_list([{"Problem": rows[0]["question"], "Answer": "1"}, {"Problem": "2?", "Answer": "2"}]).to_json(
+        tmp_path / "held_out.jsonl"
+    )
+    recipe |= {"eval_dataset_name": str(tmp_path / "held_out.jsonl"), "eval_strategy": "steps", "eval_steps": 1}
+    recipe |= {"max_steps": 1, "save_strategy": "no", "per_device_eval_batch_size": 8, "dataset_config": "default"}
+    script.main(*parse("--config", write(recipe, tmp_path)))
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["eval_rewards/accuracy_reward/mean"] for entry in history if "eval_reward" in entry] == [0.0]
+    assert "eval_dataset: 1 of its 2 prompts are in the training data too" in caplog.text
+
+
+@pytest.mark.parametrize("word", ["false", "False", "no", "0", "none", "", "off"])
+def test_what_says_no_does_not_continue_a_run(word, recipe, tmp_path):
+    (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
+    for change, words in (({}, ["--resume_from_checkpoint", word]), ({"resume_from_checkpoint": word}, [])):
+        with pytest.raises(ValueError, match=r"holds another run \(checkpoint-5\)\. Continue it with --resume_from"):
+            script.main(*parse("--config", write(recipe | change, tmp_path), *words))
+
+
+def test_checkpoints_to_continue_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("run/checkpoint-5", "other/checkpoint-7", "run2"):
+        Path(path).mkdir(parents=True)
+    assert [checkpoint_choice(word) for word in (True, "true", "Yes", "1", "on")] == [True] * 5
+    assert [checkpoint_choice(word) for word in (False, None, "No", " ")] == [False] * 4
+    assert checkpoint_choice("run/checkpoint-5") == "run/checkpoint-5"
+    with pytest.raises(
+        ValueError, match=r"resume_from_checkpoint: there is no folder 'run/checkpoint-6' \(looked from /"
+    ):
+        checkpoint_choice("run/checkpoint-6")
+    refuse_other_run("run", True)
+    refuse_other_run("run", "./run/checkpoint-5")
+    refuse_other_run("run2", "other/checkpoint-7")  # a new directory may go on from anywhere
+    with pytest.raises(
+        ValueError, match=r"holds another run \(checkpoint-5\), which the checkpoint 'other/checkpoint-7'"
+    ):
+        refuse_other_run("run", "other/checkpoint-7")
+
+
+def test_prompts_that_need_a_chat_template(recipe, tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").unlink()
+    recipe |= {"max_steps": 1, "save_strategy": "no"}
+    for streaming in (False, True):
+        settings = recipe | {"dataset_streaming": streaming}
+        with pytest.raises(ValueError, match=r"no chat_template .* set prompt_template, .*--prompt_template"):
+            script.main(*parse("--config", write(settings, tmp_path)))
+    settings = recipe | {"instruction": None, "prompt_template": "paper"}
+    script.main(*parse("--config", write(settings, tmp_path)))
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_prompts_in_chat_format_are_trained_on_as_they_are(recipe, own_rewards, tmp_path):
+    prompt = "<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"
+    Dataset.from_list([{"prompt": prompt, "answer": "2"}] * 4).to_json(tmp_path / "chat.jsonl")
+    recipe |= {"dataset_name": str(tmp_path / "chat.jsonl"), "max_steps": 1, "save_strategy": "no"}
+    recipe |= {"log_completions": True, "report_to": "none", "reward_funcs": [f"{own_rewards}.letters"]}
+    with pytest.raises(ValueError, match="instruction would wrap it a second time"):
+        script.main(*parse("--config", write(recipe, tmp_path)))
+    script.main(*parse("--config", write(recipe | {"instruction": None}, tmp_path)))
+    (file,) = (tmp_path / "run" / "completions").glob("*.parquet")
+    assert set(Dataset.from_parquet(str(file))["prompt"]) == {prompt}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ itself, so nothing in an answer can hold it up. Both end when the pipe is closed
 A request is one line of JSON on standard input; a reply, one line on standard output, before the next request:
 
     [number, answer, gold, limit in CPU seconds]  ->  [number, reward, gold as parsed, answer as parsed, failure]
+
+With `"answer"` as a fifth item the gold is another answer, and is read as one.
 """
 
 import json
@@ -74,6 +76,13 @@ def parse_answer(answer: str) -> list:
     return parse(answer, extraction_config=[config], extraction_mode="first_match", parsing_timeout=None)
 
 
+@lru_cache(maxsize=1024)
+def parse_other(answer: str) -> Gold:
+    """Another answer in the place of a gold, read as answers are."""
+    readable, boxes = readable_answer(answer)
+    return Gold(boxes[0] if len(boxes) == 1 else "", parse_answer(readable))
+
+
 def grade(answer: str, gold: Gold) -> list:
     """`[reward, gold as parsed, answer as parsed]`."""
     if not gold.parsed:
@@ -120,13 +129,13 @@ def grader(replies: int, current: memoryview) -> None:
     limit_resource(resource.RLIMIT_AS, MEMORY_LIMIT)
     limit_resource(resource.RLIMIT_CORE, 0)
     while line := sys.stdin.buffer.readline():
-        number, answer, gold, limit = json.loads(line)
+        number, answer, gold, limit, *kind = json.loads(line)
         current[0], current[1] = number, 0
         # Nobody handles these signals: the kernel ends the process, also inside C code that never returns to Python.
         signal.setitimer(signal.ITIMER_PROF, limit)
         signal.setitimer(signal.ITIMER_REAL, WALL_CLOCK_LIMIT)
         try:
-            gold_parsed = parse_gold(gold)
+            gold_parsed = parse_other(gold) if kind else parse_gold(gold)
             current[1] = 1
             reply = [*grade(answer, gold_parsed), None]
         except Exception as error:

@@ -7,6 +7,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from trl import TrlParser
+from yaml import YAMLError
+
+from .renamed_options import what_became_of
+from .yaml_values import option_value
 
 
 class _NearestOption(argparse.ArgumentParser):
@@ -23,23 +27,42 @@ class _NearestOption(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else list(args)
         # Before argparse looks: where a required option is misspelled, it would say that the option is missing.
-        for name in (word.partition("=")[0] for word in words):
-            if name == "--":
-                break
-            if name.startswith("--") and " " not in name and name not in self._option_string_actions:
-                self.error(f"there is no option {name}{self.nearest(name, '--')}")
+        self.refuse(self.unknown_options(words))
         namespace, unknown = super().parse_known_args(words, namespace)
         if unknown:
             self.error(f"{' '.join(map(repr, unknown))} belongs to no option")
         return namespace, unknown
+
+    def unknown_options(self, words: list[str]) -> list[str]:
+        """A sentence about each option of a command line that does not exist."""
+        names = []
+        for name in (word.partition("=")[0] for word in words):
+            if name == "--":
+                break
+            if name.startswith("--") and " " not in name and name not in self._option_string_actions:
+                names.append(name)
+        return [f"there is no option {name}{self.nearest(name, '--')}" for name in dict.fromkeys(names)]
+
+    def refuse(self, problems: list[str]) -> None:
+        """End the script if there are problems, with all of them: each start of a large job takes its time."""
+        if len(problems) > 1:
+            self.error(f"{len(problems)} settings cannot be taken:" + "".join(f"\n  {text}" for text in problems))
+        if problems:
+            self.error(problems[0])
 
     def nearest(self, name: str, prefix: str = "") -> str:
         """The end of a sentence about an option that does not exist."""
         names = [option[2:] for option in self._option_string_actions if option.startswith("--")]
         names = [option for option in names if "-" not in option]
         wanted = name.lstrip("-").replace("-", "_")
+        if (news := self.news_of(wanted)) is not None:
+            return f"; {news}"
         found = [option for option in names if option.startswith(wanted)][:3] or get_close_matches(wanted, names, 1)
         return f"; did you mean {' or '.join(prefix + option for option in found)}?" if found else ""
+
+    def news_of(self, name: str) -> str | None:
+        """What became of an option that there used to be."""
+        return None
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message}\nAll options: {self.prog} --help\n")
@@ -70,6 +93,7 @@ class GroupedTrlParser(_NearestOption, TrlParser):
             dataclass_types, description=description, usage="%(prog)s [--config FILE] [--OPTION VALUE ...]"
         )
         self.formatter_class = _DefaultsHelpFormatter
+        self._problems: list[str] = []  # of the command line, while the file is read
         # `TrlParser` takes it out of the command line before argparse sees it.
         self.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file of options")
         for action in self._actions:  # what is shown of an option: HfArgumentParser takes --max-steps as well
@@ -88,20 +112,35 @@ class GroupedTrlParser(_NearestOption, TrlParser):
         if words.count("--config") > 1:
             self.error("--config is given twice; a run has one file, and the command line changes single options")
         if "--config" in words:
-            path = "".join(words[words.index("--config") + 1 :][:1])
+            position = words.index("--config")
+            path = "".join(words[position + 1 :][:1])
             if not Path(path).is_file():
                 self.error(f"--config: there is no file {path!r} (looked from {Path.cwd()})")
+            # Beside the problems of the file, not after them
+            self._problems = self.unknown_options(words[:position] + words[position + 2 :])
         try:
             return super().parse_args_and_config(words, **kwargs)
+        except YAMLError as error:
+            self.error(f"--config: {path!r} is no YAML: {error}")
         except ValueError as error:  # a value that a configuration refuses, with its reason
             self.error(str(error))
 
     def set_defaults_with_config(self, **settings) -> list[str]:
-        known = {action.dest for action in self._actions} - {"config"}
-        for name in settings:
-            if name not in known:
-                self.error(f"the YAML file has a key {name!r}, which is no option{self.nearest(name)}")
+        actions = {action.dest: action for action in reversed(self._actions) if action.dest != "config"}
+        problems = []
+        for name, value in settings.items():
+            if name not in actions:
+                problems.append(f"the YAML file has a key {name!r}, which is no option{self.nearest(name)}")
+                continue
+            try:
+                settings[name] = option_value(actions[name], value)
+            except ValueError as error:
+                problems.append(f"the YAML file: {error}")
+        self.refuse(problems + self._problems)
         return super().set_defaults_with_config(**settings)
+
+    def news_of(self, name: str) -> str | None:
+        return what_became_of(name)
 
 
 class _DefaultsHelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

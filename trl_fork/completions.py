@@ -10,7 +10,7 @@ from pathlib import Path
 
 FIELDS = (
     *("dataset", "problem_id", "sample", "prompt", "completion", "length", "truncated", "solution", "correct"),
-    "grading_failure",
+    *("answer", "grading_failure"),
 )
 
 

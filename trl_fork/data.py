@@ -1,13 +1,27 @@
 """Data sets to TRL's `prompt` and `solution` columns: files, the Hub, and the paper's by short name."""
 
 import hashlib
+import json
 import os
+import re
 from pathlib import Path
 
-from datasets import Dataset, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 from trl import is_conversational
 
 from ._trl import logger
+from .columns import (
+    PROMPT_COLUMNS,
+    REWARD_ARGUMENTS,
+    SOLUTION_COLUMNS,
+    column_names,
+    find_column,
+    get_value,
+    misleading_columns,
+    pick_column,
+    place,
+)
+from .exact_numbers import check_exact, load_exact
 from .gold_checks import warn_of_unreadable_golds
 from .golds import READING, as_gold
 from .math_datasets import (
@@ -21,10 +35,13 @@ from .math_datasets import (
 )
 
 
-# In order of preference. `answer` comes before `solution`: where a data set has both, `solution` is a worked text and
-# `answer` its last line.
-PROMPT_COLUMNS = ("prompt", "question", "problem")
-SOLUTION_COLUMNS = ("ground_truth", "reward_model.ground_truth", "final_answer", "answer", "solution")
+# How prompts begin that a chat template has written: a start token, or a role. Such a text is what the model reads.
+_CHAT_FORMAT = re.compile(
+    r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>|\[gMASK\](?:<sop>)?|<BOS_TOKEN>)?\s*"
+    r"(?:<\|im_(?:start|user|system)\|>|<\|start_header_id\|>|<\|header_start\|>|<start_of_turn>|<\|turn>|\[INST\]"
+    r"|\[SYSTEM_PROMPT\]|<<SYS>>|<\|(?:system|user|assistant)(?:_start)?\|>|<\uff5c(?:User|Assistant)\uff5c>"
+    r"|<\|start\|>(?:system|developer|user|assistant)|<\|start_of_role\|>|<\|START_OF_TURN_TOKEN\|>)"
+)
 
 _FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -45,6 +62,9 @@ def load_split(
     Returns:
         [`~datasets.Dataset`] or [`~datasets.IterableDataset`].
 
+    Integers that a column of numbers would round, such as those beyond 64 bits, are texts in the columns of a JSON,
+    JSONL or CSV file.
+
     Raises:
         `ValueError`: if a local path looks like none of these, or does not have the split (naming those it has).
     """
@@ -52,6 +72,9 @@ def load_split(
     if path.is_file():
         if path.suffix not in _FILE_BUILDERS:
             raise ValueError(f"dataset_name: cannot read {name!r}; files must be one of {sorted(_FILE_BUILDERS)}.")
+        exact = load_exact(path)
+        if exact is not None:
+            return exact.to_iterable_dataset() if streaming else exact
         return load_dataset(_FILE_BUILDERS[path.suffix], data_files=str(path), split="train", streaming=streaming)
     if path.suffix in _FILE_BUILDERS:
         raise ValueError(f"dataset_name: there is no file {name!r} (looked from {Path.cwd()}).")
@@ -76,11 +99,12 @@ def load_training_set(
     deduplicate: bool | None = None,
     prompt_column: str | None = None,
     solution_column: str | None = None,
+    solution_required: bool = True,
     instruction: str | None = None,
     prompt_template: str | None = None,
 ):
     """
-    Load problems to train on, with the columns `prompt` and `solution`.
+    Load problems to train on, with the columns `prompt` and `solution` beside their own.
 
     Args:
         name (`str`):
@@ -94,7 +118,7 @@ def load_training_set(
         deduplicate (`bool`, *optional*):
             Whether to keep each problem once, and print how many there are. By default for the sets of the table that
             repeat problems: DAPO-Math-17k has each of its problems about a hundred times.
-        prompt_column, solution_column, instruction, prompt_template (`str`, *optional*):
+        prompt_column, solution_column, solution_required, instruction, prompt_template (*optional*):
             See [`to_prompt_and_solution`]. Sets of the table have known columns, and ask for `\\boxed{}` unless told
             otherwise.
 
@@ -126,6 +150,7 @@ def load_training_set(
         dataset,
         prompt_column=prompt_column,
         solution_column=solution_column,
+        solution_required=solution_required,
         instruction=instruction,
         prompt_template=prompt_template,
     )
@@ -146,16 +171,22 @@ def training_prompt(
 
     Returns:
         `dict`: `{"instruction": ...}` or `{"prompt_template": ...}`, with `{question}` in it; or `None` where prompts
-        are conversations already, which it leaves as they are.
+        are in chat format already, which it leaves as they are. Where these are conversations that all (of the first
+        thousand) begin with one system prompt, `{"system_prompt": ...}`.
     """
     if prompt_template is not None:
         return {"prompt_template": PAPER_PROMPT if prompt_template == "paper" else prompt_template}
     entry = find_dataset(TRAINING_SETS, name, config)
     if instruction is None and entry is None:
         dataset = _load(entry, name, split, config, streaming)
-        column = _pick("prompt_column", prompt_column, PROMPT_COLUMNS, _columns(dataset))
-        if is_conversational({"prompt": _get(next(iter(dataset)), column)}):
+        column = pick_column("prompt_column", prompt_column, PROMPT_COLUMNS, column_names(dataset))
+        prompt = get_value(next(iter(dataset)), column, 0)
+        if is_chat_formatted(prompt):
             return None
+        if is_conversational({"prompt": prompt}):
+            system_prompts = {_system_prompt(get_value(row, column)) for row in dataset.take(1000)}
+            system_prompt = system_prompts.pop() if len(system_prompts) == 1 else None
+            return {"system_prompt": system_prompt} if system_prompt else None
     return {"instruction": instruction or ("{question}" if entry is None else BOXED_INSTRUCTION)}
 
 
@@ -164,8 +195,12 @@ def load_benchmark(
     *,
     prompt_template: str | None = None,
     instruction: str | None = None,
+    system_prompt: str | None = None,
+    trained_prompt: dict[str, str] | None = None,
     split: str | None = None,
     config: str | None = None,
+    prompt_column: str | None = None,
+    solution_column: str | None = None,
 ) -> Dataset:
     """
     Load the problems of a benchmark, each once.
@@ -179,38 +214,68 @@ def load_benchmark(
         instruction (`str`, *optional*):
             Text of the user message, for models with a chat template; by default the problem and the request to
             answer within `\\boxed{}`. `"{question}"` is the problem as it stands, with the white space around it, as
-            [`load_training_set`] takes it without an instruction.
+            [`load_training_set`] takes it without an instruction; only DAPO-Math-17k's and guru's are left out.
+        system_prompt (`str`, *optional*):
+            Message of the system before that of the user.
+        trained_prompt (`dict`, *optional*):
+            What [`training_prompt`] says of the model's training, in place of the default instruction.
         split (`str`, *optional*):
             Name of the split; by default the one of the table, or `"test"`.
         config (`str`, *optional*):
             Configuration of a Hub data set; by default the one of the table.
+        prompt_column, solution_column (`str`, *optional*):
+            See [`to_prompt_and_solution`]; by default those of the table.
 
     Returns:
-        [`~datasets.Dataset`] with the columns `prompt` (a conversation of one user message, or a text with
-        `prompt_template`), `solution` (text that math-verify reads as the answer) and `id` (`str`, different for every
-        problem, and the same wherever it stands in the file).
+        [`~datasets.Dataset`] with the columns `prompt` (a conversation, or a text with `prompt_template`), `solution`
+        (text that math-verify reads as the answer) and `id` (`str`, different for every problem, and the same wherever
+        it stands in the file). Prompts in chat format stay as they are, as in training, unless `prompt_template` or
+        `instruction` is given, or the data set's own instruction asks for what no reward reads.
 
     Raises:
         `ValueError`: if two problems have one id, and as [`load_split`] and [`to_prompt_and_solution`] do.
     """
     entry = find_dataset(BENCHMARKS, name, config)
     dataset = _load(entry, name, split or (entry.split if entry else "test"), config)
-    columns = _columns(dataset)
-    prompt_column = entry.prompt_column if entry else _pick("prompt_column", None, PROMPT_COLUMNS, columns)
-    solution_column = entry.solution_column if entry else _pick("solution_column", None, SOLUTION_COLUMNS, columns)
-    as_prompt = _prompt_maker(prompt_template, instruction or (None if prompt_template else BOXED_INSTRUCTION))
+    columns = column_names(dataset)
+    prompt_column = prompt_column or (entry.prompt_column if entry else None)
+    solution_column = solution_column or (entry.solution_column if entry else None)
+    prompt_column = pick_column("prompt_column", prompt_column, PROMPT_COLUMNS, columns)
+    solution_column = pick_column("solution_column", solution_column, SOLUTION_COLUMNS, columns)
+    trained = trained_prompt or {}
+    given = {"prompt_template": prompt_template, "instruction": instruction, "system_prompt": system_prompt}
+    if prompt_template is instruction is None:
+        prompt_template, instruction = trained.get("prompt_template"), trained.get("instruction")
+    if system_prompt is None and prompt_template is None:
+        system_prompt = trained.get("system_prompt")
+    has_instruction = not (prompt_template is instruction is None)
+    if not has_instruction:
+        instruction = BOXED_INSTRUCTION
+    ask = prompt_writer(prompt_template=prompt_template, instruction=instruction, system_prompt=system_prompt)
+    # Of prompts in chat format only what was asked for in this call is put into them, or refused ...
+    keep = prompt_writer(**given)
+    # ... but a single message of the user is a question too.
+    keep_message = prompt_writer(system_prompt=None if prompt_template else system_prompt)
 
     problems: dict[str, dict] = {}  # by what makes a problem: copies of a row, as files for avg@k have them, are one
-    for row in dataset:
-        question, solution = _question(row, prompt_column), final_answer(_get(row, solution_column))
-        asked = _get(row, prompt_column) if instruction == "{question}" else question
-        asked = asked if isinstance(asked, str) else question
+    for number, row in enumerate(dataset):
+        asked, solution = get_value(row, prompt_column, number), get_value(row, solution_column, number)
+        where = place(prompt_column, number)
+        _check_question(asked, where)
+        check_exact(solution, solution_column, number)
+        solution = final_answer(solution)
         if entry and entry.context_column and row.get(entry.context_column):
-            question = f"{row[entry.context_column]}\n{question}"
             asked = f"{row[entry.context_column]}\n{asked}"
+        if not is_in_chat_format(asked):
+            prompt, question = ask(asked, where), strip_instruction(asked)
+        elif (content := _only_user_message(asked)) is not None:
+            prompt = (ask if has_instruction or _has_known_instruction(content) else keep_message)(asked, where)
+            question = strip_instruction(content)
+        else:
+            prompt, question = keep(asked, where), json.dumps(asked, ensure_ascii=False)
         digest = hashlib.sha256(f"{question}\0{solution}".encode()).hexdigest()[:16]
         identity = str(row[entry.id_column]) if entry and entry.id_column else digest
-        problems.setdefault(digest, {"prompt": as_prompt(asked), "solution": solution, "id": identity})
+        problems.setdefault(digest, {"prompt": prompt, "solution": solution, "id": identity})
     rows = list(problems.values())
     if len({row["id"] for row in rows}) < len(rows):
         raise ValueError(
@@ -218,6 +283,12 @@ def load_benchmark(
         )
     if entry and config in (None, entry.config) and len(rows) != entry.num_problems:
         logger.warning(f"{name}: {len(rows)} problems where {entry.num_problems} are known; scores may not compare.")
+    kinds = {isinstance(row["prompt"], str) for row in rows}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{name!r}, column {prompt_column!r}: some prompts are in chat format, as text, and others plain "
+            "questions. Split the file, or write all of them in one form."
+        )
     dataset = Dataset.from_list(rows)
     warn_of_unreadable_golds(dataset, name)
     return dataset
@@ -228,59 +299,89 @@ def to_prompt_and_solution(
     *,
     prompt_column: str | None = None,
     solution_column: str | None = None,
+    solution_required: bool = True,
     instruction: str | None = None,
     prompt_template: str | None = None,
 ):
     """
-    Map a data set to the columns TRL's trainers and rewards read.
+    Add the columns that TRL's trainers and rewards read to a data set: `prompt` and `solution`.
 
     `prompt` becomes a conversation of one user message, or a plain text with `prompt_template`. A prompt that is a
     conversation already stays as it is, unless one of the two is given: then it must be one user message, and loses
-    the instruction that DAPO-Math-17k or guru wrote into it. `solution` becomes what [`final_answer`] makes of it.
-    Other columns stay.
+    the instruction that DAPO-Math-17k or guru wrote into it. A text in chat format already (`<|im_start|>user ...`)
+    stays as it is. `solution` becomes what [`final_answer`] makes of it.
+
+    The data set's own columns stay, for rewards that take them, except those of names that the trainer needs itself:
+    arguments that it passes to rewards (`completions`), and conversations beside a `prompt` that is a text or the
+    other way round (`messages`), which TRL may take for the prompt's own format.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             The data set.
         prompt_column (`str`, *optional*):
-            Column of the question. By default the first there is of `prompt`, `question`, `problem`.
+            Column of the question. By default the first there is of `prompt`, `question`, `problem`, in upper or lower
+            case.
         solution_column (`str`, *optional*):
             Column of the answer, with a dot for a nested one. By default the first there is of `ground_truth`,
-            `reward_model.ground_truth`, `final_answer`, `answer`, `solution`.
+            `reward_model.ground_truth`, `final_answer`, `answer`, `solution`, in upper or lower case.
+        solution_required (`bool`, *optional*, defaults to `True`):
+            Whether every row needs an answer. If not, and there is no column of answers, there is no `solution`.
         instruction (`str`, *optional*):
             Text of the user message; `{question}` stands for the question. By default the question alone.
         prompt_template (`str`, *optional*):
             Prompt as plain text, for base models; `{question}` stands for the question. `"paper"` is the paper's.
 
     Returns:
-        The mapped data set.
+        The data set with these columns.
 
     Raises:
         `ValueError`: if a column is missing, naming those there are and those wanted; if `instruction` or
-            `prompt_template` leaves the question out, or both are given; or if a conversation of several messages is
-            to be written anew.
+            `prompt_template` leaves the question out, or both are given; for a question that is neither a text nor a
+            conversation, or an answer that is missing or was rounded, naming row and column; or if a conversation of
+            several messages or a text in chat format is to be written anew.
     """
-    as_prompt = _prompt_maker(prompt_template, instruction)
-    rewrite = prompt_template is not None or instruction is not None
-    columns = _columns(dataset)
-    prompt_column = _pick("prompt_column", prompt_column, PROMPT_COLUMNS, columns)
-    solution_column = _pick("solution_column", solution_column, SOLUTION_COLUMNS, columns)
+    write = prompt_writer(prompt_template=prompt_template, instruction=instruction)
+    columns = column_names(dataset)
+    prompt_column = pick_column("prompt_column", prompt_column, PROMPT_COLUMNS, columns)
+    find_solution = pick_column if solution_required or solution_column else find_column
+    solution_column = find_solution("solution_column", solution_column, SOLUTION_COLUMNS, columns)
 
-    # Renamed first: `map` keeps the type of a column that keeps its name, and an integer `solution` would stay one.
-    sources = {prompt_column.split(".")[0], solution_column.split(".")[0]}
-    for name in sources:
-        dataset = dataset.rename_column(name, f"_{name}")
+    first = next(iter(dataset), None)
+    formatted = first is not None and is_chat_formatted(get_value(first, prompt_column, 0))
 
-    def convert(row, reading=READING):  # a default value is part of what the cache knows the function by
-        prompt, solution = _get(row, f"_{prompt_column}"), _get(row, f"_{solution_column}")
-        if rewrite:
-            prompt = as_prompt(_question({"prompt": prompt}, "prompt"))
-        elif not is_conversational({"prompt": prompt}):
-            prompt = as_prompt(prompt)
-        return {"prompt": prompt, "solution": final_answer(solution)}
+    def make_prompt(value, number: int):
+        where = place(prompt_column, number)
+        _check_question(value, where)
+        if is_chat_formatted(value) != formatted:
+            raise ValueError(f"{where}: of the prompts, some are in chat format and some are not: {value!r}.")
+        return write(value, where)
 
-    dataset = dataset.map(convert, remove_columns=[f"_{name}" for name in sources])
-    if isinstance(dataset, Dataset):
+    # `map` keeps the type of a column that keeps its name, and an integer `solution` would stay one.
+    sources = {}
+    for name in ("prompt", "solution") if solution_column else ("prompt",):
+        if name in columns:
+            sources[name] = next(free for n in range(len(columns) + 1) if (free := f"{name}_{n}") not in columns)
+            dataset = dataset.rename_column(name, sources[name])
+    unwanted = {*REWARD_ARGUMENTS} & {*columns}
+    if first is not None:
+        unwanted.update(misleading_columns(first, make_prompt(get_value(first, prompt_column, 0), 0)))
+
+    def convert(row, number: int, reading=READING):  # a default value is part of what the cache knows the function by
+        row = {**row, **{name: row[source] for name, source in sources.items()}}
+        made = {"prompt": make_prompt(get_value(row, prompt_column, number), number)}
+        if solution_column:
+            answer = get_value(row, solution_column, number)
+            if solution_required and (answer is None or answer != answer):  # NaN, as pandas writes what is missing
+                raise ValueError(
+                    f"{place(solution_column, number)}: the answer is {answer}, and no reward could compare with it. "
+                    "Leave such rows out, or give them an empty text to have them skipped by rewards that compare."
+                )
+            check_exact(answer, solution_column, number)
+            made["solution"] = final_answer(answer)
+        return made
+
+    dataset = dataset.map(convert, with_indices=True, remove_columns=[*sources.values(), *sorted(unwanted)])
+    if isinstance(dataset, Dataset) and solution_column:
         warn_of_unreadable_golds(dataset)
     return dataset
 
@@ -295,7 +396,7 @@ def drop_repeated_problems(dataset: Dataset, prompt_column: str | None = None) -
         prompt_column (`str`, *optional*):
             Column of the question, found by its usual names if not given.
     """
-    prompt_column = _pick("prompt_column", prompt_column, PROMPT_COLUMNS, _columns(dataset))
+    prompt_column = pick_column("prompt_column", prompt_column, PROMPT_COLUMNS, column_names(dataset))
     column = prompt_column.split(".")[0]
     first: dict[str, int] = {}
     seen: set[str] = set()
@@ -306,7 +407,7 @@ def drop_repeated_problems(dataset: Dataset, prompt_column: str | None = None) -
             raw = str(value)
             if raw not in seen:
                 seen.add(raw)
-                first.setdefault(_question({column: value}, prompt_column), position)
+                first.setdefault(_question({column: value}, prompt_column, place(column, position)), position)
             position += 1
     return dataset.select(first.values())
 
@@ -328,63 +429,154 @@ def final_answer(solution) -> str:
 def _load(entry: MathDataset | None, name: str, split: str, config: str | None, streaming: bool = False):
     if entry is None:
         return load_split(name, split, config, streaming)
+    if entry.data_files and split != entry.split:  # the file would be loaded under any name
+        raise ValueError(f"The data set {name!r} has no split {split!r}; it has {[entry.split]}.")
     return load_split(entry.hub_id, split, config or entry.config, streaming, entry.data_files)
 
 
-def _prompt_maker(prompt_template: str | None, instruction: str | None):
-    """The function from a question to a prompt."""
-    if prompt_template is not None and instruction is not None:
+def source_of(name: str, split: str, config: str | None = None, *, benchmark: bool = False) -> tuple[str | None, ...]:
+    """
+    What tells the rows of one data set from those of another: two names with one source are the same rows.
+
+    Args:
+        name (`str`): Name, as [`load_training_set`] or, with `benchmark`, [`load_benchmark`] takes it.
+        split (`str`): Name of the split. A file, or a folder with a single data set, is the same whatever it says.
+        config (`str`, *optional*): Configuration of a Hub data set.
+        benchmark (`bool`, *optional*, defaults to `False`): Whether a short name is that of a benchmark.
+    """
+    path = Path(name)
+    if path.is_file() or (path / "state.json").is_file():
+        return (str(path.resolve()),)
+    if path.exists():
+        return (str(path.resolve()), config, split)
+    entry = find_dataset(BENCHMARKS if benchmark else TRAINING_SETS, name, config)
+    if entry is None:
+        return (name, config, split)
+    return (entry.hub_id, config or entry.config, entry.split if benchmark else split)
+
+
+def is_chat_formatted(prompt) -> bool:
+    """Whether a prompt is a text that a chat template has written, such as `<|im_start|>user` and what follows."""
+    return isinstance(prompt, str) and _CHAT_FORMAT.match(prompt) is not None
+
+
+def is_in_chat_format(prompt) -> bool:
+    """Whether a prompt needs no wrapping: it is a conversation, or a text that a chat template has written."""
+    return is_chat_formatted(prompt) or is_conversational({"prompt": prompt})
+
+
+def prompt_writer(
+    *, prompt_template: str | None = None, instruction: str | None = None, system_prompt: str | None = None
+):
+    """
+    The function from what a row asks to its prompt, for training and for evaluation.
+
+    Args:
+        prompt_template, instruction, system_prompt (`str`, *optional*):
+            See [`load_benchmark`]. A prompt in chat format stays as it is without them.
+
+    Returns:
+        `Callable`: takes a question, a conversation, or a text in chat format, and for errors where it stands; gives a
+        conversation or a text.
+
+    Raises:
+        `ValueError`: if `instruction` or `prompt_template` leaves the question out, or two are given that exclude each
+            other. The function raises it for a prompt in chat format that they cannot be put into.
+    """
+    if prompt_template is not None and (instruction is not None or system_prompt):
+        other = "instruction" if instruction is not None else "system_prompt"
         raise ValueError(
-            "prompt_template and instruction are both set, but a prompt is a plain text (prompt_template, for base "
-            "models) or a message (instruction, for models with a chat template). Remove one of them."
+            f"prompt_template and {other} are both set, but a prompt is a plain text (prompt_template, for base "
+            f"models) or a message ({other}, for models with a chat template). Remove one of them."
         )
     if prompt_template == "paper":
         prompt_template = PAPER_PROMPT
     for name, text in (("prompt_template", prompt_template), ("instruction", instruction)):
         if text is not None and "{question}" not in text:
             raise ValueError(f"{name} must contain '{{question}}', got {text!r}: the model would not see it.")
+    stands = instruction == "{question}"  # the question as it stands, but for an instruction that no reward reads
+    named = {"prompt_template": prompt_template, "instruction": instruction, "system_prompt": system_prompt}
+    named = {name: text for name, text in named.items() if text and not (stands and name == "instruction")}
 
     def as_prompt(question: str):
         if prompt_template is not None:
             return prompt_template.replace("{question}", question)
-        return [{"role": "user", "content": (instruction or "{question}").replace("{question}", question)}]
+        system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        return [*system, {"role": "user", "content": (instruction or "{question}").replace("{question}", question)}]
 
-    return as_prompt
+    def write(asked, where: str = "the data set"):
+        if is_chat_formatted(asked):
+            if wrapping := " and ".join(name for name, text in named.items() if text != "{question}"):
+                raise ValueError(
+                    f"{where}: the prompt is in chat format already ({asked[:40]!r}...), and {wrapping} would wrap it "
+                    f"a second time. Leave {wrapping} unset to take such prompts as they are, or name a column with "
+                    "the question alone in prompt_column."
+                )
+            return asked
+        if is_conversational({"prompt": asked}):
+            content = _only_user_message(asked)
+            rewrites = bool(named) or (stands and content is not None and _has_known_instruction(content))
+            return as_prompt(_question({"prompt": asked}, "prompt", where)) if rewrites else asked
+        rewrites = bool(set(named) - {"system_prompt"}) or (stands and _has_known_instruction(asked))
+        return as_prompt(strip_instruction(asked) if rewrites else asked)
+
+    return write
 
 
-def _question(row: dict, column: str) -> str:
-    prompt = _get(row, column)
-    if not is_conversational({"prompt": prompt}):
+def _only_user_message(prompt) -> str | None:
+    """The text of a conversation that is one message of the user."""
+    if isinstance(prompt, str) or [message["role"] for message in prompt] != ["user"]:
+        return None
+    content = prompt[0]["content"]
+    return content if isinstance(content, str) else None
+
+
+def _has_known_instruction(text: str) -> bool:
+    return strip_instruction(text) != text.strip()
+
+
+def _system_prompt(prompt: list[dict]) -> str | None:
+    first = prompt[0] if prompt else {}
+    return first["content"] if first.get("role") == "system" and isinstance(first.get("content"), str) else None
+
+
+def _question(row: dict, column: str, where: str | None = None) -> str:
+    where = where or place(column)
+    prompt = get_value(row, column)
+    _check_question(prompt, where)
+    if not _is_conversation(prompt):
         return strip_instruction(prompt)
     if [message["role"] for message in prompt] != ["user"]:
         raise ValueError(
-            f"A prompt has messages of {[message['role'] for message in prompt]}; with instruction, prompt_template "
-            "or deduplicate it must be one message of the user. Leave them unset to take conversations as they are."
+            f"{where}: a prompt has messages of {[message['role'] for message in prompt]}; with instruction, "
+            "prompt_template, system_prompt or deduplicate it must be one message of the user. Leave them unset to "
+            "take conversations as they are."
         )
-    return strip_instruction(prompt[0]["content"])
+    content = prompt[0]["content"]
+    if not isinstance(content, str):
+        raise ValueError(
+            f"{where}: the content of the message is in parts ({str(content)[:60]}...); with instruction, "
+            "prompt_template or deduplicate it must be a text. Leave them unset to take conversations as they are."
+        )
+    return strip_instruction(content)
 
 
-def _columns(dataset) -> list[str]:
-    if isinstance(dataset, (dict, IterableDatasetDict)):
-        raise ValueError(f"Expected one split, got the splits {sorted(dataset)}: pick one of them.")
-    columns = dataset.column_names or list(next(iter(dataset), {}))
-    if not columns:
-        raise ValueError("The data set has no rows and no columns.")
-    return columns
+def _check_question(prompt, where: str) -> None:
+    if isinstance(prompt, str):
+        is_question = bool(prompt.strip())
+    else:
+        is_question = _is_conversation(prompt) and all(
+            isinstance(message, dict) and "content" in message for message in prompt
+        )
+        if is_question and prompt[-1].get("role") == "user":
+            content = prompt[-1]["content"]
+            is_question = bool(content.strip() if isinstance(content, str) else content)
+    if not is_question:
+        raise ValueError(
+            f"{where}: the question is {prompt!r}, where a text or a conversation of messages with role and content "
+            "is needed. Leave such rows out, or name another column with prompt_column."
+        )
 
 
-def _pick(argument: str, given: str | None, candidates: tuple[str, ...], columns: list[str]) -> str:
-    for name in (given,) if given else candidates:
-        # Only the first part can be looked up without reading rows; a wrong second part fails on the first row.
-        if name.split(".")[0] in columns:
-            return name
-    wanted = repr(given) if given else f"one of {list(candidates)}"
-    raise ValueError(
-        f"{argument}: the data set has no column {wanted}; it has {columns}. Set {argument} to one of these."
-    )
-
-
-def _get(row: dict, column: str):
-    for part in column.split("."):
-        row = row[part]
-    return row
+def _is_conversation(prompt) -> bool:
+    return prompt != [] and is_conversational({"prompt": prompt})

@@ -1,28 +1,22 @@
 """Checks of model, data, tokenizer and rollouts that fail before hours are spent."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import wraps
 
+import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from transformers import ProcessorMixin
 from trl import is_conversational
 
-
-# What the trainer itself passes to a reward function (`GRPOTrainer._calculate_rewards`).
-_TRAINER_ARGUMENTS = {
-    "prompts",
-    "completions",
-    "completion_ids",
-    "trainer_state",
-    "log_extra",
-    "log_metric",
-    "environments",
-}
+from ._trl import logger
+from .columns import REWARD_ARGUMENTS, misleading_columns, place
 
 
-def check_training_data(dataset, reward_funcs, args, *, prompt_is_optional: bool, extra_fields: bool) -> None:
+def check_training_data(
+    dataset, reward_funcs, args, *, prompt_is_optional: bool, extra_fields: bool, eval_dataset=None
+) -> None:
     """
     Check that a map-style data set can be trained on. Streams are not looked at: reading one may cost.
 
@@ -32,47 +26,128 @@ def check_training_data(dataset, reward_funcs, args, *, prompt_is_optional: bool
         args ([`ForkingGRPOConfig`]): Configuration of the run.
         prompt_is_optional (`bool`): Whether an environment supplies the prompts.
         extra_fields (`bool`): Whether a rollout function may supply what rewards need beside the columns.
+        eval_dataset (*optional*): What was passed as `eval_dataset`: rewards must be able to score it too.
 
     Raises:
-        `ValueError`: if the data set is empty, smaller than one generation batch, or lacks a column that a reward
-            function needs.
+        `ValueError`: if the data set is empty, smaller than one generation batch, has a prompt that is missing or a
+            column that TRL would take for something else, or lacks a column that a reward function needs.
     """
-    if not isinstance(dataset, Dataset):
-        return
-    columns = dataset.column_names
-    if len(dataset) == 0:
-        raise ValueError(f"train_dataset is empty (columns: {columns}). Check the split, and any filter on it.")
-    if "prompt" not in columns and not prompt_is_optional:
-        raise ValueError(
-            f"train_dataset needs a column 'prompt'; it has {columns}. Rename one, or use "
-            "trl_fork.data.to_prompt_and_solution."
-        )
-    prompts = args.generation_batch_size // args.num_generations
-    if len(dataset) < prompts:
-        raise ValueError(
-            f"train_dataset has {len(dataset)} rows, but one generation batch takes {prompts} prompts "
-            f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations}), and "
-            "incomplete batches are dropped: there would be no step at all. Lower per_device_train_batch_size, "
-            "gradient_accumulation_steps or steps_per_generation, raise num_generations, or add data."
-        )
-    if extra_fields:
-        return
-    for function in reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]:
-        needed = [name for name in _required_arguments(function) if name not in {*columns, *_TRAINER_ARGUMENTS}]
-        if needed:
+    if isinstance(dataset, Dataset):
+        if len(dataset) == 0:
             raise ValueError(
-                f"The reward function '{getattr(function, '__name__', function)}' needs the columns {needed} that "
-                f"train_dataset lacks; it has {columns}. Rename or add them."
+                f"train_dataset is empty (columns: {dataset.column_names}). Check the split, and any filter on it."
+            )
+        if "prompt" not in dataset.column_names and not prompt_is_optional:
+            raise ValueError(
+                f"train_dataset needs a column 'prompt'; it has {dataset.column_names}. Rename one, or use "
+                "trl_fork.data.to_prompt_and_solution."
+            )
+        prompts = args.generation_batch_size // args.num_generations
+        if len(dataset) < prompts:
+            raise ValueError(
+                f"train_dataset has {len(dataset)} rows, but one generation batch takes {prompts} prompts "
+                f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations}), and "
+                "incomplete batches are dropped: there would be no step at all. Lower per_device_train_batch_size, "
+                "gradient_accumulation_steps or steps_per_generation, raise num_generations, or add data."
+            )
+    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    for name, data in {"train_dataset": dataset, **evaluated}.items():
+        if not isinstance(data, Dataset) or len(data) == 0:
+            continue
+        _check_prompts(name, data)
+        _check_columns(name, data)
+        for function in [] if extra_fields else reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]:
+            _check_reward(name, data, function)
+
+
+def _check_prompts(name: str, dataset: Dataset) -> None:
+    if "prompt" not in dataset.column_names or dataset.data.column("prompt").null_count == 0:
+        return
+    for number, prompt in enumerate(dataset["prompt"]):  # only of this selection of the rows
+        if prompt is None:
+            raise ValueError(
+                f"{name}: {place('prompt', number)}: the prompt is {prompt}. Leave such rows out: "
+                "dataset.filter(lambda row: row['prompt'] is not None)."
             )
 
 
-def check_tokenizer(processing_class, dataset) -> None:
+def _check_columns(name: str, dataset: Dataset) -> None:
+    # `completion_ids` is left out of what rewards get of the data; the others collide or are lost.
+    if taken := [column for column in dataset.column_names if column in {*REWARD_ARGUMENTS} - {"completion_ids"}]:
+        raise ValueError(
+            f"{name} has the columns {taken}, which are arguments that the trainer passes to rewards itself. Rename "
+            "or remove them."
+        )
+    if "prompt" in dataset.column_names and (taken := misleading_columns(dataset[0], dataset[0]["prompt"])):
+        raise ValueError(
+            f"{name} has the columns {taken}, one of which TRL may look at to tell whether prompts are conversations, "
+            "and would take 'prompt' for what it is not. Rename or remove them."
+        )
+
+
+def _check_reward(name: str, dataset: Dataset, function) -> None:
+    columns = dataset.column_names
+    title = getattr(function, "__name__", type(function).__name__)
+    needed = [argument for argument in required_columns(function) if argument not in columns]
+    if needed:
+        raise ValueError(
+            f"The reward function '{title}' needs the columns {needed} that {name} lacks; it has {columns}. Rename or "
+            "add them."
+        )
+    wrapped = getattr(function, "__wrapped__", None)
+    if wrapped is not None and inspect.isfunction(function):
+        # What a wrapper fills in by itself cannot be seen from here.
+        maybe = [argument for argument in required_columns(wrapped) if argument not in columns]
+        if maybe and _takes_any(function):
+            logger.warning(
+                f"The reward function '{title}' wraps one that needs {maybe}, which {name} lacks; it has {columns}. "
+                "Unless the wrapper passes these itself, the first step will fail."
+            )
+
+
+def required_columns(reward_func) -> list[str]:
+    """
+    What a call of a reward function must be given, beyond what the trainer passes by itself.
+
+    Args:
+        reward_func: A function, synchronous or not, a method, a partial, an object to call; or a reward model, which
+            needs no columns.
+
+    Returns:
+        `list[str]`: Names of arguments. What a partial or a wrapper has bound is not among them: a wrapper that takes
+        any argument needs none.
+    """
+    if isinstance(reward_func, (str, torch.nn.Module)) or not callable(reward_func):
+        return []
+    try:
+        # Not through `__wrapped__`: it is the wrapper that is called.
+        parameters = inspect.signature(reward_func, follow_wrapped=False).parameters.values()
+    except (TypeError, ValueError):  # some builtins have none
+        return []
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = [p.name for p in parameters if p.kind in named and p.default is inspect.Parameter.empty]
+    return [name for name in needed if name not in {*REWARD_ARGUMENTS, "environments"}]
+
+
+def _takes_any(function: Callable) -> bool:
+    parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def check_tokenizer(processing_class, dataset, plain_prompts: str = "give prompts as plain strings") -> None:
     """
     Check that prompts of `dataset` can be tokenized and padded.
 
+    Args:
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+            What tokenizes them.
+        dataset: What was passed as `train_dataset`; streams are not looked at.
+        plain_prompts (`str`, *optional*):
+            How a user has prompts that need no chat template, for the message.
+
     Raises:
         `ValueError`: for a tokenizer with neither a padding nor an end-of-sequence token, or without a chat template
-            where the prompts are conversations.
+            where the prompts are conversations; or for conversations that hold a text in chat format.
     """
     tokenizer = processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
@@ -80,11 +155,50 @@ def check_tokenizer(processing_class, dataset) -> None:
             "The tokenizer has neither a pad_token nor an eos_token to pad with. Set one, for example "
             "tokenizer.pad_token = '<pad>', on a token of its vocabulary."
         )
-    conversational = isinstance(dataset, Dataset) and is_conversational(dataset[0])
-    if conversational and getattr(processing_class, "chat_template", None) is None:
+    prompt = dataset[0].get("prompt") if isinstance(dataset, Dataset) and len(dataset) else None
+    if not prompt or not is_conversational({"prompt": prompt}):
+        return
+    if getattr(processing_class, "chat_template", None) is None:
         raise ValueError(
-            "The prompts are conversations, but the tokenizer has no chat_template to turn them into text. Load the "
-            "tokenizer of the instruction-tuned model, set tokenizer.chat_template, or give prompts as plain strings."
+            "The prompts are conversations, but the tokenizer has no chat_template to turn them into text, as those "
+            f"of base models. For a base model, {plain_prompts}; otherwise load the tokenizer of the "
+            "instruction-tuned model, or set tokenizer.chat_template."
+        )
+    content = prompt[-1].get("content")
+    openings = _openings(processing_class, tokenizer) if isinstance(content, str) else []
+    if found := [token for token in openings if token in content]:
+        raise ValueError(
+            f"train_dataset: {place('prompt', 0)}: the message holds {found}, so that it is in chat format already "
+            f"and would be wrapped a second time: {content[:60]!r}. Write it as a message without them, or "
+            f"{plain_prompts}."
+        )
+
+
+def _openings(processing_class, tokenizer) -> list[str]:
+    """Special tokens that the chat template writes before a user's message."""
+    marker = "\x00"
+    try:
+        text = processing_class.apply_chat_template(
+            [{"role": "user", "content": marker}], tokenize=False, add_generation_prompt=True
+        )
+    except Exception:  # templates raise what they like: this one wants something else than one message of the user
+        return []
+    before, found, _ = text.partition(marker)
+    special = set(tokenizer.all_special_tokens) - {tokenizer.bos_token}
+    return sorted(token for token in special if token in before) if found else []
+
+
+def warn_of_overlap(train_dataset, eval_dataset) -> None:
+    """Warn of evaluation problems that are trained on, which say nothing of new ones."""
+    if not (isinstance(train_dataset, Dataset) and isinstance(eval_dataset, Dataset)):
+        return
+    evaluated = [str(prompt) for prompt in eval_dataset["prompt"]]
+    trained = {str(prompt) for prompt in train_dataset["prompt"]}
+    both = sum(prompt in trained for prompt in evaluated)
+    if both:
+        logger.warning(
+            f"eval_dataset: {both} of its {len(evaluated)} prompts are in the training data too. What is measured on "
+            "them is no held-out result; leave them out of one of the two."
         )
 
 
@@ -163,11 +277,3 @@ def check_rollouts(rollout_func):
         return output
 
     return checked
-
-
-def _required_arguments(function) -> list[str]:
-    if not callable(function) or not hasattr(function, "__name__"):  # a reward model, or its name
-        return []
-    parameters = inspect.signature(function).parameters.values()
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [p.name for p in parameters if p.kind in named and p.default is inspect.Parameter.empty]

@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from .fork_temperature import ForkTemperatureLogitsProcessor
 from .response_files import Response, read_lines
 from .rewards import get_reward_function
+from .sampling import StopAtText, cut_at_stop, split_stop
 
 
 TEMPERATURES = (0.0, 0.05, 0.3, 0.6, 1.0, 2.0, 3.0, 5.0)  # the paper's
@@ -64,6 +65,7 @@ def decode_with_temperatures(
     max_new_tokens: int = 28672,
     batch_size: int = 32,
     seed: int = 0,
+    stop: Sequence[str] = (),
 ) -> dict:
     """
     Sample and grade every pair of temperatures. Responses are appended to a file, from which a killed run continues.
@@ -72,13 +74,14 @@ def decode_with_temperatures(
         load_model (`Callable`): Gives the model in evaluation mode. Not called if there is nothing to do.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
         problems (`list[Problem]`): What is asked.
-        path (`str` or `Path`): JSONL file of this model, threshold, lengths and seed, and of nothing else.
+        path (`str` or `Path`): JSONL file of this model, threshold, lengths, seed and stop, and of nothing else.
         threshold (`float`): Entropy in nats above which a token is a forking token.
         temperatures (`Sequence[float]`, *optional*): Of either kind of token, the other at 1; the paper's by default.
         num_samples (`int`, *optional*, defaults to `16`): Responses per problem and pair.
         max_new_tokens (`int`, *optional*, defaults to `28672`): Of a response, in tokens; the paper's.
         batch_size (`int`, *optional*, defaults to `32`): Responses at a time.
         seed (`int`, *optional*, defaults to `0`): Of the sampling.
+        stop (`Sequence[str]`, *optional*): Texts that end a response, and are cut off.
 
     Returns:
         `dict`: see `definitions.DEFINITIONS["decoding_temperature"]`.
@@ -99,7 +102,8 @@ def decode_with_temperatures(
                     model = model or load_model()
                     # A batch has a seed of its own, so that a run that was killed gives the same responses.
                     torch.manual_seed(_seed(seed, keys))
-                    new = _sample_batch(model, tokenizer, [p for p, _ in batch], pair, threshold, max_new_tokens)
+                    asked = [problem for problem, _ in batch]
+                    new = _sample_batch(model, tokenizer, asked, pair, threshold, max_new_tokens, stop)
                     new = [dict(zip(_KEYS, key, strict=True)) | row for key, row in zip(keys, new, strict=True)]
                     new = [row for row in new if _key(row) not in done]
                     with open(path, "a") as file:
@@ -116,13 +120,15 @@ def decode_with_temperatures(
     }
 
 
-def _sample_batch(model, tokenizer, problems, pair, threshold, max_new_tokens) -> list[dict]:
+def _sample_batch(model, tokenizer, problems, pair, threshold, max_new_tokens, stop) -> list[dict]:
+    stop, special_ids = split_stop(stop, tokenizer)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ends = model.generation_config.eos_token_id
-    ends = sorted({*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None})
+    ends = sorted({*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, *special_ids} - {None})
     width = max(len(problem.prompt_ids) for problem in problems)
     ids = torch.tensor([[pad_id] * (width - len(p.prompt_ids)) + p.prompt_ids for p in problems])
     mask = torch.tensor([[0] * (width - len(p.prompt_ids)) + [1] * len(p.prompt_ids) for p in problems])
+    stopping = StopAtText(tokenizer, stop, width) if stop else None
     original = model.generation_config
     # In place of the model's own: `generate` takes from there what a configuration leaves open, such as a top_k.
     model.generation_config = GenerationConfig(
@@ -134,14 +140,16 @@ def _sample_batch(model, tokenizer, problems, pair, threshold, max_new_tokens) -
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 logits_processor=[ForkTemperatureLogitsProcessor(threshold, *pair)],
+                stopping_criteria=[stopping] if stopping else None,
             )
     finally:
         model.generation_config = original
     completions = []
-    for row in output[:, width:].tolist():
-        stop = next((position + 1 for position, token in enumerate(row) if token in ends), len(row))
-        completions.append(row[:stop])
-    texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+    lengths = stopping.lengths if stopping else [None] * len(problems)
+    for row, length in zip(output[:, width:].tolist(), lengths, strict=True):
+        end = next((position + 1 for position, token in enumerate(row) if token in ends), len(row))
+        completions.append(row[: min(end, length or end)])
+    texts = [cut_at_stop(text, stop) for text in tokenizer.batch_decode(completions, skip_special_tokens=True)]
     rewards = get_reward_function("accuracy_reward")(
         completions=[[{"role": "assistant", "content": text}] for text in texts],
         solution=[problem.solution for problem in problems],

@@ -1,15 +1,16 @@
-"""avg@k, pass@k, length and truncation of sampled completions, and the loop that samples and grades them."""
+"""avg@k, pass@k, maj@k, length and truncation of sampled completions, and the loop that samples and grades them."""
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
 from .completions import CompletionStore, key
-from .grading import GradingPool
+from .grading import SHOWN, GradingPool
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,77 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1.0 - prod(1.0 - k / i for i in range(num_samples - num_correct + 1, num_samples + 1))
 
 
-def summarize(samples: list[dict]) -> dict[str, dict[str, float | int | None]]:
+_PLAIN = r"\boxed{1}"  # what any answer can be compared with, unless it is hostile
+
+
+@dataclass
+class _Vote:
+    first: dict  # sample
+    count: int
+    is_comparable: bool = True
+
+
+def majority(samples: list[dict], same_answer: Callable[[str, str], bool | None]) -> float:
+    """
+    Whether the answer that most samples of a problem give is right: maj@K of one problem.
+
+    Samples whose answers are equal vote for one answer, which is as right as the first of them. Where several answers
+    have most votes, each counts by its share, as if one of them was drawn. Samples without an answer, or that could
+    not be graded, have no vote; where none votes, the majority is wrong.
+
+    Args:
+        samples (`list[dict]`): Lines of `completions.jsonl` of one problem.
+        same_answer (`callable`): Whether two completions give equal answers; `None` where that cannot be decided, and
+            then they are two answers. See [`~grading.GradingPool.same_answer`].
+
+    Returns:
+        `float`: in [0, 1].
+    """
+    texts: dict[str, list[dict]] = {}  # samples whose answers are written alike
+    for sample in samples:
+        answer = sample["answer"]
+        if answer is not None:
+            is_whole = len(answer) < SHOWN and answer != "[unprintable]"
+            texts.setdefault(answer if is_whole else sample["completion"], []).append(sample)
+    votes: list[_Vote] = []
+    for alike in sorted(texts.values(), key=len, reverse=True):
+        new, undecided = _Vote(alike[0], len(alike)), 0
+        for vote in votes:
+            same = vote.is_comparable and same_answer(vote.first["completion"], new.first["completion"])
+            if same:
+                vote.count += new.count
+                break
+            if same is None:  # one of the two makes the grader run for ever, or both together
+                new.is_comparable = same_answer(_PLAIN, new.first["completion"]) is not None
+                vote.is_comparable = same_answer(_PLAIN, vote.first["completion"]) is not None
+                undecided += vote.is_comparable
+            if not new.is_comparable or undecided > 1:
+                votes.append(new)
+                break
+        else:
+            votes.append(new)
+    most = max((vote.count for vote in votes), default=0)
+    winners = [vote.first["correct"] for vote in votes if vote.count == most]
+    return sum(winners) / len(winners) if winners else 0.0
+
+
+def summarize(
+    samples: list[dict], same_answer: Callable[[str, str], bool | None] | None = None, num_threads: int = 1
+) -> dict[str, dict[str, float | int | None]]:
     """
     What `results.json` holds.
 
     Args:
         samples (`list[dict]`): Lines of `completions.jsonl`.
+        same_answer (`callable`, *optional*): See [`majority`]. Without it there is no maj@K.
+        num_threads (`int`, *optional*, defaults to `1`): How many problems' answers are compared at a time.
 
     Returns:
         `dict`: by data set, `"avg@K"`, the mean over problems of the fraction of right samples; `"avg@K_stderr"`, its
-        standard error over problems (`None` for a single one); `"pass@k"` for k = K and the powers of two below;
-        `"mean_length"` in tokens over samples; `"truncated_fraction"`; `"num_problems"`; `"num_samples"` per problem;
-        and `"grading_failures"`, the number of samples that count as wrong because they could not be graded.
+        standard error over problems (`None` for a single one); `"maj@K"`, the mean of [`majority`]; `"pass@k"` for
+        k = K and the powers of two below; `"mean_length"` in tokens over samples; `"truncated_fraction"`;
+        `"num_problems"`; `"num_samples"` per problem; and `"grading_failures"`, the number of samples that count as
+        wrong because they could not be graded.
 
     Raises:
         `ValueError`: if problems of a data set have different numbers of samples.
@@ -83,6 +143,7 @@ def summarize(samples: list[dict]) -> dict[str, dict[str, float | int | None]]:
         results[dataset] = {
             f"avg@{k}": float(np.mean(correct / k)),
             f"avg@{k}_stderr": float(np.std(correct / k, ddof=1) / np.sqrt(n)) if n > 1 else None,
+            **({} if same_answer is None else {f"maj@{k}": _mean_majority(problems, same_answer, num_threads)}),
             **{
                 f"pass@{size}": float(np.mean([pass_at_k(k, int(c), size) for c in correct]))
                 for size in sorted({k, *(2**i for i in range(k.bit_length()))})
@@ -194,6 +255,7 @@ def evaluate(
                 "truncated": sample.truncated,
                 "solution": problem.solution,
                 "correct": verdict.reward == 1.0,
+                "answer": verdict.answer,
                 "grading_failure": verdict.failure,
             }
             for (problem, number), sample, verdict in zip(batch, sampled, verdicts, strict=True)
@@ -226,6 +288,11 @@ def _by_problem(samples: list[dict]) -> dict[str, dict[str, list[dict]]]:
         problems[sample["dataset"]][sample["problem_id"]].append(sample)
     # In the order of the run, not of the alphabet
     return {name: problems[name] for name in dict.fromkeys(sample["dataset"] for sample in samples)}
+
+
+def _mean_majority(problems: dict[str, list[dict]], same_answer, num_threads: int) -> float:
+    with ThreadPoolExecutor(num_threads) as threads:
+        return float(np.mean(list(threads.map(lambda rows: majority(rows, same_answer), problems.values()))))
 
 
 def _accuracies(samples: list[dict]) -> dict[str, dict[str, float]]:

@@ -135,6 +135,7 @@ class ForkingGRPOTrainer(
             args,
             prompt_is_optional=given.get("environment_factory") is not None,
             extra_fields=given.get("rollout_func") is not None,
+            eval_dataset=given.get("eval_dataset"),
         )
         check_dynamic_sampling(
             args,
@@ -185,7 +186,9 @@ class ForkingGRPOTrainer(
         if args.selects_tokens and isinstance(processing_class, ProcessorMixin):
             raise NotImplementedError(
                 "Image-text models are not supported with top_entropy_quantile < 1.0 yet: the selection has not been "
-                "tested with image inputs. Set top_entropy_quantile=1.0, or pass a tokenizer to train on text alone."
+                "tested with image inputs. To train on text alone pass a tokenizer, processing_class="
+                "AutoTokenizer.from_pretrained(...), or set text_only (--text_only true of examples/train.py); or set "
+                "top_entropy_quantile=1.0."
             )
         check_tokenizer(processing_class, dataset)
 

@@ -37,6 +37,8 @@ ALLOWANCE = 30.0
 ALLOWANCE_PER_ANSWER = 0.02
 SHORT_LIMIT = 0.1
 
+SHOWN = 1000  # characters of a parsed expression, as in `_grading_worker.py`
+
 _REPLY_DEADLINE = 180.0  # seconds; beyond the worker's own wall-clock limit
 _START_DEADLINE = 300.0
 
@@ -58,6 +60,12 @@ class Verdict:
     gold_parsed: str
     answer_parsed: str
     failure: str | None = None
+
+    @property
+    def answer(self) -> str | None:
+        """What was read in the answer; `None` if it holds none, or could not be graded."""
+        unread = self.failure or self.reward is None or self.answer_parsed == "[unparseable]"
+        return None if unread else self.answer_parsed
 
 
 class GradingPool:
@@ -121,6 +129,18 @@ class GradingPool:
             self.num_graded += len(pairs)
         return [verdicts[pair] for pair in pairs]
 
+    def same_answer(self, first: str, second: str) -> bool | None:
+        """
+        Whether two completions give equal answers. Both are read as answers are, and compared within the same limits.
+
+        Returns:
+            `bool`, or `None` if that cannot be decided: one has no answer, or a limit was exhausted.
+        """
+        verdict = self._grade_one((second, first), "answer")
+        with self._lock:
+            self.num_graded += 1
+        return None if verdict.failure or verdict.reward is None else verdict.reward == 1.0
+
     def close(self) -> None:
         """End the workers. A forked child leaves those of its parent alone."""
         if os.getpid() != self._pid:
@@ -129,16 +149,17 @@ class GradingPool:
         for worker in self._workers:
             worker.stop()
 
-    def _grade_one(self, pair: tuple[str, str]) -> Verdict:
+    def _grade_one(self, pair: tuple[str, str], *kind: str) -> Verdict:
         limit = self._limit()
         worker = self._idle.get()
         try:
-            verdict = worker.grade(*pair, limit)
+            verdict = worker.grade(*pair, limit, *kind)
         finally:
             self._idle.put(worker)
         if verdict.failure:
             with self._lock:
-                self.failures[verdict.failure] += 1
+                if not kind:  # or else it is a comparison, and no answer
+                    self.failures[verdict.failure] += 1
                 self._lost += limit * (verdict.failure == "timeout")
         return verdict
 
@@ -162,19 +183,19 @@ class _Worker:
         self._received = b""
         self._numbers = count(1)
 
-    def grade(self, answer: str, gold: str, limit: float) -> Verdict:
+    def grade(self, answer: str, gold: str, limit: float, *kind: str) -> Verdict:
         for _ in range(2):
             try:
-                return self._ask(answer, gold, limit)
+                return self._ask(answer, gold, limit, *kind)
             except (OSError, EOFError, ValueError):  # killed from outside, which is no fault of the answer
                 self.stop()
         return Verdict(0.0, "[not shown]", "[not graded]", "crash")
 
-    def _ask(self, answer: str, gold: str, limit: float) -> Verdict:
+    def _ask(self, answer: str, gold: str, limit: float, *kind: str) -> Verdict:
         if self._process is None:
             self._start()
         number = next(self._numbers)
-        self._process.stdin.write(json.dumps([number, answer, gold, limit]).encode() + b"\n")
+        self._process.stdin.write(json.dumps([number, answer, gold, limit, *kind]).encode() + b"\n")
         self._process.stdin.flush()
         while True:
             found, *verdict = self._receive(_REPLY_DEADLINE)

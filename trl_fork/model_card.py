@@ -101,6 +101,8 @@ def build_model_card(
     """
     output_dir = Path(args.output_dir)
     columns, results = read_results(output_dir / "results.json")
+    example = example_prompt(output_dir, has_chat_template)
+    kwargs = args.chat_template_kwargs if isinstance(example, list) else None
     data = ModelCardData(
         base_model=base_model,
         datasets=datasets or None,
@@ -117,7 +119,9 @@ def build_model_card(
         base_model=base_model,
         datasets=datasets,
         is_adapter=is_adapter,
-        example=repr(example_prompt(output_dir, has_chat_template)),
+        example=repr(example),
+        # Of the configuration, not of the file: a run from Python has no file.
+        chat_template_kwargs=repr(kwargs) if kwargs else None,
         all_tokens=not args.selects_tokens,
         token_selection=args.token_selection,
         percent=f"{100 * args.top_entropy_quantile:g}",
@@ -134,10 +138,13 @@ def build_model_card(
 def example_prompt(output_dir: Path, has_chat_template: bool) -> str | list[dict[str, str]]:
     """What the card's snippet asks the model: as in its training, where that is known."""
     found = find_prompt(output_dir) if output_dir.is_dir() else None  # what is no folder, the Hub would be asked for
-    prompt = found[0] if found else {"instruction": "{question} Please reason step by step."}
-    ((kind, text),) = prompt.items()
+    prompt = found[0] if found else {}
+    text = prompt.get("prompt_template") or prompt.get("instruction") or "{question} Please reason step by step."
     text = text.replace("{question}", "What is 12 * 34?")
-    return [{"role": "user", "content": text}] if kind == "instruction" and has_chat_template else text
+    if "prompt_template" in prompt or not has_chat_template:
+        return text
+    system = [{"role": "system", "content": prompt["system_prompt"]}] if "system_prompt" in prompt else []
+    return [*system, {"role": "user", "content": text}]
 
 
 def read_results(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -154,7 +161,7 @@ def read_results(path: Path) -> tuple[list[str], list[list[str]]]:
     names = [
         name
         for name in dict.fromkeys(name for values in results.values() for name in values)
-        if name.startswith(("avg@", "pass@", "mean_length", "truncated_fraction")) and "stderr" not in name
+        if name.startswith(("avg@", "maj@", "pass@", "mean_length", "truncated_fraction")) and "stderr" not in name
     ]
     rows = [
         [dataset, str(values["num_problems"]), *(_format(name, values.get(name)) for name in names)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -46,7 +47,7 @@ def require_matplotlib() -> None:
 
 def plot_training(log_history: list[dict], path: str | Path) -> None:
     """
-    Draw the curves of a run as small multiples over optimizer steps.
+    Draw the curves of a run as small multiples over optimizer steps. Values that are not finite are gaps.
 
     Args:
         log_history (`list[dict]`):
@@ -72,25 +73,30 @@ def plot_training(log_history: list[dict], path: str | Path) -> None:
     figure.suptitle(title, fontsize=14, fontweight="bold")
     if not curves:  # no error: this stands at the end of a long run
         figure.text(0.5, 0.4, "Nothing was logged.\nLower logging_steps.", ha="center", fontsize=11, color=_GREY)
-    last_step = max((steps[-1] for _, steps, _ in curves), default=1)
+    last_step = max((steps[-1] for _, steps, _ in curves), default=1) or 1
     for index, (panel, steps, values) in enumerate(curves):
         axes = figure.add_subplot(rows, columns, index + 1)
         marker = "o" if len(steps) < 25 else ""
         axes.plot(steps, values, color=panel.colour, marker=marker, markersize=4, linewidth=1.8, clip_on=False)
-        axes.annotate(
-            f"{values[-1]:.3g}",
-            (steps[-1], values[-1]),
-            textcoords="offset points",
-            xytext=(6, 0),
-            va="center",
-            fontsize=9,
-            color=panel.colour,
-        )
+        finite = [(step, value) for step, value in zip(steps, values, strict=True) if not math.isnan(value)]
+        if finite:
+            axes.annotate(
+                f"{finite[-1][1]:.3g}",
+                finite[-1],
+                textcoords="offset points",
+                xytext=(6, 0),
+                va="center",
+                fontsize=9,
+                color=panel.colour,
+            )
+        if len(finite) < len(values):
+            note = f"{len(values) - len(finite)} of {len(values)} values not finite"
+            axes.text(0.02, 0.96, note, transform=axes.transAxes, va="top", fontsize=8, color=_GREY)
         axes.set_title(panel.title, fontsize=11, loc="left")
         axes.set_ylabel(panel.unit, fontsize=9, color=_GREY)
         axes.set_xlabel("optimizer step", fontsize=9, color=_GREY)
         axes.set_xlim(0, last_step * 1.2)  # room for the last value
-        axes.set_ylim(*_limits(values, panel.is_fraction))
+        axes.set_ylim(*_limits([value for _, value in finite], panel.is_fraction))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.tick_params(labelsize=9, colors=_GREY)
         axes.grid(color="0.9", linewidth=0.8)
@@ -194,16 +200,23 @@ def _curves(log_history):
     """(panel, steps, values) of every panel that the log has values for."""
     curves = []
     for panel in PANELS:
-        points = [(entry["step"], entry[panel.key]) for entry in log_history if entry.get(panel.key) is not None]
+        points = [
+            (entry["step"], _finite(entry[panel.key])) for entry in log_history if entry.get(panel.key) is not None
+        ]
         is_repeated = panel.key == "eval_reward" and any(p.title == "Held-out accuracy" for p, _, _ in curves)
         if points and not is_repeated:
             curves.append((panel, *zip(*points, strict=True)))
     return curves
 
 
+def _finite(value) -> float:
+    """The value, or NaN, a gap in a curve, where an axis has no room for it."""
+    return value if math.isfinite(value) and abs(value) < 1e300 else math.nan
+
+
 def _limits(values, is_fraction: bool) -> tuple[float, float]:
-    if is_fraction:
+    if is_fraction and all(0 <= value <= 1 for value in values):
         return 0.0, 1.02
-    lowest, highest = min(0.0, *values), max(0.0, *values)
+    lowest, highest = min([0.0, *values]), max([0.0, *values])
     margin = 0.08 * (highest - lowest or 1.0)
     return lowest - margin * (lowest < 0), highest + margin

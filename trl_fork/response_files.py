@@ -4,10 +4,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .sampling import check_model_path
+from .training_prompt import encode_prompt
 
 
 PROMPT_FIELDS = ("prompt", "question", "problem")
@@ -38,7 +40,11 @@ class Response:
 
 
 def read_responses(
-    path: str | Path, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    limit: int | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> Iterator[Response]:
     """
     Read responses one at a time.
@@ -53,6 +59,7 @@ def read_responses(
         path (`str` or `Path`): A JSONL file. A last line that a killed process has left half-written is skipped.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the model that will read the responses.
         limit (`int`, *optional*): Only the first responses.
+        chat_template_kwargs (`dict`, *optional*): For the chat template of prompts that are conversations.
 
     Yields:
         [`Response`].
@@ -63,7 +70,7 @@ def read_responses(
     for number, row in enumerate(read_lines(path), start=1):
         if limit is not None and number > limit:
             return
-        yield _response(row, tokenizer, f"{path}, line {number}")
+        yield _response(row, tokenizer, f"{path}, line {number}", chat_template_kwargs)
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
@@ -104,8 +111,13 @@ def read_lines(path: str | Path) -> Iterator[dict]:
             yield row
 
 
-def _response(row: dict, tokenizer, where: str) -> Response:
-    prompt, completion = _field(row, PROMPT_FIELDS), _field(row, COMPLETION_FIELDS)
+def prompt_of(row: dict) -> str | list[dict] | None:
+    """The prompt of a line: text, or a conversation."""
+    return _field(row, PROMPT_FIELDS)
+
+
+def _response(row: dict, tokenizer, where: str, chat_template_kwargs: dict[str, Any] | None) -> Response:
+    prompt, completion = prompt_of(row), _field(row, COMPLETION_FIELDS)
     prompt_ids, completion_ids = row.get("prompt_ids"), row.get("completion_ids")
     if (prompt is None and prompt_ids is None) or (completion is None and completion_ids is None):
         raise ValueError(
@@ -113,7 +125,8 @@ def _response(row: dict, tokenizer, where: str) -> Response:
             f"completion (one of {COMPLETION_FIELDS} or completion_ids)."
         )
     if isinstance(prompt, list):
-        prompt = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        prompt, ids = encode_prompt(tokenizer, prompt, chat_template_kwargs)
+        prompt_ids = ids if prompt_ids is None else prompt_ids
     if prompt_ids is None:
         # A chat template writes the start token itself.
         has_special = any(prompt.startswith(token) for token in tokenizer.all_special_tokens)

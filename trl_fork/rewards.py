@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import wraps
 
 from trl.rewards import get_soft_overlong_punishment, think_format_reward
@@ -63,10 +64,12 @@ def get_reward_function(
         return REWARD_FUNCTIONS[name]
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
+        names = sorted([*REWARD_FUNCTIONS, SOFT_OVERLONG_PUNISHMENT])
+        # Open-R1 and others leave out `_reward`.
+        meant = [known for known in names if name and name in known][:1] or get_close_matches(name, names, 1)
         raise ValueError(
-            f"reward_funcs: unknown reward function {name!r}. Pass one of "
-            f"{sorted([*REWARD_FUNCTIONS, SOFT_OVERLONG_PUNISHMENT])}, or a dotted path such as "
-            "'my_rewards.exact_match'."
+            f"reward_funcs: unknown reward function {name!r}. Pass one of {names}, or a dotted path such as "
+            f"'my_rewards.exact_match'.{f' Did you mean {meant[0]!r}?' if meant else ''}"
         )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

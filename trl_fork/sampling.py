@@ -1,19 +1,24 @@
 """Engines that sample completions of prompts: transformers, and vLLM."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from accelerate.utils import is_peft_model
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
     PreTrainedTokenizerBase,
+    StoppingCriteria,
     TopPLogitsWarper,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import find_adapter_config_file
 
 
@@ -22,9 +27,9 @@ class Sample(NamedTuple):
     One sampled completion.
 
     Args:
-        text (`str`): Its text, without special tokens.
-        length (`int`): Its length in tokens, the end-of-sequence token included.
-        truncated (`bool`): Whether it reached the limit without an end-of-sequence token.
+        text (`str`): Its text, without special tokens, up to a stop string.
+        length (`int`): Its length in tokens, the end-of-sequence token or those of the stop string included.
+        truncated (`bool`): Whether it reached the limit without an end-of-sequence token or a stop string.
     """
 
     text: str
@@ -46,13 +51,17 @@ class TransformersEngine:
         temperature (`float`, *optional*, defaults to `1.0`): 0 is greedy.
         top_p (`float`, *optional*, defaults to `1.0`): Nucleus sampling.
         max_new_tokens (`int`, *optional*, defaults to `20480`): Limit of a completion, in tokens.
+        stop (`Sequence[str]`, *optional*): Texts that end a completion. It is cut off before the first of them.
     """
 
-    def __init__(self, model, tokenizer, *, temperature=1.0, top_p=1.0, max_new_tokens=20480):
+    def __init__(
+        self, model, tokenizer, *, temperature=1.0, top_p=1.0, max_new_tokens=20480, stop: Sequence[str] = ()
+    ):
+        self.stop, stop_ids = split_stop(stop, tokenizer)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.temperature, self.top_p, self.max_new_tokens = temperature, top_p, max_new_tokens
-        self.stop_ids = stop_token_ids(model.generation_config, tokenizer)
+        self.stop_ids = sorted({*stop_token_ids(model.generation_config, tokenizer), *stop_ids})
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_ids[0]
         # transformers fills whatever a generation config leaves open from the model's own, and a chat model's may
         # hold a repetition penalty or top_k that nobody asked for.
@@ -82,23 +91,79 @@ class TransformersEngine:
         ids = torch.tensor([[self.pad_id] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         sampler = [_SeededSampling(seeds, width, self)] if self.temperature > 0 else []
+        stopping = StopAtText(self.tokenizer, self.stop, width) if self.stop else None
         try:
             output = self.model.generate(
                 input_ids=ids.to(self.model.device),
                 attention_mask=mask.to(self.model.device),
                 logits_processor=sampler,
+                stopping_criteria=[stopping] if stopping else None,
             )
         except torch.OutOfMemoryError as error:
             raise RuntimeError(
                 f"Out of memory with {len(prompts)} completions at a time. Run the same command with a smaller "
                 "--batch_size: it continues where it stopped."
             ) from error
-        return [self._sample(row) for row in output[:, width:].tolist()]
+        lengths = stopping.lengths if stopping else [None] * len(prompts)
+        rows = output[:, width:].tolist()
+        return [self._sample(row[:length], length is not None) for row, length in zip(rows, lengths, strict=True)]
 
-    def _sample(self, ids: list[int]) -> Sample:
+    def _sample(self, ids: list[int], stopped: bool) -> Sample:
         ends = [position for position, token in enumerate(ids) if token in self.stop_ids]
         ids = ids[: ends[0] + 1] if ends else ids
-        return Sample(self.tokenizer.decode(ids, skip_special_tokens=True), len(ids), truncated=not ends)
+        text = cut_at_stop(self.tokenizer.decode(ids, skip_special_tokens=True), self.stop)
+        return Sample(text, len(ids), truncated=not (ends or stopped))
+
+
+class StopAtText(StoppingCriteria):
+    """
+    Ends a row when its completion holds one of the texts.
+
+    Not `stop_strings` of transformers, which also matches a text that begins in the prompt: after a prompt that ends
+    in a line break, a first word `User:` would be taken for one on a new line.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the model.
+        stop (`Sequence[str]`): The texts.
+        prompt_length (`int`): Tokens of the prompt, padding included.
+
+    Attributes:
+        lengths (`list[int | None]`): Tokens of each completion up to the text; `None` where it does not occur.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], prompt_length: int):
+        self.tokenizer, self.stop, self.prompt_length = tokenizer, stop, prompt_length
+        # A token is a byte at least; a few more, since decoding may change the first characters of a piece.
+        self.window = max(len(text.encode()) for text in stop) + 8
+        self.lengths: list[int | None] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+        self.lengths = self.lengths or [None] * len(input_ids)
+        completions = input_ids[:, self.prompt_length :]
+        tails = self.tokenizer.batch_decode(completions[:, -self.window :], skip_special_tokens=True)
+        for row, tail in enumerate(tails):
+            if self.lengths[row] is None and any(text in tail for text in self.stop):
+                self.lengths[row] = completions.shape[1]
+        return torch.tensor([length is not None for length in self.lengths], device=input_ids.device)
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the stop strings."""
+    return text[: min((place for each in stop if (place := text.find(each)) >= 0), default=len(text))]
+
+
+def split_stop(stop: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[int]]:
+    """
+    Stop strings, and the ids of those that are special tokens: these are no part of a completion's text.
+
+    Raises:
+        `ValueError`: for an empty one, which would end every completion before it has begun, and for what is no text.
+    """
+    stop = [stop] if isinstance(stop, str) else list(stop)
+    if bad := [text for text in stop if not isinstance(text, str) or not text]:
+        raise ValueError(f"stop must hold texts that are not empty, got {bad[0]!r}.")
+    special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return [text for text in stop if text not in special], [special[text] for text in stop if text in special]
 
 
 class _SeededSampling(LogitsProcessor):
@@ -140,7 +205,7 @@ class VLLMEngine:
         dtype (`str`, *optional*, defaults to `"auto"`): Of the weights.
         max_length (`int`, *optional*): Longest prompt and completion together, in tokens.
         tensor_parallel_size (`int`, *optional*, defaults to `1`): GPUs.
-        temperature, top_p, max_new_tokens: See [`TransformersEngine`].
+        temperature, top_p, max_new_tokens, stop: See [`TransformersEngine`].
 
     Raises:
         `ImportError`: without vLLM.
@@ -158,7 +223,9 @@ class VLLMEngine:
         temperature: float = 1.0,
         top_p: float = 1.0,
         max_new_tokens: int = 20480,
+        stop: Sequence[str] = (),
     ):
+        self._stop, special_ids = split_stop(stop, tokenizer)
         try:
             from vllm import LLM, SamplingParams
             from vllm.lora.request import LoRARequest
@@ -181,11 +248,16 @@ class VLLMEngine:
             tensor_parallel_size=tensor_parallel_size,
             **settings,
         )
-        stop_ids = stop_token_ids(_generation_config(weights), tokenizer)
+        stop_ids = sorted({*stop_token_ids(_generation_config(weights), tokenizer), *special_ids})
 
         def parameters(seed: int):
             return SamplingParams(
-                temperature=temperature, top_p=top_p, max_tokens=max_new_tokens, seed=seed, stop_token_ids=stop_ids
+                temperature=temperature,
+                top_p=top_p,
+                max_tokens=max_new_tokens,
+                seed=seed,
+                stop_token_ids=stop_ids,
+                stop=self._stop or None,
             )
 
         self._parameters = parameters
@@ -199,7 +271,12 @@ class VLLMEngine:
             use_tqdm=False,
         )
         completions = [output.outputs[0] for output in outputs]
-        return [Sample(c.text, len(c.token_ids), c.finish_reason == "length") for c in completions]
+        # vLLM cuts at the first stop string of its list, where a token completes several.
+        texts = [cut_at_stop(completion.text, self._stop) for completion in completions]
+        return [
+            Sample(text, len(completion.token_ids), completion.finish_reason == "length")
+            for text, completion in zip(texts, completions, strict=True)
+        ]
 
 
 def load_model(
@@ -226,17 +303,24 @@ def load_model(
     base = base_of_adapter(name, base_model)
     settings = {"dtype": dtype, "attn_implementation": attn_implementation}
     if base is None:
-        return AutoModelForCausalLM.from_pretrained(name, **settings).to(device)  # type: ignore[arg-type]
+        return auto_model_class(name).from_pretrained(name, **settings).to(device)
     from peft import PeftModel
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, **settings)
+        model = auto_model_class(base).from_pretrained(base, **settings)
     except OSError as error:
         raise ValueError(
             f"The adapter {name!r} belongs to the model {base!r}, which cannot be loaded. Name where it is with "
             "--base_model."
         ) from error
     return PeftModel.from_pretrained(model, name).to(device)
+
+
+def auto_model_class(name: str):
+    """What loads a model to write text: image-text models, trained on text alone, may be no causal ones by name."""
+    if type(AutoConfig.from_pretrained(name)) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText
 
 
 def load_tokenizer(name: str, *, base_model: str | None = None) -> PreTrainedTokenizerBase:

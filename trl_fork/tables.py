@@ -15,15 +15,19 @@ def print_results(results: dict[str, dict]) -> None:
     Args:
         results (`dict`): What [`~evaluation.summarize`] returns.
     """
-    header = ["data set", "problems", "K", "avg@K", "± s.e.", "pass@K", "mean length", "truncated"]
+    has_majority = any(f"maj@{result['num_samples']}" in result for result in results.values())
+    header = ["data set", "problems", "K", "avg@K", "± s.e.", *(["maj@K"] if has_majority else [])]
+    header += ["pass@K", "mean length", "truncated"]
     rows = []
     for dataset, result in results.items():
         k = result["num_samples"]
         error = result[f"avg@{k}_stderr"]
+        majority = result.get(f"maj@{k}")
         rows.append(
             [
                 *(dataset_label(dataset), str(result["num_problems"]), str(k)),
                 *(f"{result[f'avg@{k}']:.2%}", "-" if error is None else f"{error:.2%}"),
+                *(["-" if majority is None else f"{majority:.2%}"] if has_majority else []),
                 *(f"{result[f'pass@{k}']:.2%}", f"{result['mean_length']:,.0f}"),
                 f"{result['truncated_fraction']:.1%}",
             ]

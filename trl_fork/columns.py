@@ -1,0 +1,105 @@
+"""Columns of a data set: found by their usual names, and read with errors that say where."""
+
+from typing import Any
+
+from datasets import IterableDatasetDict
+from trl import is_conversational
+
+
+# In order of preference. `answer` comes before `solution`: where a data set has both, `solution` is a worked text and
+# `answer` its last line.
+PROMPT_COLUMNS = ("prompt", "question", "problem")
+SOLUTION_COLUMNS = ("ground_truth", "reward_model.ground_truth", "final_answer", "answer", "solution")
+
+# What the trainer itself passes to a reward function (`GRPOTrainer._calculate_rewards`).
+REWARD_ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
+# Beside `prompt`, columns by any of which TRL decides whether a row is a conversation (`trl.is_conversational`).
+_DECIDING_COLUMNS = ("completion", "messages", "chosen", "rejected")
+
+
+def column_names(dataset) -> list[str]:
+    """
+    Names of the columns; of a stream that does not know them, those of its first row.
+
+    Raises:
+        `ValueError`: for several splits, or no columns at all.
+    """
+    if isinstance(dataset, (dict, IterableDatasetDict)):
+        raise ValueError(f"Expected one split, got the splits {sorted(dataset)}: pick one of them.")
+    columns = dataset.column_names or list(next(iter(dataset), {}))
+    if not columns:
+        raise ValueError("The data set has no rows and no columns.")
+    return columns
+
+
+def find_column(argument: str, given: str | None, candidates: tuple[str, ...], columns: list[str]) -> str | None:
+    """
+    The column that is meant, `None` if there is none; a dot stands before the name within a nested one.
+
+    Names as they are come first, then those that differ in upper and lower case only.
+
+    Args:
+        argument (`str`): What a user sets to choose a column.
+        given (`str`, *optional*): What the user has set it to.
+        candidates (`tuple[str]`): Names to look for if it is not set.
+        columns (`list[str]`): Columns there are.
+
+    Raises:
+        `ValueError`: if several columns differ from the name in upper and lower case only.
+    """
+    # Only the first part can be looked up without reading rows; a wrong second part fails on the first row.
+    parts = [name.partition(".") for name in ((given,) if given else candidates)]
+    for root, dot, rest in parts:
+        if root in columns:
+            return root + dot + rest
+    for root, dot, rest in parts:
+        found = [column for column in columns if column.lower() == root.lower()]
+        if len(found) > 1:
+            raise ValueError(f"{argument}: the data set has the columns {found}. Set {argument} to one of these.")
+        if found:
+            return found[0] + dot + rest
+    return None
+
+
+def pick_column(argument: str, given: str | None, candidates: tuple[str, ...], columns: list[str]) -> str:
+    """[`find_column`], with a `ValueError` that names the columns there are where none is found."""
+    column = find_column(argument, given, candidates, columns)
+    if column is None:
+        wanted = repr(given) if given else f"one of {list(candidates)}"
+        raise ValueError(
+            f"{argument}: the data set has no column {wanted}; it has {columns}. Set {argument} to one of these."
+        )
+    return column
+
+
+def get_value(row: dict, column: str, number: int | None = None) -> Any:
+    """
+    The value of a column, nested or not.
+
+    Raises:
+        `ValueError`: if there is no such value within a nested column, naming the row if its number is known.
+    """
+    value: Any = row
+    for part in column.split("."):
+        if not isinstance(value, dict) or part not in value:
+            there = f"; it has {list(value)}" if isinstance(value, dict) else f", but {value!r}"
+            raise ValueError(f"{place(column, number)}: there is no {part!r}{there}.")
+        value = value[part]
+    return value
+
+
+def place(column: str, number: int | None = None) -> str:
+    """Where a value stands, as errors begin."""
+    return f"column {column!r}" if number is None else f"row {number}, column {column!r}"
+
+
+def misleading_columns(row: dict, prompt) -> list[str]:
+    """Columns of a row for which TRL may take a prompt that is a text for a conversation, or the other way round."""
+
+    def is_conversation(value) -> bool:
+        return value != [] and is_conversational({"prompt": value})
+
+    return [
+        name for name in _DECIDING_COLUMNS if name in row and is_conversation(row[name]) != is_conversation(prompt)
+    ]

@@ -1,0 +1,58 @@
+"""One run to a directory: whether to continue the one that is there."""
+
+from pathlib import Path
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+
+_YES = {"true", "yes", "y", "t", "1", "on"}
+_NO = {"false", "no", "n", "f", "0", "off", "none", "null", ""}
+
+
+def checkpoint_choice(resume_from_checkpoint: str | bool | None) -> str | bool:
+    """
+    What `resume_from_checkpoint` means: a field of type `str`, so that the command line's `false` arrives as text.
+
+    Args:
+        resume_from_checkpoint (`str` or `bool`, *optional*):
+            As it was parsed.
+
+    Returns:
+        `str` or `bool`: `False` for a new run, `True` for the newest checkpoint, or the path of one.
+
+    Raises:
+        `ValueError`: for a path that does not exist.
+    """
+    text = "" if resume_from_checkpoint is None else str(resume_from_checkpoint).strip()
+    if text.lower() in _YES | _NO:
+        return text.lower() in _YES
+    if not Path(text).is_dir():
+        raise ValueError(
+            f"resume_from_checkpoint: there is no folder {text!r} (looked from {Path.cwd()}). Set it to true for the "
+            "newest checkpoint in output_dir, to the path of a checkpoint, or to false for a new run."
+        )
+    return text
+
+
+def refuse_other_run(output_dir: str | Path, resume_from_checkpoint: str | bool) -> None:
+    """
+    A second run in the same directory would mix its checkpoints with the first one's.
+
+    Args:
+        output_dir (`str` or `Path`): Of the run that begins.
+        resume_from_checkpoint (`str` or `bool`): As [`checkpoint_choice`] gives it.
+
+    Raises:
+        `ValueError`: if another run is there, and is not the one to continue.
+    """
+    directory = Path(output_dir)
+    earlier = sorted([*directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), *directory.glob("trainer_state.json")])
+    if not earlier or resume_from_checkpoint is True:
+        return
+    if resume_from_checkpoint and directory.resolve() in Path(resume_from_checkpoint).resolve().parents:
+        return
+    foreign = f", which the checkpoint {resume_from_checkpoint!r} is no part of" if resume_from_checkpoint else ""
+    raise ValueError(
+        f"output_dir {str(output_dir)!r} holds another run ({earlier[0].name}){foreign}. Continue it with "
+        "--resume_from_checkpoint true, or choose another output_dir."
+    )

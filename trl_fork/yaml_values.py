@@ -1,0 +1,116 @@
+"""
+Values of a YAML file as the options of a parser mean them.
+
+YAML 1.1 reads `no` and `off` as booleans, and `1e-5` as a text. argparse converts texts, but takes anything else that
+stands in a file as it is, so that a wrong value comes to light hours later or not at all.
+"""
+
+import argparse
+import re
+from typing import Any
+
+
+# Options that are texts to the parser, and take a boolean all the same.
+_TEXT_OR_BOOLEAN = {"resume_from_checkpoint", "fsdp", "scale_rewards", "deepspeed"}
+# At most three digits of exponent: a revision such as 12e4567 is a text.
+_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}")
+
+
+def option_value(action: argparse.Action, value: Any) -> Any:
+    """
+    A value of a YAML file as an option takes it.
+
+    Args:
+        action (`argparse.Action`): The option, as [`~trl.TrlParser`] makes it of a field.
+        value: What YAML has read.
+
+    Raises:
+        `ValueError`: if the option cannot have this value, naming both.
+    """
+    name = action.dest
+    if value is None:
+        return None
+    # By its name: TRL wraps `int` and `float` where a field may be `None`, and keeps the name for argparse's messages.
+    kind = getattr(action.type, "__name__", "")
+    if kind == "string_to_bool":
+        return _boolean(action, value)
+    if action.nargs == "+" and kind in ("str", "int", "float"):
+        return [_scalar(name, kind, item) for item in (value if isinstance(value, list) else [value])]
+    if action.choices is not None:
+        return _choice(name, [str(choice) for choice in action.choices], value)
+    if isinstance(value, str) and value.lower() in ("none", "null") and kind in ("int", "float"):
+        return _checked(action, value)
+    return _scalar(name, kind, value)
+
+
+def _checked(action: argparse.Action, value: str) -> Any:
+    try:
+        return action.type(value)  # type: ignore[misc, operator]
+    except (argparse.ArgumentTypeError, ValueError) as error:
+        raise ValueError(f"{action.dest}: {error}") from None
+
+
+def _boolean(action: argparse.Action, value: Any) -> Any:
+    switches = {"on": True, "off": False}
+    if isinstance(value, str):
+        return switches[value.lower()] if value.lower() in switches else _checked(action, value)
+    if value in (0, 1):
+        return bool(value)
+    raise ValueError(f"{action.dest} must be true or false, got {value!r}")
+
+
+def _choice(name: str, choices: list[str], value: Any) -> str:
+    if "no" in choices and (value is False or str(value).lower() in ("off", "false", "none")):
+        return "no"
+    if isinstance(value, bool) or str(value) not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}{_how_yaml_read(value)}")
+    return str(value)
+
+
+def _scalar(name: str, kind: str, value: Any) -> Any:
+    if kind in ("int", "float"):
+        return _number(name, kind, value)
+    if isinstance(value, (dict, list)):
+        return numbers_in(value)
+    if kind == "str" and isinstance(value, bool):
+        if name == "report_to" and not value:
+            return "none"
+        if name not in _TEXT_OR_BOOLEAN:
+            raise ValueError(f"{name} must be a text, got {value!r}{_how_yaml_read(value)}")
+    elif kind == "str":
+        return str(value)  # a number, or a date
+    return value
+
+
+def _number(name: str, kind: str, value: Any) -> int | float:
+    wanted = "a whole number" if kind == "int" else "a number"
+    wrong = ValueError(f"{name} must be {wanted}, got {value!r}{_how_yaml_read(value)}")
+    if isinstance(value, (bool, dict, list)):
+        raise wrong
+    try:
+        number = float(value)
+        if kind == "float":
+            return number
+        whole = int(number) if isinstance(value, float) or _EXPONENT.fullmatch(str(value)) else int(value)
+    except (TypeError, ValueError, OverflowError):  # a date, a text, infinity
+        raise wrong from None
+    if whole != number:
+        raise wrong
+    return whole
+
+
+def numbers_in(value: Any) -> Any:
+    """Dictionaries and lists with what YAML has left as a text, such as `1e-7`, as the number it is."""
+    if isinstance(value, dict):
+        return {key: numbers_in(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [numbers_in(item) for item in value]
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value)
+    return value
+
+
+def _how_yaml_read(value: Any) -> str:
+    if not isinstance(value, bool):
+        return ""
+    return " (to YAML, yes, no, on and off are true and false: write a text in quotes)"
