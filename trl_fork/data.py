@@ -444,9 +444,9 @@ def prompt_writer(
             return asked
         if is_conversational({"prompt": asked}):
             content = _only_user_message(asked)
-            rewrites = named or (stands and content is not None and _has_known_instruction(content))
+            rewrites = bool(named) or (stands and content is not None and _has_known_instruction(content))
             return as_prompt(_question({"prompt": asked}, "prompt")) if rewrites else asked
-        rewrites = set(named) - {"system_prompt"} or (stands and _has_known_instruction(asked))
+        rewrites = bool(set(named) - {"system_prompt"}) or (stands and _has_known_instruction(asked))
         return as_prompt(strip_instruction(asked) if rewrites else asked)
 
     return write
