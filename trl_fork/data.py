@@ -247,7 +247,8 @@ def to_prompt_and_solution(
     `prompt` becomes a conversation of one user message, or a plain text with `prompt_template`. A prompt that is a
     conversation already stays as it is, unless one of the two is given: then it must be one user message, and loses
     the instruction that DAPO-Math-17k or guru wrote into it. A text in chat format already (`<|im_start|>user ...`)
-    stays as it is. `solution` becomes what [`final_answer`] makes of it.
+    stays as it is. `solution` becomes what [`final_answer`] makes of the answer; a structure, such as tests of a
+    program, stays one.
 
     The data set's own columns stay, for rewards that take them, except those of names that the trainer needs itself:
     arguments that it passes to rewards (`completions`), and conversations beside a `prompt` that is a text or the
@@ -323,7 +324,7 @@ def to_prompt_and_solution(
                     f"{place(solution_column, number)}: the answer is {answer}, and no reward could compare with it. "
                     "Leave such rows out, or give them an empty text to have them skipped by rewards that compare."
                 )
-            made["solution"] = final_answer(answer)
+            made["solution"] = final_answer(answer) if _is_answer(answer) else answer
         return made
 
     return dataset.map(convert, with_indices=True, remove_columns=[*sources.values(), *sorted(unwanted)])
@@ -367,6 +368,11 @@ def final_answer(solution) -> str:
     if isinstance(solution, str) and "####" in solution:
         solution = solution.rsplit("####", 1)[1].strip().replace(",", "")
     return as_gold(solution)
+
+
+def _is_answer(value) -> bool:
+    """Tests of a program, for one, are for a reward of the user's own: no answer that math-verify could read."""
+    return not any(isinstance(part, dict) for part in (value if isinstance(value, list) else [value]))
 
 
 def _load(entry: MathDataset | None, name: str, split: str, config: str | None, streaming: bool = False):
