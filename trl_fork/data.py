@@ -2,11 +2,9 @@
 
 import hashlib
 import os
-import re
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
-from trl import is_conversational
 
 from ._trl import logger
 from .columns import (
@@ -30,6 +28,7 @@ from .math_datasets import (
     find_dataset,
     strip_instruction,
 )
+from .prompt_formats import check_question, is_conversation, is_in_chat_format
 
 
 _FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -163,7 +162,7 @@ def training_prompt(
         dataset = _load(entry, name, split, config, streaming)
         column = pick_column("prompt_column", prompt_column, PROMPT_COLUMNS, column_names(dataset))
         prompt = get_value(next(iter(dataset)), column, 0)
-        if _is_conversation(prompt) or _is_in_chat_format(prompt):
+        if is_conversation(prompt) or is_in_chat_format(prompt):
             return None
     return {"instruction": instruction or ("{question}" if entry is None else BOXED_INSTRUCTION)}
 
@@ -287,12 +286,12 @@ def to_prompt_and_solution(
     solution_column = find_solution("solution_column", solution_column, SOLUTION_COLUMNS, columns)
 
     first = next(iter(dataset), None)
-    formatted = first is not None and _is_in_chat_format(get_value(first, prompt_column, 0))
+    formatted = first is not None and is_in_chat_format(get_value(first, prompt_column, 0))
 
     def make_prompt(value, number: int):
         where = place(prompt_column, number)
-        _check_question(value, where)
-        if _is_in_chat_format(value) != formatted:
+        check_question(value, where)
+        if is_in_chat_format(value) != formatted:
             raise ValueError(f"{where}: of the prompts, some are in chat format and some are not: {value!r}.")
         if formatted and (instruction is not None or prompt_template not in (None, "{question}")):
             name = "instruction" if instruction is not None else "prompt_template"
@@ -300,7 +299,7 @@ def to_prompt_and_solution(
                 f"{where}: the prompt is in chat format already ({value[:40]!r}...), and {name} would wrap it a "
                 f"second time. Leave {name} unset to take such prompts as they are."
             )
-        if formatted or (not rewrite and _is_conversation(value)):
+        if formatted or (not rewrite and is_conversation(value)):
             return value
         return as_prompt(_question({"prompt": value}, "prompt", where) if rewrite else value)
 
@@ -428,8 +427,8 @@ def _prompt_maker(prompt_template: str | None, instruction: str | None):
 def _question(row: dict, column: str, where: str | None = None) -> str:
     where = where or place(column)
     prompt = get_value(row, column)
-    _check_question(prompt, where)
-    if not _is_conversation(prompt):
+    check_question(prompt, where)
+    if not is_conversation(prompt):
         return strip_instruction(prompt)
     if [message["role"] for message in prompt] != ["user"]:
         raise ValueError(
@@ -444,35 +443,3 @@ def _question(row: dict, column: str, where: str | None = None) -> str:
             "prompt_template or deduplicate it must be a text. Leave them unset to take conversations as they are."
         )
     return strip_instruction(content)
-
-
-def _check_question(prompt, where: str) -> None:
-    if isinstance(prompt, str):
-        is_question = bool(prompt.strip())
-    else:
-        is_question = _is_conversation(prompt) and all(
-            isinstance(message, dict) and "content" in message for message in prompt
-        )
-        if is_question and prompt[-1].get("role") == "user":
-            content = prompt[-1]["content"]
-            is_question = bool(content.strip() if isinstance(content, str) else content)
-    if not is_question:
-        raise ValueError(
-            f"{where}: the question is {prompt!r}, where a text or a conversation of messages with role and content "
-            "is needed. Leave such rows out, or name another column with prompt_column."
-        )
-
-
-def _is_conversation(prompt) -> bool:
-    return prompt != [] and is_conversational({"prompt": prompt})
-
-
-# What opens a message in the chat formats of common models. A problem does not hold these.
-_CHAT_FORMAT = re.compile(
-    r"<\|(im_start|start_header_id|header_start|start_of_role|im_user|im_system|user|system|START_OF_TURN_TOKEN)\|>"
-    r"|<start_of_turn>|<\|turn>|<\|start\|>(system|developer|user)|<\uff5cUser\uff5c>|\A\s*(<s>)?\s*\[(INST|SYSTEM_PROMPT)\]"
-)
-
-
-def _is_in_chat_format(prompt) -> bool:
-    return isinstance(prompt, str) and _CHAT_FORMAT.search(prompt) is not None
