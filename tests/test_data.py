@@ -223,6 +223,12 @@ def test_answers_only_where_they_are_needed():
     assert to_prompt_and_solution(data, solution_required=False)["solution"][:] == ["1", ""]
 
 
+@pytest.mark.parametrize("solution", [{"tests": ["f(1) == 2"]}, [{"input": "1", "output": "2"}]], ids=str)
+def test_a_structure_for_a_reward_of_the_users_stays_one(solution):
+    (row,) = to_prompt_and_solution(Dataset.from_list([{"prompt": "p", "solution": solution}]))
+    assert row["solution"] == solution
+
+
 def test_columns_in_upper_and_lower_case():
     for row in (
         {"Problem": "p", "Answer": "3"},

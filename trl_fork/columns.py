@@ -3,7 +3,8 @@
 from typing import Any
 
 from datasets import IterableDatasetDict
-from trl import is_conversational
+
+from .prompt_formats import is_conversation
 
 
 # In order of preference. `answer` comes before `solution`: where a data set has both, `solution` is a worked text and
@@ -96,10 +97,6 @@ def place(column: str, number: int | None = None) -> str:
 
 def misleading_columns(row: dict, prompt) -> list[str]:
     """Columns of a row for which TRL may take a prompt that is a text for a conversation, or the other way round."""
-
-    def is_conversation(value) -> bool:
-        return value != [] and is_conversational({"prompt": value})
-
     return [
         name for name in _DECIDING_COLUMNS if name in row and is_conversation(row[name]) != is_conversation(prompt)
     ]

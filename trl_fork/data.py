@@ -3,11 +3,9 @@
 import hashlib
 import json
 import os
-import re
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
-from trl import is_conversational
 
 from ._trl import logger
 from .columns import (
@@ -33,15 +31,8 @@ from .math_datasets import (
     find_dataset,
     strip_instruction,
 )
+from .prompt_formats import check_question, is_chat_formatted, is_conversation, is_in_chat_format
 
-
-# How prompts begin that a chat template has written: a start token, or a role. Such a text is what the model reads.
-_CHAT_FORMAT = re.compile(
-    r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>|\[gMASK\](?:<sop>)?|<BOS_TOKEN>)?\s*"
-    r"(?:<\|im_(?:start|user|system)\|>|<\|start_header_id\|>|<\|header_start\|>|<start_of_turn>|<\|turn>|\[INST\]"
-    r"|\[SYSTEM_PROMPT\]|<<SYS>>|<\|(?:system|user|assistant)(?:_start)?\|>|<\uff5c(?:User|Assistant)\uff5c>"
-    r"|<\|start\|>(?:system|developer|user|assistant)|<\|start_of_role\|>|<\|START_OF_TURN_TOKEN\|>)"
-)
 
 _FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -183,7 +174,7 @@ def training_prompt(
         prompt = get_value(next(iter(dataset)), column, 0)
         if is_chat_formatted(prompt):
             return None
-        if is_conversational({"prompt": prompt}):
+        if is_conversation(prompt):
             system_prompts = {_system_prompt(get_value(row, column)) for row in dataset.take(1000)}
             system_prompt = system_prompts.pop() if len(system_prompts) == 1 else None
             return {"system_prompt": system_prompt} if system_prompt else None
@@ -261,7 +252,7 @@ def load_benchmark(
     for number, row in enumerate(dataset):
         asked, solution = get_value(row, prompt_column, number), get_value(row, solution_column, number)
         where = place(prompt_column, number)
-        _check_question(asked, where)
+        check_question(asked, where)
         check_exact(solution, solution_column, number)
         solution = final_answer(solution)
         if entry and entry.context_column and row.get(entry.context_column):
@@ -309,7 +300,8 @@ def to_prompt_and_solution(
     `prompt` becomes a conversation of one user message, or a plain text with `prompt_template`. A prompt that is a
     conversation already stays as it is, unless one of the two is given: then it must be one user message, and loses
     the instruction that DAPO-Math-17k or guru wrote into it. A text in chat format already (`<|im_start|>user ...`)
-    stays as it is. `solution` becomes what [`final_answer`] makes of it.
+    stays as it is. `solution` becomes what [`final_answer`] makes of the answer; a structure, such as tests of a
+    program, stays one.
 
     The data set's own columns stay, for rewards that take them, except those of names that the trainer needs itself:
     arguments that it passes to rewards (`completions`), and conversations beside a `prompt` that is a text or the
@@ -351,7 +343,7 @@ def to_prompt_and_solution(
 
     def make_prompt(value, number: int):
         where = place(prompt_column, number)
-        _check_question(value, where)
+        check_question(value, where)
         if is_chat_formatted(value) != formatted:
             raise ValueError(f"{where}: of the prompts, some are in chat format and some are not: {value!r}.")
         return write(value, where)
@@ -377,7 +369,7 @@ def to_prompt_and_solution(
                     "Leave such rows out, or give them an empty text to have them skipped by rewards that compare."
                 )
             check_exact(answer, solution_column, number)
-            made["solution"] = final_answer(answer)
+            made["solution"] = final_answer(answer) if _is_answer(answer) else answer
         return made
 
     dataset = dataset.map(convert, with_indices=True, remove_columns=[*sources.values(), *sorted(unwanted)])
@@ -426,6 +418,11 @@ def final_answer(solution) -> str:
     return as_gold(solution)
 
 
+def _is_answer(value) -> bool:
+    """Tests of a program, for one, are for a reward of the user's own: no answer that math-verify could read."""
+    return not any(isinstance(part, dict) for part in (value if isinstance(value, list) else [value]))
+
+
 def _load(entry: MathDataset | None, name: str, split: str, config: str | None, streaming: bool = False):
     if entry is None:
         return load_split(name, split, config, streaming)
@@ -453,16 +450,6 @@ def source_of(name: str, split: str, config: str | None = None, *, benchmark: bo
     if entry is None:
         return (name, config, split)
     return (entry.hub_id, config or entry.config, entry.split if benchmark else split)
-
-
-def is_chat_formatted(prompt) -> bool:
-    """Whether a prompt is a text that a chat template has written, such as `<|im_start|>user` and what follows."""
-    return isinstance(prompt, str) and _CHAT_FORMAT.match(prompt) is not None
-
-
-def is_in_chat_format(prompt) -> bool:
-    """Whether a prompt needs no wrapping: it is a conversation, or a text that a chat template has written."""
-    return is_chat_formatted(prompt) or is_conversational({"prompt": prompt})
 
 
 def prompt_writer(
@@ -513,7 +500,7 @@ def prompt_writer(
                     "the question alone in prompt_column."
                 )
             return asked
-        if is_conversational({"prompt": asked}):
+        if is_conversation(asked):
             content = _only_user_message(asked)
             rewrites = bool(named) or (stands and content is not None and _has_known_instruction(content))
             return as_prompt(_question({"prompt": asked}, "prompt", where)) if rewrites else asked
@@ -543,8 +530,8 @@ def _system_prompt(prompt: list[dict]) -> str | None:
 def _question(row: dict, column: str, where: str | None = None) -> str:
     where = where or place(column)
     prompt = get_value(row, column)
-    _check_question(prompt, where)
-    if not _is_conversation(prompt):
+    check_question(prompt, where)
+    if not is_conversation(prompt):
         return strip_instruction(prompt)
     if [message["role"] for message in prompt] != ["user"]:
         raise ValueError(
@@ -559,24 +546,3 @@ def _question(row: dict, column: str, where: str | None = None) -> str:
             "prompt_template or deduplicate it must be a text. Leave them unset to take conversations as they are."
         )
     return strip_instruction(content)
-
-
-def _check_question(prompt, where: str) -> None:
-    if isinstance(prompt, str):
-        is_question = bool(prompt.strip())
-    else:
-        is_question = _is_conversation(prompt) and all(
-            isinstance(message, dict) and "content" in message for message in prompt
-        )
-        if is_question and prompt[-1].get("role") == "user":
-            content = prompt[-1]["content"]
-            is_question = bool(content.strip() if isinstance(content, str) else content)
-    if not is_question:
-        raise ValueError(
-            f"{where}: the question is {prompt!r}, where a text or a conversation of messages with role and content "
-            "is needed. Leave such rows out, or name another column with prompt_column."
-        )
-
-
-def _is_conversation(prompt) -> bool:
-    return prompt != [] and is_conversational({"prompt": prompt})

@@ -318,7 +318,8 @@ def load_model(
 
 def auto_model_class(name: str):
     """What loads a model to write text: image-text models, trained on text alone, may be no causal ones by name."""
-    if type(AutoConfig.from_pretrained(name)) in MODEL_FOR_CAUSAL_LM_MAPPING:
+    config = AutoConfig.from_pretrained(base_of_adapter(name, None) or name)
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return AutoModelForCausalLM
     return AutoModelForImageTextToText
 
