@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -72,7 +73,9 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     sampling.add_argument("--num_samples", type=int, default=16, help="responses per problem (default: %(default)s)")
     sampling.add_argument("--max_new_tokens", type=int, default=20480, help="of a response (default: %(default)s)")
     sampling.add_argument("--limit", type=int, help="only the first problems of each data set")
-    sampling.add_argument("--batch_size", type=int, default=32, help="responses at a time (default: %(default)s)")
+    sampling.add_argument("--batch_size", type=int, help="responses at a time (default: 32; with vLLM 1024)")
+    sampling.add_argument("--engine", choices=["transformers", "vllm"], default="transformers", help="for --dataset")
+    sampling.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs of vLLM (default: %(default)s)")
     sampling.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     sampling.add_argument("--threshold", type=float, help="nats; forking tokens are above it (default: the 80th "
                           "percentile of the responses read)")  # fmt: skip
@@ -392,7 +395,7 @@ def main(options: argparse.Namespace) -> None:
             temperatures=options.temperatures,
             num_samples=options.num_samples,
             max_new_tokens=options.max_new_tokens,
-            batch_size=options.batch_size,
+            batch_size=options.batch_size or 32,
             seed=options.seed,
             stop=stop,
         )
@@ -408,14 +411,27 @@ def sample_responses(options: argparse.Namespace) -> Path:
     """Have examples/evaluate.py sample and grade, into the same folder; it continues a run that was killed."""
     import evaluate
 
-    names = ("model", "output", "num_samples", "temperature", "max_new_tokens", "limit", "batch_size", "seed", "dtype")
+    names = (
+        *("model", "output", "num_samples", "temperature", "max_new_tokens", "limit", "batch_size", "seed", "dtype"),
+        *("engine", "tensor_parallel_size"),
+    )
     arguments = [f"--{name}={getattr(options, name)}" for name in names if getattr(options, name) is not None]
     if options.attn_implementation:
         arguments.append(f"--attn_implementation={options.attn_implementation}")
     settings = evaluate.parse_arguments([*arguments, "--dataset", *options.dataset])
     # Not as words of a command line: a text may begin with a dash.
     vars(settings).update({name: getattr(options, name) for name in PROMPT_ARGUMENTS})
-    evaluate.main(settings)
+    if options.engine == "transformers":
+        evaluate.main(settings)
+    else:  # in a process of its own: an engine gives its memory back when its process ends, and scoring needs it
+        sampler = multiprocessing.get_context("spawn").Process(target=evaluate.main, args=(settings,))
+        sampler.start()
+        sampler.join()
+        if sampler.exitcode:
+            raise RuntimeError(
+                "Sampling with vLLM has failed; its error is above. Use --engine transformers, or sample with "
+                "examples/evaluate.py and pass its completions.jsonl in --completions."
+            )
     return Path(options.output) / "completions.jsonl"
 
 

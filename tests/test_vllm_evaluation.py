@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import analyze_entropy
 import evaluate
 import pytest
 import torch
@@ -146,3 +147,18 @@ def test_training_from_the_command_line(tmp_path):
     assert ranks[0][0]["ids"] != ranks[1][0]["ids"]
     start, end = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "run"))
     assert max((end[name] - start[name]).abs().max() for name in start) > 0.01
+
+
+def test_analysis_of_sampled_responses(model, tmp_path):
+    """vLLM samples in a process of its own, transformers scores."""
+    output = tmp_path / "analysis"
+    words = ["--model", model, "--dataset", GSM8K, "--output", output, "--engine", "vllm", "--num_samples", 2]
+    # Few prompts: where a prefill is cut in two, vLLM asks the generator of a seeded sample for an offset, which those of
+    # CPUs do not have.
+    words += ["--max_new_tokens", 16, "--min_token_count", 1, "--dtype", "float32", "--limit", 4]
+    analyze_entropy.main(analyze_entropy.parse_arguments([str(word) for word in words]))
+    lines = lines_of(output).values()
+    assert len(lines) == 2 * 4
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["distribution"]["num_tokens"] == sum(line["length"] for line in lines)
+    assert (output / "report.html").is_file()
