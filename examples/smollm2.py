@@ -193,8 +193,8 @@ def check(path: Path) -> tuple[str, float]:
     if ANSWER not in answer or not perplexity < LARGEST_PERPLEXITY:
         sys.exit(
             f"The model that was read does not speak English: to {QUESTION!r} it answers {answer!r}, and its "
-            f"perplexity of {SENTENCE!r} is {perplexity:.1f} (at most {LARGEST_PERPLEXITY:.0f} was expected). It is in {path}. "
-            "Are torch and transformers those of constraints.txt?"
+            f"perplexity of {SENTENCE!r} is {perplexity:.1f} (at most {LARGEST_PERPLEXITY:.0f} was expected). "
+            f"It is in {path}. Are torch and transformers those of constraints.txt?"
         )
     return answer, perplexity
 
