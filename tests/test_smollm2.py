@@ -11,6 +11,7 @@ import sys
 from functools import cache
 from itertools import pairwise
 
+import build_forks
 import numpy as np
 import pytest
 import regex
@@ -291,14 +292,14 @@ def test_lora_trains_on_gsm8k(folder, tmp_path):
 def test_evaluation_and_analysis_of_its_english(folder, tmp_path):
     """Eight problems, and an analysis of sixty responses of a hundred tokens or more."""
     # A limit just above a hundred: most of its answers run on.
-    sampling = {"num_samples": 12, "max_new_tokens": 104, "batch_size": 96, "limit": 8}
+    sampling = {"num_samples": 9, "max_new_tokens": 104, "batch_size": 72, "limit": 8}
     arguments = {"model": folder, "dataset": TEST_ROWS, "output": "evaluation", **sampling}
     printed = run_example(
         "evaluate.py", *(word for name, value in arguments.items() for word in (f"--{name}", value)), cwd=tmp_path
     )
     (results,) = json.loads((tmp_path / "evaluation" / "results.json").read_text()).values()
-    assert (results["num_problems"], results["num_samples"], results["grading_failures"]) == (8, 12, 0)
-    assert 0 <= results["avg@12"] <= 1 and "avg@12" in printed
+    assert (results["num_problems"], results["num_samples"], results["grading_failures"]) == (8, 9, 0)
+    assert 0 <= results["avg@9"] <= 1 and "avg@9" in printed
     rows = [json.loads(line) for line in (tmp_path / "evaluation" / "completions.jsonl").read_text().splitlines()]
     long = [row for row in rows if row["length"] >= 100]
     assert len(long) >= 60
@@ -336,3 +337,40 @@ def naive_mean_entropies(folder, rows):
         for token, entropy in zip(completion, -(log_probs.exp() * log_probs).sum(-1).tolist(), strict=True):
             found.setdefault(token, []).append(entropy)
     return {token: (sum(values) / len(values), len(values)) for token, values in found.items()}
+
+
+# ---------------------------------------------------------------------- what the pages show of it
+
+
+@pytest.mark.parametrize("page", build_forks.PAGES, ids=lambda page: page.name)
+def test_tables_are_those_of_the_analysis(page):
+    numbers = json.loads(build_forks.NUMBERS.read_text())
+    assert build_forks.with_tables(page, numbers) == page.read_text(), "run `python docs/build_forks.py`"
+
+
+def test_numbers_are_those_of_a_real_run():
+    numbers = json.loads(build_forks.NUMBERS.read_text())
+    assert numbers["responses"]["num_responses"] >= 60
+    assert numbers["distribution"]["num_tokens"] >= 100 * numbers["responses"]["num_responses"]
+    for end, sign in (("top", -1), ("bottom", 1)):
+        means = [sign * entry["mean_entropy"] for entry in numbers["tokens"][end]]
+        assert means == sorted(means) and len(means) >= 12
+    assert build_forks.PICTURE.stat().st_size < 300_000
+
+
+def test_a_summary_becomes_the_tables():
+    entry = {"mean_entropy": 1.25, "count": 9, "examples": []}
+    summary = {
+        "responses": {"num_responses": 3, "num_problems": 2, "num_correct": 1, "temperature": 1.0},
+        "distribution": {"num_tokens": 1234, "mean": 0.5, "p50": 0.1, "p80": 0.75, "fraction_below_0.01": 0.25},
+        "tokens": {
+            "min_count": 5,
+            "num_types": 3,
+            "top": [{"token": " Since", **entry}, {"token": "|", **entry}],
+            "bottom": [{"token": "`", **entry, "mean_entropy": 0.001}],
+        },
+    }
+    table = build_forks.render(build_forks.numbers_of(json.loads(json.dumps(summary))))
+    assert "| 1,234 in 3 responses |" in table and "| 25.0% | 50.6% |" in table and "| 0.750 nats |" in table
+    assert "| 1 of 3 | |" in table and "3 token types sampled more than 5 times" in table
+    assert "| highest | `Since` 1.25, `\\|` 1.25 |" in table and "| lowest | `` ` `` 0.00 |" in table
