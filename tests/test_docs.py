@@ -151,7 +151,7 @@ def test_options_exist():
     options = {
         name.removeprefix("--") for action in launch_command_parser()._actions for name in action.option_strings
     }
-    for script in [*ROOT.glob("examples/**/*.py"), *ROOT.glob("benchmarks/*.py")]:
+    for script in [path for name in ("examples", "benchmarks", "docs") for path in ROOT.glob(f"{name}/**/*.py")]:
         options |= set(re.findall(r'"--(\w+)"', script.read_text()))
     count = 0
     for page in PAGES:
