@@ -334,7 +334,8 @@ def naive_mean_entropies(folder, rows):
         completion += [] if row["truncated"] else [tokenizer.eos_token_id]
         with torch.no_grad():
             log_probs = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        for token, entropy in zip(completion, -(log_probs.exp() * log_probs).sum(-1).tolist(), strict=True):
+        entropies = -(log_probs.exp() * log_probs).sum(-1)
+        for token, entropy in zip(completion, entropies.tolist(), strict=True):
             found.setdefault(token, []).append(entropy)
     return {token: (sum(values) / len(values), len(values)) for token, values in found.items()}
 
