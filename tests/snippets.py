@@ -66,7 +66,7 @@ TINY_RUN = {
 SMALL = {
     "train.py": "--use_cpu true --bf16 false --max_steps 1 --max_completion_length 8 --save_steps 1 --report_to none",
     "evaluate.py": "--num_samples 2 --max_new_tokens 8 --limit 2",
-    "analyze_entropy.py": "--min_token_count 5",
+    "analyze_entropy.py": "--min_token_count 5 --num_samples 2 --max_new_tokens 8 --limit 2",
     "benchmark_step.py": "--groups 2 --max_length 24 --repeats 1 --workload 'equal lengths' --variant ours",
 }
 
@@ -147,6 +147,7 @@ def evaluated_model(directory: Path) -> None:
         }
         for number in range(12)
     ]
+    save_model(directory / "outputs/SmolLM2-135M-Instruct")
     (directory / "outputs/gsm8k/evaluation").mkdir()
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (directory / "outputs/gsm8k/evaluation/completions.jsonl").write_text(text)

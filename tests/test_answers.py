@@ -449,7 +449,7 @@ def test_preprocessing_is_linear():
 
 def test_unreadable_golds_are_reported_once(caplog, monkeypatch, tmp_path):
     monkeypatch.setattr("trl_fork.data.logger.propagate", True)
-    golds = ["5", "proof", "proof", "N/A", "x+1", None, r"So \boxed{3}."]
+    golds = ["5", "proof", "proof", "N/A", "x+1", "", r"So \boxed{3}."]
     data = Dataset.from_list([{"question": f"{n}?", "answer": gold} for n, gold in enumerate(golds)])
     loaded = to_prompt_and_solution(data)
     assert [record.getMessage() for record in caplog.records] == [

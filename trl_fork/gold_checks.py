@@ -26,7 +26,10 @@ def warn_of_unreadable_golds(dataset: Dataset, name: str = "The data set") -> No
         name (`str`, *optional*):
             What the warning calls it.
     """
-    if os.environ.get("RANK", "0") != "0":
+    is_text = (
+        getattr(dataset.features.get("solution"), "dtype", None) == "string"
+    )  # or it is for a reward of the user's
+    if not is_text or os.environ.get("RANK", "0") != "0":
         return
     in_doubt = (gold for gold in dataset.unique("solution") if not _READABLE.fullmatch(gold))
     asked = list(islice(in_doubt, MOST_ASKED))
