@@ -153,8 +153,8 @@ def test_analysis_of_sampled_responses(model, tmp_path):
     """vLLM samples in a process of its own, transformers scores."""
     output = tmp_path / "analysis"
     words = ["--model", model, "--dataset", GSM8K, "--output", output, "--engine", "vllm", "--num_samples", 2]
-    # Few prompts: where a prefill is cut in two, vLLM asks the generator of a seeded sample for an offset, which those of
-    # CPUs do not have.
+    # Few prompts: where a prefill is cut in two, vLLM asks the generator of a seeded sample for an offset, which those
+    # of CPUs do not have.
     words += ["--max_new_tokens", 16, "--min_token_count", 1, "--dtype", "float32", "--limit", 4]
     analyze_entropy.main(analyze_entropy.parse_arguments([str(word) for word in words]))
     lines = lines_of(output).values()
