@@ -125,11 +125,15 @@ class Recorder(SpyTrainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
         if not self.model.training:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        # Every time, so that the last one counts: what is sharded shows after a first forward and backward.
-        self.engine = self.describe(model)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         self.losses.append(loss.item())
         self.training_weights.append(self.weights[-1])
+        return loss
+
+    def training_step(self, model, *args, **kwargs):
+        loss = super().training_step(model, *args, **kwargs)
+        # After a backward: a pass without gradient leaves the outermost parameters of FSDP2 gathered until the next one.
+        self.engine = self.describe(model)
         return loss
 
     def describe(self, model) -> dict:
