@@ -132,7 +132,7 @@ class Recorder(SpyTrainer):
 
     def training_step(self, model, *args, **kwargs):
         loss = super().training_step(model, *args, **kwargs)
-        # After a backward: a pass without gradient leaves the outermost parameters of FSDP2 gathered until the next one.
+        # After a backward: a pass without gradient leaves the outermost parameters of FSDP2 gathered until then.
         self.engine = self.describe(model)
         return loss
 
