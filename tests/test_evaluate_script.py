@@ -32,6 +32,22 @@ ROWS = [json.loads(line) for line in GSM8K.read_text().splitlines()]
 SAMPLES = len(ROWS) * 4
 
 
+def teach(model, tokenizer, texts, directory, *, steps, learning_rate):
+    """Have a model learn the last 14 tokens of each text, and save it."""
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    labels[:, :-14] = -100
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    for _ in range(steps):
+        loss = model(**batch, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A model that has learned to answer any question with one of three numbers of the data, some of them cut off."""
@@ -47,18 +63,7 @@ def model(tmp_path_factory):
         for row in ROWS
         for answer in ("10", "5", "48")
     ]
-    batch = tokenizer(texts, padding=True, return_tensors="pt")
-    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    labels[:, :-14] = -100
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(120):
-        loss = model(**batch, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return teach(model, tokenizer, texts, directory, steps=120, learning_rate=1e-2)
 
 
 def arguments_of(model, output, **changes):

@@ -14,7 +14,7 @@ import yaml
 from conftest import build_model
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from test_evaluate_script import GSM8K, ROWS, arguments_of, lines_of
+from test_evaluate_script import GSM8K, ROWS, arguments_of, lines_of, teach
 from test_features import byte_tokenizer
 from transformers import AutoModelForCausalLM
 from vllm_on_cpu import one_engine_at_a_time, weights_can_be_replaced  # noqa: F401
@@ -48,18 +48,7 @@ def model(tmp_path_factory):
         + (rf"\boxed{{{answer}}}<|im_end|>" if i != 1 else "and so on and so on and so on")
         for i, (row, answer) in enumerate(zip(ROWS, answers, strict=True))
     ]
-    batch = tokenizer(texts, padding=True, return_tensors="pt")
-    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    labels[:, :-14] = -100
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(200):
-        loss = model(**batch, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return teach(model, tokenizer, texts, folder, steps=200, learning_rate=5e-3)
 
 
 def run(model, output, **options):
