@@ -242,6 +242,17 @@ def prompt_of(arguments: ForkingScriptArguments) -> dict[str, str] | None:
     )
 
 
+def refuse_adapter(model: str) -> None:
+    """Of a folder that holds an adapter alone, transformers would say that its model is not recognized."""
+    folder = Path(model)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"model_name_or_path: {model!r} holds an adapter, not a model. To train on, give its run's own command "
+            "with --resume_from_checkpoint true; or merge it into its base model (merge_and_unload of PEFT) and name "
+            "the folder of that."
+        )
+
+
 def load_rewards(arguments: ForkingScriptArguments, args: ForkingGRPOConfig) -> list:
     return [
         get_reward_function(
@@ -259,6 +270,7 @@ def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_confi
     if not model_config.model_name_or_path:
         raise ValueError("model_name_or_path is not set: name a model of the Hub, or a local folder.")
     check_model_path(model_config.model_name_or_path)
+    refuse_adapter(model_config.model_name_or_path)
     checkpoint = checkpoint_choice(args.resume_from_checkpoint)
     refuse_other_run(args.output_dir, checkpoint)
     require_matplotlib()

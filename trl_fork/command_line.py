@@ -10,7 +10,7 @@ from trl import TrlParser
 from yaml import YAMLError
 
 from .renamed_options import what_became_of
-from .yaml_values import option_value
+from .yaml_values import mapping, option_value
 
 
 class _NearestOption(argparse.ArgumentParser):
@@ -98,6 +98,8 @@ class GroupedTrlParser(_NearestOption, TrlParser):
         self.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file of options")
         for action in self._actions:  # what is shown of an option: HfArgumentParser takes --max-steps as well
             action.option_strings = [name for name in action.option_strings if "-" not in name[2:]]
+            if action.dest.endswith("_kwargs"):  # texts to HfArgumentParser
+                action.type = mapping
         left = self._optionals._group_actions
         for title, names in groups.items():
             wanted = set(names)
