@@ -35,6 +35,8 @@ def option_value(action: argparse.Action, value: Any) -> Any:
     if name == "report_to":
         return [_tracker(item) for item in (value if isinstance(value, list) else [value])]
     if value is None:
+        if action.type in (int, float):  # not TRL's, which are for what may be `None`
+            raise ValueError(f"{name} must be a number, got null; leave it out for its default, {action.default}")
         return "no" if "no" in (action.choices or ()) else None
     # By its name: TRL wraps `int` and `float` where a field may be `None`, and keeps the name for argparse's messages.
     kind = getattr(action.type, "__name__", "")
@@ -43,7 +45,10 @@ def option_value(action: argparse.Action, value: Any) -> Any:
     if kind == mapping.__name__:
         return _mapping(action, value)
     if action.nargs == "+" and kind in ("str", "int", "float"):
-        return [_scalar(name, kind, item) for item in (value if isinstance(value, list) else [value])]
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(item, (dict, list)) for item in items):
+            raise ValueError(f"{name} must be a list of {'texts' if kind == 'str' else 'numbers'}, got {value!r}")
+        return [_scalar(name, kind, item) for item in items]
     if action.choices is not None:
         return _choice(name, [str(choice) for choice in action.choices], value)
     if isinstance(value, str) and value.lower() in ("none", "null") and kind in ("int", "float"):
