@@ -146,6 +146,17 @@ def test_rewards_that_could_not_be_called(function, message, tmp_path):
         check_training_data(data, [function], args, prompt_is_optional=False, extra_fields=False)
 
 
+def test_columns_that_would_be_removed(tmp_path):
+    args = ForkingGRPOConfig(
+        str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=8, remove_unused_columns=True
+    )
+    data = Dataset.from_dict({"prompt": ["p"] * 8, "answer": ["1"] * 8})
+    check_training_data(data, [bound], args, prompt_is_optional=False, extra_fields=False)
+    function = functools.partial(plain, weight=2)
+    with pytest.raises(ValueError, match=r"remove_unused_columns is set, .*\['answer'\] .* function 'plain' needs"):
+        check_training_data(data, [function], args, prompt_is_optional=False, extra_fields=False)
+
+
 def test_a_wrapper_that_may_need_more_is_warned_of(caplog, monkeypatch, tmp_path):
     monkeypatch.setattr("trl_fork.data_checks.logger.propagate", True)
     args = ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=8)

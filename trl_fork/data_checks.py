@@ -64,6 +64,11 @@ def check_training_data(
         _check_columns(name, data)
         for function in [] if extra_fields else reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]:
             _check_reward(name, data, function)
+            if args.remove_unused_columns and (needed := required_columns(function)):
+                raise ValueError(
+                    f"remove_unused_columns is set, and would take {needed} out of {name}, which the reward function "
+                    f"'{_title(function)}' needs. Set remove_unused_columns to false."
+                )
 
 
 def _check_prompts(name: str, dataset: Dataset) -> None:
@@ -91,9 +96,15 @@ def _check_columns(name: str, dataset: Dataset) -> None:
         )
 
 
+def _title(function) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
+
+
 def _check_reward(name: str, dataset: Dataset, function) -> None:
     columns = [column for column in dataset.column_names if column not in _KEPT_FROM_REWARDS]
-    title = getattr(function, "__name__", type(function).__name__)
+    title = _title(function)
     if lost := [argument for argument in required_columns(function) if argument in _KEPT_FROM_REWARDS]:
         raise ValueError(
             f"The reward function '{title}' takes {lost}, which the trainer does not pass: it passes 'prompts' and "
