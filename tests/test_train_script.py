@@ -318,6 +318,7 @@ HELD_OUT = (
             {"dataset_name": "splits", "eval_dataset_name": "../data/splits", "dataset_test_split": "train"},
             "is what the",
         ),
+        ({"dataset_name": "splits", "eval_dataset_name": "splits/train"}, "'splits/train' .split 'test'. is what the"),
         (
             {"dataset_name": "splits", "dataset_test_split": "held"},
             "no evaluation set: .* has no split 'held'; it has",

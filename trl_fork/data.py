@@ -449,6 +449,8 @@ def source_of(name: str, split: str, config: str | None = None, *, benchmark: bo
     path = Path(name)
     if path.is_file() or (path / "state.json").is_file():
         return (str(path.resolve()),)
+    if (path / split / "state.json").is_file():
+        return (str((path / split).resolve()),)
     if path.exists():
         return (str(path.resolve()), config, split)
     entry = find_dataset(BENCHMARKS if benchmark else TRAINING_SETS, name, config)
