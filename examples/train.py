@@ -22,7 +22,7 @@ from trl import GRPOConfig, ModelConfig, ScriptArguments, get_peft_config, get_q
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 from trl_fork.callbacks import ForkReportCallback
 from trl_fork.checkpoints import check_model_will_be_saved
-from trl_fork.columns import column_names
+from trl_fork.columns import column_names, place
 from trl_fork.command_line import GroupedTrlParser
 from trl_fork.data import load_benchmark, load_training_set, source_of, training_prompt
 from trl_fork.data_checks import check_tokenizer, required_columns, warn_of_overlap
@@ -215,18 +215,29 @@ def load_processing_class(arguments: ForkingScriptArguments, args: ForkingGRPOCo
 
 def check_prompts(arguments: ForkingScriptArguments, processing_class, dataset) -> None:
     """What a user of this script would otherwise read after a large model was loaded, in terms of its options."""
-    images = [name for name in ("image", "images") if name in column_names(dataset)]
-    if arguments.text_only and images:
-        raise ValueError(
-            f"text_only: the data set has the columns {images}, and text alone is trained on. Leave them out of the "
-            "data, or set text_only to false."
-        )
+    if arguments.text_only:
+        refuse_images(dataset)
     first = dataset.select([0]) if isinstance(dataset, Dataset) else Dataset.from_list(list(dataset.take(1)))
     check_tokenizer(
         processing_class,
         first,
         plain_prompts='set prompt_template, a plain text (--prompt_template "Question: {question} Answer:", or paper)',
     )
+
+
+def refuse_images(dataset) -> None:
+    """Refuse what a tokenizer cannot take, in columns or as parts of messages: the first that comes would fail."""
+    remedy = "and text alone is trained on and evaluated. Leave them out of the data, or set text_only to false."
+    if images := [name for name in ("image", "images") if name in column_names(dataset)]:
+        raise ValueError(f"text_only: the data set has the columns {images}, {remedy}")
+    for number, prompt in enumerate(dataset["prompt"] if isinstance(dataset, Dataset) else ()):
+        if isinstance(prompt, str) or isinstance(prompt[0]["content"], str):  # and then in all rows
+            return
+        kinds = {part.get("type") for message in prompt for part in message["content"] or ()} - {"text"}
+        if kinds:
+            raise ValueError(
+                f"text_only: {place('prompt', number)}: the prompt has parts of type {sorted(kinds)}, {remedy}"
+            )
 
 
 def prompt_of(arguments: ForkingScriptArguments) -> dict[str, str] | None:
@@ -240,6 +251,17 @@ def prompt_of(arguments: ForkingScriptArguments) -> dict[str, str] | None:
         instruction=arguments.instruction,
         prompt_template=arguments.prompt_template,
     )
+
+
+def refuse_adapter(model: str) -> None:
+    """Of a folder that holds an adapter alone, transformers would say that its model is not recognized."""
+    folder = Path(model)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"model_name_or_path: {model!r} holds an adapter, not a model. To train on, give its run's own command "
+            "with --resume_from_checkpoint true; or merge it into its base model (merge_and_unload of PEFT) and name "
+            "the folder of that."
+        )
 
 
 def load_rewards(arguments: ForkingScriptArguments, args: ForkingGRPOConfig) -> list:
@@ -259,6 +281,7 @@ def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_confi
     if not model_config.model_name_or_path:
         raise ValueError("model_name_or_path is not set: name a model of the Hub, or a local folder.")
     check_model_path(model_config.model_name_or_path)
+    refuse_adapter(model_config.model_name_or_path)
     checkpoint = checkpoint_choice(args.resume_from_checkpoint)
     refuse_other_run(args.output_dir, checkpoint)
     require_matplotlib()
@@ -277,6 +300,8 @@ def main(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_confi
     if args.eval_strategy != "no" or args.eval_on_start:
         eval_dataset = load_evaluation_data(arguments, args, solution_required=solution_required)
         warn_of_overlap(train_dataset, eval_dataset)
+        if arguments.text_only:
+            refuse_images(eval_dataset)
     processing_class = load_processing_class(arguments, args, model_config)
     check_prompts(arguments, processing_class, train_dataset)
 

@@ -102,10 +102,17 @@ def field(outputs, name):
         ("eval_strategy: false", "eval_strategy", "no"),
         ('eval_strategy: "off"', "eval_strategy", "no"),
         ('eval_strategy: "no"', "eval_strategy", "no"),
+        ('eval_strategy: "No"', "eval_strategy", "no"),
+        ("eval_strategy: null", "eval_strategy", "no"),
+        ("logging_strategy:", "logging_strategy", "no"),
         ("save_strategy: no", "save_strategy", "no"),
         ("logging_strategy: off", "logging_strategy", "no"),
         ("report_to: none", "report_to", []),
         ("report_to: no", "report_to", []),
+        ("report_to: null", "report_to", []),
+        ("report_to: [no]", "report_to", []),
+        ('report_to: "off"', "report_to", []),
+        ("report_to: []", "report_to", []),
         ("report_to: [tensorboard]", "report_to", ["tensorboard"]),
         ("lr_scheduler_type: constant_with_warmup", "lr_scheduler_type", "constant_with_warmup"),
         ("learning_rate: 1e-5", "learning_rate", 1e-5),
@@ -120,6 +127,9 @@ def field(outputs, name):
         ("logging_steps: 0.5", "logging_steps", 0.5),
         ("epsilon_high: null", "epsilon_high", None),
         ("epsilon_high: none", "epsilon_high", None),
+        ("fsdp: [full_shard, auto_wrap]", "fsdp", True),
+        ("debug: [underflow_overflow]", "debug", ["underflow_overflow"]),
+        ("min_p: null", "min_p", None),
         ("run_name: 2026-11-27", "run_name", "2026-11-27"),
         ("log_completions: on", "log_completions", True),
         ('log_completions: "off"', "log_completions", False),
@@ -140,6 +150,8 @@ def field(outputs, name):
             "lr_scheduler_kwargs",
             {"min_lr": 1e-7, "a": [0.01, "b"]},
         ),
+        ("lr_scheduler_kwargs: '{\"min_lr\": 1e-7}'", "lr_scheduler_kwargs", {"min_lr": 1e-7}),
+        ("model_init_kwargs: none", "model_init_kwargs", None),
         ("chat_template_kwargs: {enable_thinking: no}", "chat_template_kwargs", {"enable_thinking": False}),
     ],
     ids=str,
@@ -169,6 +181,21 @@ def test_values_of_yaml(text, name, value, parse):
         ("deduplicate: 1.5", "deduplicate must be true or false, got 1.5"),
         ("log_completions: 2", "log_completions must be true or false, got 2"),
         ("reward_weights: [1.0, high]", "reward_weights must be a number, got 'high'"),
+        ("report_to: yes", r"report_to must be a text, got True \(to YAML"),
+        ("model_init_kwargs: eager", "model_init_kwargs: 'eager' is no JSON .*; write such as"),
+        ("lr_scheduler_kwargs: \"{'min_lr': 1e-7}\"", "lr_scheduler_kwargs: .* is no JSON"),
+        ("generation_kwargs: [a]", r"generation_kwargs must be a mapping of names to values, got \['a'\]"),
+        ("generation_kwargs: '[1]'", r"generation_kwargs: '\[1\]' is no JSON object"),
+        ('scale_rewards: "false"', r"scale_rewards must be one of \['group', 'batch', 'none'\].* got 'false'"),
+        ("learning_rate: null", "learning_rate must be a number, got null; leave it out for its default, 1e-06"),
+        ("max_steps:", "max_steps must be a number, got null; leave it out for its default, -1"),
+        ("dataset_name: [a, b]", r"dataset_name must be a text, got \['a', 'b'\]"),
+        ("run_name: {a: 1}", r"run_name must be a text, got \{'a': 1\}"),
+        (
+            "reward_funcs: {accuracy_reward: 1.0}",
+            r"reward_funcs must be a list of texts, got \{'accuracy_reward': 1.0\}",
+        ),
+        ("on: 3", "has a key that is no text"),
         ("run_name: no", "run_name must be a text, got False"),
         ("a: [", "is no YAML"),
     ],
@@ -178,6 +205,13 @@ def test_values_that_an_option_cannot_have(text, message, parse, capsys):
     with pytest.raises(SystemExit):
         parse(text)
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_dictionaries_on_the_command_line(parse, capsys):
+    assert field(parse("", "--lr_scheduler_kwargs", '{"min_lr": 1e-7}'), "lr_scheduler_kwargs") == {"min_lr": 1e-7}
+    with pytest.raises(SystemExit):
+        parse("", "--lr_scheduler_kwargs", "{'min_lr': 1e-7}")
+    assert "argument --lr_scheduler_kwargs: \"{'min_lr': 1e-7}\" is no JSON" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_mapping(tmp_path, capsys):

@@ -285,7 +285,7 @@ PARTS = [{"role": "user", "content": [{"type": "text", "text": "2?"}]}]
         (
             [{"q": {"text": "2?"}, "answer": "2"}, {"q": None, "answer": "2"}],
             {"prompt_column": "q.text"},
-            "row 1, column 'q.text': there is no 'text', but None|row 1, column 'q.text': the question is None",
+            "row 1, column 'q.text': the question is None",
         ),
         (
             [{"prompt": PARTS, "answer": "2"}],

@@ -9,6 +9,7 @@ from conftest import LETTERS, build_tokenizer
 from datasets import Dataset
 
 from trl_fork import ForkingGRPOConfig
+from trl_fork.columns import REWARD_ARGUMENTS
 from trl_fork.data_checks import check_tokenizer, check_training_data, required_columns, warn_of_overlap
 from trl_fork.grading import accuracy_reward
 
@@ -81,6 +82,8 @@ REWARDS = {
     "wrapper that forwards": (forwards, []),
     "partial of a wrapper": (functools.partial(renames, gold=["1"] * 4), []),
     "wrapping object": (Wrapping(plain), []),
+    "partial of a method": (functools.partial(Reward().method, answer=["1"] * 4), []),
+    "wrapped as a partial": (functools.wraps(bound)(lambda completions, **kwargs: [0.0]), []),
     "any": (lambda **kwargs: [0.0], []),
     "with a default": (lambda completions, answer=None, **kwargs: [0.0], []),
     "trainer's own": (lambda prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **kw: [], []),
@@ -123,11 +126,48 @@ def test_a_reward_needs_what_its_call_does_not_bind(name, tmp_path):
             check_training_data(data, [function], args, eval_dataset=evaluated, **settings)
 
 
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            lambda completions: [],
+            r"does not take \['prompts', 'completion_ids', .*\], which the trainer passes to every",
+        ),
+        (lambda completions, prompt, **kwargs: [], r"takes \['prompt'\], which the trainer does not pass: it passes"),
+        (functools.partial(lambda completion, **kwargs: []), r"takes \['completion'\], which the trainer does not"),
+    ],
+)
+def test_rewards_that_could_not_be_called(function, message, tmp_path):
+    args = ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=8)
+    data = Dataset.from_dict({"prompt": ["p"] * 8, "completion": ["c"] * 8})
+    with pytest.raises(TypeError):  # as the trainer calls it, with every column but these two
+        function(**dict.fromkeys(REWARD_ARGUMENTS, ()))
+    with pytest.raises(ValueError, match=message):
+        check_training_data(data, [function], args, prompt_is_optional=False, extra_fields=False)
+
+
+def test_columns_that_would_be_removed(tmp_path):
+    args = ForkingGRPOConfig(
+        str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=8, remove_unused_columns=True
+    )
+    data = Dataset.from_dict({"prompt": ["p"] * 8, "answer": ["1"] * 8})
+    check_training_data(data, [bound], args, prompt_is_optional=False, extra_fields=False)
+    function = functools.partial(plain, weight=2)
+    with pytest.raises(ValueError, match=r"remove_unused_columns is set, .*\['answer'\] .* function 'plain' needs"):
+        check_training_data(data, [function], args, prompt_is_optional=False, extra_fields=False)
+
+
 def test_a_wrapper_that_may_need_more_is_warned_of(caplog, monkeypatch, tmp_path):
     monkeypatch.setattr("trl_fork.data_checks.logger.propagate", True)
     args = ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=8)
     data = Dataset.from_dict({"prompt": ["p"] * 8})
-    for function, warned in ((forwards, True), (supplies, True), (bound, False), (plain, False)):
+    for function, warned in (
+        (forwards, True),
+        (supplies, True),
+        (Wrapping(plain), True),
+        (bound, False),
+        (plain, False),
+    ):
         caplog.clear()
         columns = data if warned or function is bound else data.add_column("answer", ["1"] * 8)
         check_training_data(columns, [function], args, prompt_is_optional=False, extra_fields=False)

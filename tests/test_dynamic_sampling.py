@@ -2,6 +2,7 @@
 
 import logging
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -389,6 +390,23 @@ def test_columns_of_the_wrong_length_stay_empty(dynamic, tokenizer, tmp_path, ca
     prompts, extra = tables[1]
     assert "text" not in extra and extra["whole"] == prompts
     assert caplog.text.count("log_extra('text', ...) got 5 values for 32 completions on process 0") == 1
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_columns_that_no_table_can_hold_are_texts(dynamic, tokenizer, tmp_path):
+    """The table is a Parquet file, whose columns are of one type."""
+
+    def reward(completions, prompts, log_extra, **kwargs):
+        log_extra("mixed", ["a", 1, None, 2.5] * (len(prompts) // 4))
+        log_extra("fractions", [Fraction(1, 2)] * len(prompts))
+        log_extra("numbers", [1, None] * (len(prompts) // 2))
+        return [float(i % NUM_GENERATIONS == 0) for i in range(len(prompts))]
+
+    run_with_logging(tokenizer, tmp_path, reward, max_steps=1, dynamic_sampling=dynamic, log_completions=True)
+    (file,) = tmp_path.glob("**/completions/*.parquet")
+    table = Dataset.from_parquet(str(file))
+    assert table["mixed"][:] == ["a", "1", None, "2.5"] * 8
+    assert table["fractions"][:] == ["1/2"] * 32 and table["numbers"][:] == [1, None] * 16
 
 
 def test_columns_logged_by_rewards_stay_with_their_rows(tokenizer, tmp_path):

@@ -411,6 +411,7 @@ def test_the_system_prompt_of_the_training_is_kept(model, tmp_path, monkeypatch,
         "<s>[INST] 1? [/INST]",
         "[INST] <<SYS>>\ns\n<</SYS>>\n\n1? [/INST]",
         "<|user|>\n1?<|end|>\n<|assistant|>\n",
+        "<|endoftext|><|user|>\n1?\n<|assistant|>\n",  # OLMo
         "<｜begin▁of▁sentence｜><｜User｜>1?<｜Assistant｜>",  # noqa: RUF001
         "[gMASK]<sop><|user|>\n1?<|assistant|>",
         "<|start|>system<|message|>s<|end|><|start|>user<|message|>1?<|end|>",

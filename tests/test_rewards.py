@@ -9,7 +9,9 @@ from trl_fork.rewards import get_reward_function
 
 def test_by_name_and_path(tmp_path, monkeypatch):
     assert get_reward_function("accuracy_reward") is accuracy_reward
-    (tmp_path / "own_rewards_for_test.py").write_text("def exact(completions, **kwargs):\n    return [1.0]\n")
+    (tmp_path / "own_rewards_for_test.py").write_text(
+        "import math\nclass Exact:\n    pass\ndef exact(completions, **kwargs):\n    return [1.0]\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend("")
     assert get_reward_function("own_rewards_for_test.exact")(None) == [1.0]
@@ -17,6 +19,8 @@ def test_by_name_and_path(tmp_path, monkeypatch):
         ("acuracy_reward", r"unknown reward function 'acuracy_reward'. Pass one of \['accuracy_reward'"),
         ("no_such_module_here.f", "cannot import 'no_such_module_here.f'"),
         ("own_rewards_for_test.missing", "cannot import"),
+        ("own_rewards_for_test.math", "reward_funcs: 'own_rewards_for_test.math' is not callable"),
+        ("own_rewards_for_test.Exact", "is a class: name an instance of it"),
     ):
         with pytest.raises(ValueError, match=message):
             get_reward_function(name)

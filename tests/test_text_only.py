@@ -102,6 +102,9 @@ def qwen2_5_vl(folder):
     tokenizer.save_pretrained(folder)
 
 
+PARTS = ("text", "image", "text", "text")
+
+
 @pytest.fixture(params=[gemma3, qwen2_5_vl], ids=lambda build: build.__name__)
 def recipe(request, tmp_path):
     torch.manual_seed(0)
@@ -163,8 +166,27 @@ def test_without_it_the_error_names_it(recipe, tmp_path):
     with pytest.raises(NotImplementedError, match=r"To train on text alone .*set text_only \(--text_only true"):
         script.main(*parse(settings, tmp_path))
 
-    rows = [{"question": "1?", "answer": "1", "images": []}] * 4
+
+@pytest.mark.parametrize("recipe", [gemma3], indirect=True, ids=["gemma3"])
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("dataset_name", [{"question": "1?", "answer": "1", "images": []}] * 4, r"has the columns \['images'\]"),
+        ("eval_dataset_name", [{"question": "1?", "answer": "1", "image": None}] * 4, r"has the columns \['image'\]"),
+        (
+            "dataset_name",
+            [
+                {"prompt": [{"role": "user", "content": [{"type": kind, "text": "1?"}]}], "answer": "1"}
+                for kind in PARTS
+            ],
+            r"row 1, column 'prompt': the prompt has parts of type \['image'\]",
+        ),
+    ],
+    ids=["columns", "evaluation", "parts"],
+)
+def test_images_are_refused(name, rows, message, recipe, tmp_path):
     (tmp_path / "images.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    settings = recipe | {"dataset_name": str(tmp_path / "images.jsonl"), "reward_funcs": ["accuracy_reward"]}
-    with pytest.raises(ValueError, match=r"text_only: the data set has the columns \['images'\]"):
+    settings = recipe | {name: str(tmp_path / "images.jsonl"), "reward_funcs": ["accuracy_reward"]}
+    settings |= {"eval_strategy": "steps"} if name == "eval_dataset_name" else {}
+    with pytest.raises(ValueError, match=f"text_only: .*{message}, and text alone is trained on and evaluated"):
         script.main(*parse(settings, tmp_path))

@@ -277,6 +277,16 @@ def test_a_data_set_with_prompts_alone(recipe, own_rewards, tmp_path):
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
+def test_answers_that_no_reward_needs_may_be_missing_anywhere(recipe, own_rewards, tmp_path):
+    rows = [{"prompt": f"{n}?", "reward_model": None if n == 2 else {"ground_truth": "1"}} for n in range(4)]
+    Dataset.from_list(rows).to_json(tmp_path / "nested.jsonl")
+    recipe |= {"dataset_name": str(tmp_path / "nested.jsonl"), "save_strategy": "no", "max_steps": 1}
+    with pytest.raises(ValueError, match=r"row 2, column 'reward_model.ground_truth': the answer is None"):
+        script.main(*parse("--config", write(recipe, tmp_path)))
+    script.main(*parse("--config", write(recipe | {"reward_funcs": [f"{own_rewards}.letters"]}, tmp_path)))
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
 def test_a_reward_that_takes_the_columns_of_the_data(recipe, own_rewards, tmp_path):
     rows = [{"question": f"{n}?", "answer": "x" * 5, "level": 2.0} for n in range(4)]
     Dataset.from_list(rows).to_json(tmp_path / "data.jsonl")
@@ -308,6 +318,7 @@ HELD_OUT = (
             {"dataset_name": "splits", "eval_dataset_name": "../data/splits", "dataset_test_split": "train"},
             "is what the",
         ),
+        ({"dataset_name": "splits", "eval_dataset_name": "splits/train"}, "'splits/train' .split 'test'. is what the"),
         (
             {"dataset_name": "splits", "dataset_test_split": "held"},
             "no evaluation set: .* has no split 'held'; it has",
@@ -409,13 +420,19 @@ def test_prompts_in_chat_format_are_trained_on_as_they_are(recipe, own_rewards, 
         ({"dataset_name": None}, "dataset_name is not set"),
         ({"model_name_or_path": None}, "model_name_or_path is not set"),
         ({"model_name_or_path": "./no_such_dir"}, r"There is no folder './no_such_dir' \(looked from /"),
+        ({"model_name_or_path": "adapter"}, "model_name_or_path: 'adapter' holds an adapter, not a model"),
+        ({"dataset_name": "empty.jsonl"}, "dataset_name: the file 'empty.jsonl' is empty"),
         ({"prompt_column": "problem"}, r"no column 'problem'; it has \['question', 'answer'\]"),
         ({"reward_funcs": ["acuracy_reward"]}, "unknown reward function 'acuracy_reward'"),
         ({"per_device_train_batch_size": 400}, "has 16 rows, but one generation batch takes 200 prompts"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
-def test_bad_input_stops_before_training(change, message, recipe, tmp_path):
+def test_bad_input_stops_before_training(change, message, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.jsonl").touch()
+    Path("adapter").mkdir()
+    Path("adapter/adapter_config.json").write_text("{}")
     arguments = parse("--config", write({**recipe, **change}, tmp_path))
     with pytest.raises(ValueError, match=message):
         script.main(*arguments)

@@ -76,13 +76,15 @@ def pick_column(argument: str, given: str | None, candidates: tuple[str, ...], c
 
 def get_value(row: dict, column: str, number: int | None = None) -> Any:
     """
-    The value of a column, nested or not.
+    The value of a column, nested or not; `None` where a nested column is missing as a whole.
 
     Raises:
         `ValueError`: if there is no such value within a nested column, naming the row if its number is known.
     """
     value: Any = row
     for part in column.split("."):
+        if value is None:
+            return None
         if not isinstance(value, dict) or part not in value:
             there = f"; it has {list(value)}" if isinstance(value, dict) else f", but {value!r}"
             raise ValueError(f"{place(column, number)}: there is no {part!r}{there}.")

@@ -1,16 +1,18 @@
 """Command lines that name the option that was meant, and whose help shows a script's own options first."""
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import get_type_hints
 
 from trl import TrlParser
 from yaml import YAMLError
 
 from .renamed_options import what_became_of
-from .yaml_values import option_value
+from .yaml_values import mapping, option_value
 
 
 class _NearestOption(argparse.ArgumentParser):
@@ -93,11 +95,20 @@ class GroupedTrlParser(_NearestOption, TrlParser):
             dataclass_types, description=description, usage="%(prog)s [--config FILE] [--OPTION VALUE ...]"
         )
         self.formatter_class = _DefaultsHelpFormatter
+        # Fields that may be lists or dictionaries; fsdp by its code, not by its type. Others are as well, to YAML.
+        self._structured = {"fsdp"} | {
+            name
+            for dataclass in dataclass_types
+            for name, kind in get_type_hints(dataclass).items()
+            if re.search(r"\b(list|dict)\b", str(kind), re.IGNORECASE)
+        }
         self._problems: list[str] = []  # of the command line, while the file is read
         # `TrlParser` takes it out of the command line before argparse sees it.
         self.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file of options")
         for action in self._actions:  # what is shown of an option: HfArgumentParser takes --max-steps as well
             action.option_strings = [name for name in action.option_strings if "-" not in name[2:]]
+            if action.dest.endswith("_kwargs"):  # texts to HfArgumentParser
+                action.type = mapping
         left = self._optionals._group_actions
         for title, names in groups.items():
             wanted = set(names)
@@ -122,6 +133,12 @@ class GroupedTrlParser(_NearestOption, TrlParser):
             return super().parse_args_and_config(words, **kwargs)
         except YAMLError as error:
             self.error(f"--config: {path!r} is no YAML: {error}")
+        except TypeError as error:
+            if "keywords must be strings" not in str(error):
+                raise
+            self.error(
+                f"--config: {path!r} has a key that is no text (to YAML, a number, null, yes, no, on and off are none)"
+            )
         except ValueError as error:  # a value that a configuration refuses, with its reason
             self.error(str(error))
 
@@ -131,6 +148,9 @@ class GroupedTrlParser(_NearestOption, TrlParser):
         for name, value in settings.items():
             if name not in actions:
                 problems.append(f"the YAML file has a key {name!r}, which is no option{self.nearest(name)}")
+                continue
+            if isinstance(value, (list, dict)) and name not in self._structured and actions[name].type is str:
+                problems.append(f"the YAML file: {name} must be a text, got {value!r}")
                 continue
             try:
                 settings[name] = option_value(actions[name], value)

@@ -6,6 +6,7 @@ columns that reward functions add stand beside the completions they are of.
 import random
 from collections import defaultdict, deque
 
+import pyarrow as pa
 import torch
 from accelerate.utils import gather_object
 
@@ -41,6 +42,7 @@ class MarkedCompletionsMixin(TrainerMixin):
                     extra[name].extend([None] * len(prompts))
                 values = columns.get(name, ())
                 extra[name].extend(values if len(values) == len(added) else [None] * len(added))
+                _make_texts_of_what_no_table_holds(extra[name])
             prompts.extend(added)
             self._logs["prompt"], self._logs["extra"] = prompts, extra
 
@@ -100,3 +102,16 @@ class MarkedCompletionsMixin(TrainerMixin):
         )
         if rows:
             Console().print(table)
+
+
+def _make_texts_of_what_no_table_holds(values: deque) -> None:
+    """
+    Turn the values of a column into texts where they are of several types, or of one that Arrow does not know: TRL
+    writes the table as Parquet, and would end the run. `None` stays.
+    """
+    try:
+        pa.array(values)
+    except pa.ArrowException:
+        texts = [None if value is None else str(value) for value in values]
+        values.clear()
+        values.extend(texts)

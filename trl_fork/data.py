@@ -63,6 +63,8 @@ def load_split(
     if path.is_file():
         if path.suffix not in _FILE_BUILDERS:
             raise ValueError(f"dataset_name: cannot read {name!r}; files must be one of {sorted(_FILE_BUILDERS)}.")
+        if not path.stat().st_size:
+            raise ValueError(f"dataset_name: the file {name!r} is empty.")
         exact = load_exact(path)
         if exact is not None:
             return exact.to_iterable_dataset() if streaming else exact
@@ -77,7 +79,10 @@ def load_split(
         files = {split: data_files} if data_files else None
         data = load_dataset(name, config, data_files=files, streaming=streaming)
     if split not in data:
-        raise ValueError(f"The data set {name!r} has no split {split!r}; it has {sorted(data)}.")
+        raise ValueError(
+            f"The data set {name!r} has no split {split!r}; it has {sorted(data)}. Set dataset_train_split, or "
+            "dataset_test_split for an evaluation, to one of these."
+        )
     return data[split]
 
 
@@ -444,6 +449,8 @@ def source_of(name: str, split: str, config: str | None = None, *, benchmark: bo
     path = Path(name)
     if path.is_file() or (path / "state.json").is_file():
         return (str(path.resolve()),)
+    if (path / split / "state.json").is_file():
+        return (str((path / split).resolve()),)
     if path.exists():
         return (str(path.resolve()), config, split)
     entry = find_dataset(BENCHMARKS if benchmark else TRAINING_SETS, name, config)

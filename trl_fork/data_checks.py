@@ -1,8 +1,8 @@
 """Checks of model, data, tokenizer and rollouts that fail before hours are spent."""
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping
-from functools import wraps
+from collections.abc import Mapping
 
 import torch
 from accelerate.utils import is_peft_model
@@ -12,6 +12,12 @@ from trl import is_conversational
 
 from ._trl import logger
 from .columns import REWARD_ARGUMENTS, misleading_columns, place
+
+
+# Columns that `GRPOTrainer._calculate_rewards` does not pass on. `completion_ids` are those of the completions then.
+_KEPT_FROM_REWARDS = ("prompt", "completion")
+# Rewards are called by keyword.
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def check_training_data(
@@ -58,6 +64,11 @@ def check_training_data(
         _check_columns(name, data)
         for function in [] if extra_fields else reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]:
             _check_reward(name, data, function)
+            if args.remove_unused_columns and (needed := required_columns(function)):
+                raise ValueError(
+                    f"remove_unused_columns is set, and would take {needed} out of {name}, which the reward function "
+                    f"'{_title(function)}' needs. Set remove_unused_columns to false."
+                )
 
 
 def _check_prompts(name: str, dataset: Dataset) -> None:
@@ -85,23 +96,39 @@ def _check_columns(name: str, dataset: Dataset) -> None:
         )
 
 
+def _title(function) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
+
+
 def _check_reward(name: str, dataset: Dataset, function) -> None:
-    columns = dataset.column_names
-    title = getattr(function, "__name__", type(function).__name__)
+    columns = [column for column in dataset.column_names if column not in _KEPT_FROM_REWARDS]
+    title = _title(function)
+    if lost := [argument for argument in required_columns(function) if argument in _KEPT_FROM_REWARDS]:
+        raise ValueError(
+            f"The reward function '{title}' takes {lost}, which the trainer does not pass: it passes 'prompts' and "
+            "'completions', one of each per completion. Take these, or give the column another name."
+        )
+    if refused := _refused_arguments(function):
+        raise ValueError(
+            f"The reward function '{title}' does not take {refused}, which the trainer passes to every reward. Add "
+            "**kwargs to its arguments."
+        )
     needed = [argument for argument in required_columns(function) if argument not in columns]
     if needed:
         raise ValueError(
-            f"The reward function '{title}' needs the columns {needed} that {name} lacks; it has {columns}. Rename or "
-            "add them."
+            f"The reward function '{title}' needs the columns {needed} that {name} lacks; it has "
+            f"{dataset.column_names}. Rename or add them."
         )
     wrapped = getattr(function, "__wrapped__", None)
-    if wrapped is not None and inspect.isfunction(function):
+    if wrapped is not None and not isinstance(function, functools.partial):
         # What a wrapper fills in by itself cannot be seen from here.
         maybe = [argument for argument in required_columns(wrapped) if argument not in columns]
-        if maybe and _takes_any(function):
+        if maybe and _takes_any(_parameters(function) or []):
             logger.warning(
-                f"The reward function '{title}' wraps one that needs {maybe}, which {name} lacks; it has {columns}. "
-                "Unless the wrapper passes these itself, the first step will fail."
+                f"The reward function '{title}' wraps one that needs {maybe}, which {name} lacks; it has "
+                f"{dataset.column_names}. Unless the wrapper passes these itself, the first step will fail."
             )
 
 
@@ -117,21 +144,33 @@ def required_columns(reward_func) -> list[str]:
         `list[str]`: Names of arguments. What a partial or a wrapper has bound is not among them: a wrapper that takes
         any argument needs none.
     """
-    if isinstance(reward_func, (str, torch.nn.Module)) or not callable(reward_func):
-        return []
-    try:
-        # Not through `__wrapped__`: it is the wrapper that is called.
-        parameters = inspect.signature(reward_func, follow_wrapped=False).parameters.values()
-    except (TypeError, ValueError):  # some builtins have none
-        return []
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    needed = [p.name for p in parameters if p.kind in named and p.default is inspect.Parameter.empty]
+    parameters = _parameters(reward_func) or []
+    needed = [p.name for p in parameters if p.kind in _BY_NAME and p.default is inspect.Parameter.empty]
     return [name for name in needed if name not in {*REWARD_ARGUMENTS, "environments"}]
 
 
-def _takes_any(function: Callable) -> bool:
-    parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
+def _parameters(reward_func) -> list[inspect.Parameter] | None:
+    """Of a call; `None` where nothing is known of them."""
+    if isinstance(reward_func, (str, torch.nn.Module)) or not callable(reward_func):
+        return None
+    try:
+        # Not through `__wrapped__`: it is the wrapper that is called.
+        return list(inspect.signature(reward_func, follow_wrapped=False).parameters.values())
+    except (TypeError, ValueError):  # some builtins have none
+        return None
+
+
+def _takes_any(parameters: list[inspect.Parameter]) -> bool:
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _refused_arguments(reward_func) -> list[str]:
+    """What the trainer passes to every reward, and this one cannot take."""
+    parameters = _parameters(reward_func)
+    if parameters is None or _takes_any(parameters):
+        return []
+    taken = {parameter.name for parameter in parameters if parameter.kind in _BY_NAME}
+    return [name for name in REWARD_ARGUMENTS if name not in taken]
 
 
 def check_tokenizer(processing_class, dataset, plain_prompts: str = "give prompts as plain strings") -> None:
@@ -238,7 +277,7 @@ def check_rollouts(rollout_func):
             or completion; or log-probabilities or an `env_mask` that are not one per token of their completion.
     """
 
-    @wraps(rollout_func)
+    @functools.wraps(rollout_func)
     def checked(prompts, trainer):
         output = rollout_func(prompts, trainer)
         here = f"on process {trainer.accelerator.process_index}"

@@ -13,6 +13,7 @@ from .selection import ENTROPY_THRESHOLD_SCOPES, TOKEN_SELECTIONS
 # tokens of each sequence (grpo, sapo), by a constant (dr_grpo) or by sequences (luspo).
 TOKEN_COUNT_LOSSES = ("bnpo", "cispo", "dapo", "vespo")
 LOSS_DENOMINATORS = ("selected", "all")
+SCALES = ("group", "batch", "none")  # TRL's, of rewards
 
 
 @dataclass
@@ -157,6 +158,11 @@ class ForkingGRPOConfig(GRPOConfig):
             )
         self._check_precision()
         super().__post_init__()
+        if self.scale_rewards not in SCALES:  # to TRL after the first generation
+            raise ValueError(
+                f"scale_rewards must be one of {list(SCALES)}, or True ('group') or False ('none'), got "
+                f"{self.scale_rewards!r}."
+            )
         self._check_windows()
 
     def __getstate__(self):

@@ -50,7 +50,8 @@ def get_reward_function(
             20,480 and 4,096.
 
     Raises:
-        `ValueError`: if there is no such function, naming those there are; or for lengths that make no slope.
+        `ValueError`: if there is no such function, naming those there are; for what cannot be called, or is a class;
+            or for lengths that make no slope.
     """
     if name == SOFT_OVERLONG_PUNISHMENT:
         if not soft_punish_cache or not max_completion_len or not 0 < soft_punish_cache <= max_completion_len:
@@ -74,6 +75,10 @@ def get_reward_function(
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        function = getattr(importlib.import_module(module_name), attribute)
     except (ModuleNotFoundError, AttributeError) as error:
         raise ValueError(f"reward_funcs: cannot import {name!r} (looked from {os.getcwd()} too): {error}.") from error
+    if not callable(function) or isinstance(function, type):
+        what = "a class: name an instance of it, or a function" if isinstance(function, type) else "not callable"
+        raise ValueError(f"reward_funcs: {name!r} is {what}.")
+    return function

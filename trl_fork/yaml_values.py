@@ -6,12 +6,16 @@ stands in a file as it is, so that a wrong value comes to light hours later or n
 """
 
 import argparse
+import json
 import re
 from typing import Any
 
 
 # Options that are texts to the parser, and take a boolean all the same.
 _TEXT_OR_BOOLEAN = {"resume_from_checkpoint", "fsdp", "scale_rewards", "deepspeed"}
+_MAPPING = '{"name": 1.0}'
+# What says no, where an option has a value for it.
+_NOTHING = ("no", "off", "false", "none")
 # At most three digits of exponent: a revision such as 12e4567 is a text.
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}")
 
@@ -28,19 +32,56 @@ def option_value(action: argparse.Action, value: Any) -> Any:
         `ValueError`: if the option cannot have this value, naming both.
     """
     name = action.dest
+    if name == "report_to":
+        return [_tracker(item) for item in (value if isinstance(value, list) else [value])]
     if value is None:
-        return None
+        if action.type in (int, float):  # not TRL's, which are for what may be `None`
+            raise ValueError(f"{name} must be a number, got null; leave it out for its default, {action.default}")
+        return "no" if "no" in (action.choices or ()) else None
     # By its name: TRL wraps `int` and `float` where a field may be `None`, and keeps the name for argparse's messages.
     kind = getattr(action.type, "__name__", "")
     if kind == "string_to_bool":
         return _boolean(action, value)
+    if kind == mapping.__name__:
+        return _mapping(action, value)
     if action.nargs == "+" and kind in ("str", "int", "float"):
-        return [_scalar(name, kind, item) for item in (value if isinstance(value, list) else [value])]
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(item, (dict, list)) for item in items):
+            raise ValueError(f"{name} must be a list of {'texts' if kind == 'str' else 'numbers'}, got {value!r}")
+        return [_scalar(name, kind, item) for item in items]
     if action.choices is not None:
         return _choice(name, [str(choice) for choice in action.choices], value)
     if isinstance(value, str) and value.lower() in ("none", "null") and kind in ("int", "float"):
         return _checked(action, value)
     return _scalar(name, kind, value)
+
+
+def mapping(text: str) -> dict[str, Any] | None:
+    """The type of an option that is a dictionary, written as JSON on a command line."""
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON ({error}); write such as {_MAPPING!r}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, such as {_MAPPING!r}")
+    return value
+
+
+def _mapping(action: argparse.Action, value: Any) -> Any:
+    if isinstance(value, dict):
+        return numbers_in(value)
+    if isinstance(value, str):
+        return _checked(action, value)
+    raise ValueError(f"{action.dest} must be a mapping of names to values, got {value!r}")
+
+
+def _tracker(value: Any) -> Any:
+    """A name of `report_to`, where nothing is `none` to transformers."""
+    if value is None or str(value).lower() in _NOTHING:
+        return "none"
+    return _scalar("report_to", "str", value)
 
 
 def _checked(action: argparse.Action, value: str) -> Any:
@@ -60,7 +101,7 @@ def _boolean(action: argparse.Action, value: Any) -> Any:
 
 
 def _choice(name: str, choices: list[str], value: Any) -> str:
-    if "no" in choices and (value is False or str(value).lower() in ("off", "false", "none")):
+    if "no" in choices and str(value).lower() in _NOTHING:
         return "no"
     if isinstance(value, bool) or str(value) not in choices:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}{_how_yaml_read(value)}")
@@ -73,8 +114,6 @@ def _scalar(name: str, kind: str, value: Any) -> Any:
     if isinstance(value, (dict, list)):
         return numbers_in(value)
     if kind == "str" and isinstance(value, bool):
-        if name == "report_to" and not value:
-            return "none"
         if name not in _TEXT_OR_BOOLEAN:
             raise ValueError(f"{name} must be a text, got {value!r}{_how_yaml_read(value)}")
     elif kind == "str":
