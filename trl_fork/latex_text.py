@@ -146,8 +146,8 @@ def unicode_to_latex(text: str) -> str:
 _THIN = r"(?: |~|\\ |\\,|\\;|\\:|\\!|\{,\}|\{ \}|')"
 _THOUSANDS = re.compile(rf"(?<![\d.,^_/])\d{{1,3}}(?:{_THIN}\d{{3}})+(?![\d/])")
 _NOT_A_DIGIT = re.compile(r"\D")
-# `x = 1,234`, `x > 1,234` and `1,234\%`, of which math-verify makes pairs, unlike `1,234`
-_RELATION = r"(?:[=<>]|\\(?:leq?|geq?|approx)(?![A-Za-z]))"
+# `x = 1,234`, `1,234 < x`, `1,234 and 2,345` and `1,234\%`, of which math-verify makes pairs, unlike `1,234`
+_RELATION = r"(?:[=<>]|\\(?:leq?|geq?|approx)(?![A-Za-z])|\b(?:and|or)\b|\\text\s*\{\s*(?:and|or)\s*\})"
 _GROUPED = re.compile(rf"(?:{_RELATION}|^)\s*[-+]?\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?\s*(?:\\?%\s*)?(?={_RELATION}|$)")
 # What math-verify reads rightly in percent are decimals alone: `1/2\%` is 50 to it.
 _PERCENT = re.compile(
