@@ -149,6 +149,7 @@ _NOT_A_DIGIT = re.compile(r"\D")
 # `x = 1,234`, `1,234 < x`, `1,234 and 2,345` and `1,234\%`, of which math-verify makes pairs, unlike `1,234`
 _RELATION = r"(?:[=<>]|\\(?:leq?|geq?|approx)(?![A-Za-z])|\b(?:and|or)\b|\\text\s*\{\s*(?:and|or)\s*\})"
 _GROUPED = re.compile(rf"(?:{_RELATION}|^)\s*[-+]?\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?\s*(?:\\?%\s*)?(?={_RELATION}|$)")
+_NUMBER_ALONE = re.compile(r"[-\d,.]+")  # which math-verify reads rightly
 # What math-verify reads rightly in percent are decimals alone: `1/2\%` is 50 to it.
 _PERCENT = re.compile(
     r"([-+]?)\s*((?:\d{1,9}\s*)?\\[dtc]?frac\s*\{\d{1,30}\}\s*\{\d{1,30}\}|\d{1,30}/\d{1,30}|"
@@ -282,7 +283,7 @@ def readable_latex(formula: str) -> str:
     formula = _MIXED.sub(_mixed, formula)
     formula = _THOUSANDS.sub(lambda match: _NOT_A_DIGIT.sub("", match[0]), formula)
     ungrouped = _GROUPED.sub(lambda match: match[0].replace(",", ""), formula)
-    if "," not in ungrouped:  # `x, y = 1,234` has two values
+    if "," not in ungrouped and not _NUMBER_ALONE.fullmatch(formula):  # `x, y = 1,234` has two values
         formula = ungrouped
     formula = _SCIENTIFIC.sub(_scientific, formula)
     formula = _TIMES_X.sub(r" \\times ", formula)
