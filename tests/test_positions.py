@@ -230,6 +230,44 @@ def test_a_model_that_reads_the_padded_length_keeps_it(declared, updates, tokeni
     assert relative_difference(*changes) < 1e-5
 
 
+class FirstWithoutPadding(FixedRollouts):
+    """All rows of the first generation batch are as long as the longest of the later ones."""
+
+    def __call__(self, prompts, trainer):
+        output = super().__call__(prompts, trainer)
+        if len(self.generated) == 1:
+            output["prompt_ids"] = [list(range(4, 13)) for _ in prompts]
+            output["completion_ids"] = [[*range(8, 19), self.tokenizer.eos_token_id] for _ in prompts]
+        return output
+
+
+def test_a_batch_without_padding_hides_nothing(tokenizer, tmp_path):
+    """As where every completion is cut off at first: there is no padding yet that could have an effect."""
+    rollouts = FirstWithoutPadding(tokenizer)
+    trainer = train(reads_length(tokenizer), tokenizer, rollouts, tmp_path, max_steps=2, learning_rate=0.0, **CUT)
+    assert len(rollouts.generated) == 2
+    assert not trainer._savings.padding
+
+
+def test_what_the_model_reads_is_known_after_resuming(tokenizer, tmp_path):
+    """Within a generation batch, whose rollouts come from the checkpoint: as if the run had gone on."""
+    changes = []
+    for resume in (False, True):
+        start, model = reads_length(tokenizer), reads_length(tokenizer)
+        settings = {**OFF_POLICY, "save_strategy": "steps", "save_steps": 3}
+        trainer = train(
+            model, tokenizer, FixedRollouts(tokenizer), tmp_path, Resuming if resume else SpyTrainer, **settings
+        )
+        assert not trainer._savings.padding
+        changes.append(weight_change(start, model))
+    assert torch.equal(*changes)
+
+
+class Resuming(SpyTrainer):
+    def train(self):
+        return super().train(resume_from_checkpoint=f"{self.args.output_dir}/checkpoint-3")
+
+
 def test_phi3_with_longrope(tokenizer, tmp_path):
     """The architecture itself; all micro-batches have one padded length, so that they agree."""
     torch.manual_seed(0)
@@ -289,6 +327,19 @@ def test_right_padding_and_back(cut, virtual):
     # Every token but a row's first, where it was
     assert outputs.log_probs.tolist() == [[0, 0, 0, 6, 7, 0], [0, 3, 4, 8, 0, 0], [0, 0, 1, 0, 0, 0]]
     assert outputs.entropy is None
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_right_padding_of_masked_completions(cut):
+    """A completion that is masked altogether, as truncated ones may be, and masks with holes."""
+    ids = torch.tensor([[0, 5, 6, 7, 8, 9], [1, 2, 3, 7, 8, 9], [0, 0, 4, 7, 8, 9]])
+    mask = torch.tensor([[0, 1, 1, 0, 0, 0], [1, 1, 1, 0, 1, 0], [0, 0, 1, 1, 0, 1]])
+    model = Echo()
+    outputs = RightPadded(model, cut=cut)(ids, mask, ids.masked_fill(mask == 0, -100))
+    width = 5 if cut else 6
+    expected = torch.tensor([[1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 1, 0], [1, 1, 0, 1, 0, 0]])[:, :width]
+    assert model.attention_mask.tolist() == expected.tolist()
+    assert outputs.log_probs.tolist() == [[0, 0, 6, 0, 0, 0], [0, 2, 3, 0, 8, 0], [0, 0, 0, 7, 0, 9]]
 
 
 def test_right_padding_of_a_single_token():

@@ -9,7 +9,7 @@ this module.
 import re
 from collections import deque
 
-from .latex_text import readable_latex, readable_parts, unicode_to_latex
+from .latex_text import percentage, readable_latex, readable_parts, unicode_to_latex
 
 
 # One answer has no more boxes than this. More are left to math-verify, within its limits.
@@ -49,9 +49,16 @@ def readable_answer(completion: str) -> tuple[str, list[str]]:
     contents = []
     for _, first, last in boxes:
         contents.append(text[first:last])
-        pieces += [text[start:first], readable_latex(contents[-1])]
+        pieces += [text[start:first], _readable(contents[-1])]
         start = last
     return "".join([*pieces, text[start:]]), contents
+
+
+def _readable(content: str) -> str:
+    """What is in a box as math-verify reads it, which knows no percentages of fractions."""
+    readable = readable_latex(content)
+    percent = percentage(readable.strip())
+    return rf"{percent[0]}\frac{{{percent[1]}}}{{100}}" if percent else readable
 
 
 def _last_boxes(text: str) -> tuple[list[tuple[int, int, int]], bool]:

@@ -298,7 +298,8 @@ class ForkingGRPOTrainer(
         """
         Ask the model itself whether padding changes what it makes of a row, whenever a batch is wider than all before.
 
-        The shortest row alone and at the full width, without gradient: two passes of one row, on all ranks together.
+        Half of the shortest row alone and at the full width, without gradient: two passes of one row, on all ranks
+        together. Half, because a batch may have no padding yet, as where every completion is cut off.
         """
         width = torch.tensor(max(map(len, prompt_ids)) + max(map(len, completion_ids)), device=self.accelerator.device)
         width = int(self._ranks.gather(width).max())
@@ -307,13 +308,14 @@ class ForkingGRPOTrainer(
         self._checked_width = width
         # Beyond its learned positions a model cannot be run at all.
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or width
-        row = min(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]) + len(completion_ids[row]))
+        row = min((list(p) + list(c) for p, c in zip(prompt_ids, completion_ids, strict=True)), key=len)
+        row = row[: max(len(row) // 2, 2)]
         score = super()._get_per_token_logps_and_entropies
         with torch.no_grad(), evaluation_mode(self.model):
             effect = padding_effect(
                 lambda *batch: score(self.model, *batch)[0],
-                list(prompt_ids[row]),
-                list(completion_ids[row]),
+                row[: len(row) // 2],
+                row[len(row) // 2 :],
                 min(width, limit),
                 self._tokenizer.pad_token_id,
                 self.accelerator.device,
@@ -372,6 +374,9 @@ class ForkingGRPOTrainer(
             scale = self._micro_batch_scale(self._buffered_inputs)
             for batch in self._buffered_inputs:
                 batch[_SCALE] = scale
+        if self.model.training and self._savings.padding and not self._checked_width:
+            # The batch is a checkpoint's, and nothing has been generated since.
+            self._check_padding(*map(self._buffered_tokens, ("prompt", "completion")))
         if self.model.training and self._savings.padding and _ARRANGED not in inputs:
             steps = self.args.steps_per_generation
             window = min(self.args.gradient_accumulation_steps, steps)
@@ -380,6 +385,14 @@ class ForkingGRPOTrainer(
                 batch[_ARRANGED] = True
             inputs = self._buffered_inputs[self._step % steps]
         return inputs
+
+    def _buffered_tokens(self, part):
+        """Token ids of the prompts or completions of the generation batch in hand, one list per row."""
+        return [
+            row[mask.bool()].tolist()
+            for batch in self._buffered_inputs
+            for row, mask in zip(batch[f"{part}_ids"], batch[f"{part}_mask"], strict=True)
+        ]
 
     # ------------------------------------------------------------------ denominators
 

@@ -8,12 +8,12 @@ Nothing is imported but `re`: the grading worker uses this module.
 
 import re
 
-from .latex_text import LONGEST, readable_latex, readable_parts, unicode_to_latex
+from .latex_text import LONGEST, percentage, readable_latex, readable_parts, unicode_to_latex
 from .quantities import COMMAND, DOLLARS, LETTERS, NAMES, PLAIN_VALUE, TEXT_COMMAND, mark_unit, split_quantity
 
 
 # Of the reading below. Data sets cache what they are mapped to, and do not see that this module has changed.
-READING = 2
+READING = 3
 
 _NUMBER = re.compile(r"-?(\d+|\d{1,3}( \d{3})+)(\.\d+)?")  # "1 000" too, which is no formula
 _TWO_WORDS = re.compile(r"[A-Za-z]{2,} +[A-Za-z]{2,}")
@@ -79,15 +79,24 @@ def as_gold(answer) -> str:
         return text
     inner = _without_outer_dollars(text)
     if inner is not None:
-        return f"${readable_latex(inner).strip()}$"
+        return _in_dollars(inner)
     formula = _merged(text) if dollars else text
     if formula is None:
         return readable_parts(text)
     formula = unicode_to_latex(formula).strip()
     if (quantity := split_quantity(formula)) is not None:
         value, unit = quantity
-        return formula if PLAIN_VALUE.fullmatch(value) else rf"${readable_latex(value)}\text{{ {unit}}}$"
-    return f"${readable_latex(mark_unit(formula)).strip()}$" if _is_formula(formula) else formula
+        if PLAIN_VALUE.fullmatch(value):
+            return formula
+        return _in_dollars(rf"{readable_latex(value)}\text{{ {unit}}}")
+    return _in_dollars(mark_unit(formula)) if _is_formula(formula) else formula
+
+
+def _in_dollars(formula: str) -> str:
+    """A formula between dollars. The sign of a percentage goes behind them, where math-verify reads it."""
+    readable = readable_latex(formula).strip()
+    percent = percentage(readable)
+    return rf"${''.join(percent)}$\%" if percent else f"${readable}$"
 
 
 def _bare(text: str) -> str:

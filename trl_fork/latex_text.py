@@ -124,7 +124,8 @@ _CHARACTERS = str.maketrans(
 )
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ]+")
-_DASH = re.compile(r"(?<![\w)}\]])(\s*)–(?=\s*[\w\\(.])")  # a minus, where it is no range
+# A minus, where it is no range. What is before it is matched from its start: a long run of spaces takes linear time.
+_DASH = re.compile(r"([\w)}\]]\s*+)?–(?=\s*[\w\\(.])")
 _ROOT = re.compile(r"([√∛∜])\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?|[A-Za-z]|\\(?:pi|alpha|theta)\b))")
 _DEGREE_OF_ROOT = {"√": "", "∛": "[3]", "∜": "[4]"}
 
@@ -135,7 +136,7 @@ def unicode_to_latex(text: str) -> str:
         return text
     text = _RAISED.sub(lambda run: f"^{{{run[0].translate(_SUPERSCRIPTS)}}}", text)
     text = _LOWERED.sub(lambda run: f"_{{{run[0].translate(_SUBSCRIPTS)}}}", text)
-    text = _DASH.sub(r"\1-", text.translate(_CHARACTERS))
+    text = _DASH.sub(lambda match: match[0] if match[1] else "-", text.translate(_CHARACTERS))
     for _ in range(3):  # a root in a root
         text = _ROOT.sub(lambda m: rf"\sqrt{_DEGREE_OF_ROOT[m[1]]}{{{m[2] or m[3] or m[4]}}}", text)
     return text
@@ -145,6 +146,16 @@ def unicode_to_latex(text: str) -> str:
 _THIN = r"(?: |~|\\ |\\,|\\;|\\:|\\!|\{,\}|\{ \}|')"
 _THOUSANDS = re.compile(rf"(?<![\d.,^_/])\d{{1,3}}(?:{_THIN}\d{{3}})+(?![\d/])")
 _NOT_A_DIGIT = re.compile(r"\D")
+# `x = 1,234`, `1,234 < x`, `1,234 and 2,345` and `1,234\%`, of which math-verify makes pairs, unlike `1,234`
+_RELATION = r"(?:[=<>]|\\(?:leq?|geq?|approx)(?![A-Za-z])|\b(?:and|or)\b|\\text\s*\{\s*(?:and|or)\s*\})"
+_GROUPED = re.compile(rf"(?:{_RELATION}|^)\s*[-+]?\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?\s*(?:\\?%\s*)?(?={_RELATION}|$)")
+_NUMBER_ALONE = re.compile(r"[-\d,.]+")  # which math-verify reads rightly
+# What math-verify reads rightly in percent are decimals alone: `1/2\%` is 50 to it.
+_PERCENT = re.compile(
+    r"([-+]?)\s*((?:\d{1,9}\s*)?\\[dtc]?frac\s*\{\d{1,30}\}\s*\{\d{1,30}\}|\d{1,30}/\d{1,30}|"
+    r"\d{1,30}(?:\.\d{1,30})?\s*\\(?:times|cdot)\s*10\s*\^\s*(?:\{-?\d{1,9}\}|\d))"
+    r"\s*(?:\\?%|(?:\\(?:text|mathrm)\s*\{\s*)?(?:percent|per cent|pct)\s*\}?)\s*"
+)
 _MIXED = re.compile(r"(?<![\d.,/^_{])(\d{1,9})(?: |~|\\ |\\,)+([1-9]\d{0,8})/([1-9]\d{0,8})(?![\d/])")
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,9})(?!\w|\.\d)")
 _TIMES_X = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*(?:\^|\*\*))")
@@ -271,6 +282,9 @@ def readable_latex(formula: str) -> str:
     formula = unicode_to_latex(formula)
     formula = _MIXED.sub(_mixed, formula)
     formula = _THOUSANDS.sub(lambda match: _NOT_A_DIGIT.sub("", match[0]), formula)
+    ungrouped = _GROUPED.sub(lambda match: match[0].replace(",", ""), formula)
+    if "," not in ungrouped and not _NUMBER_ALONE.fullmatch(formula):  # `x, y = 1,234` has two values
+        formula = ungrouped
     formula = _SCIENTIFIC.sub(_scientific, formula)
     formula = _TIMES_X.sub(r" \\times ", formula)
     formula = _POWER.sub(_power, formula)
@@ -280,6 +294,12 @@ def readable_latex(formula: str) -> str:
     if not _WITH_WORDS.search(formula):
         formula = _FUNCTION.sub(r"\\\1", formula)
     return _both_signs(_brace_arguments(_ROOT_OF.sub(r"\\sqrt{\1}", formula)))
+
+
+def percentage(formula: str) -> tuple[str, str] | None:
+    """Sign and size of a formula that [`readable_latex`] wrote, if it is a fraction or a power of ten in percent."""
+    match = _PERCENT.fullmatch(formula)
+    return (match[1].replace("+", ""), match[2]) if match else None
 
 
 _DELIMITER = re.compile(r"((?<!\\)\$\$?)")

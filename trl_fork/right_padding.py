@@ -32,7 +32,9 @@ class RightPadded:
         width = attention_mask.shape[1]
         columns = torch.arange(width, device=attention_mask.device)
         first = attention_mask.bool().int().argmax(1, keepdim=True)  # of each row, its first token
-        num_columns = max(int(attention_mask.sum(1).max()), 2) if self.cut else width
+        # To a row's last token: what is masked in between keeps its place.
+        lengths = (attention_mask.bool() * (columns + 1 - first)).amax(1)
+        num_columns = max(int(lengths.max()), 2) if self.cut else width
         source = ((columns + first) % width)[:, :num_columns]
 
         def align(values):
