@@ -115,10 +115,10 @@ def build(name, tokenizer, **overrides):
     return getattr(transformers, model_class)(config)
 
 
-def compare(start, tokenizer, tmp_path, **settings):
+def compare(start, tokenizer, tmp_path, rollouts=None, **settings):
     """The trainer, and how far its step is from that of the naive objective."""
     model = copy.deepcopy(start)
-    rollouts = FixedRollouts(tokenizer)
+    rollouts = rollouts or FixedRollouts(tokenizer)
     trainer = train(model, tokenizer, rollouts, tmp_path, router_aux_loss_coef=0.0, **settings)
     batch = rollouts.generated[0]
     entropies, advantages = naive_view(start, batch)
@@ -163,6 +163,24 @@ def test_virtual_tokens_stand_before_the_prompt(adapter, cut, tokenizer, tmp_pat
     trainer, difference = compare(start, tokenizer, tmp_path, **cut)
     assert difference < 1e-4
     assert trainer._savings.padding
+
+
+def test_virtual_tokens_take_positions(tokenizer, tmp_path):
+    """A model with as many positions as its longest row needs; padded to the whole width, a row would need more."""
+    rollouts = next(r for seed in range(99) if longest_row(r := FixedRollouts(tokenizer, seed)) < 9 + 12)
+    positions = longest_row(rollouts) + ADAPTERS["prompt tuning"].num_virtual_tokens
+    torch.manual_seed(0)
+    model = build("gpt2: learned positions", tokenizer, n_positions=positions)
+    start = get_peft_model(model, ADAPTERS["prompt tuning"])
+    trainer, difference = compare(start, tokenizer, tmp_path, rollouts)
+    widest = rollouts.generated[0]
+    assert max(len(r.prompt) for r in widest) + max(len(r.completion) for r in widest) > longest_row(rollouts)
+    assert difference < 1e-4
+    assert trainer._savings.padding
+
+
+def longest_row(rollouts) -> int:
+    return max(len(prompt) + len(completion) for (prompt, _), completion in rollouts.completions.items())
 
 
 def test_with_all_of_trls_settings_it_is_trls_step(tokenizer, tmp_path):

@@ -385,6 +385,9 @@ def test_checkpoints_to_continue_from(tmp_path, monkeypatch):
         ValueError, match=r"holds another run \(checkpoint-5\), which the checkpoint 'other/checkpoint-7'"
     ):
         refuse_other_run("run", "other/checkpoint-7")
+    Path("run2/trainer_state.json").touch()
+    with pytest.raises(ValueError, match=r"holds another run \(trainer_state.json\)\. Choose another output_dir\.$"):
+        refuse_other_run("run2", False)  # it has no checkpoint to continue from
 
 
 def test_prompts_that_need_a_chat_template(recipe, tmp_path):

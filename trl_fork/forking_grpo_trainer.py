@@ -306,8 +306,9 @@ class ForkingGRPOTrainer(
         if width <= self._checked_width:
             return
         self._checked_width = width
-        # Beyond its learned positions a model cannot be run at all.
+        # Beyond its learned positions a model cannot be run at all; virtual tokens of an adapter take some of them.
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or width
+        limit -= getattr(getattr(self.model, "active_peft_config", None), "num_virtual_tokens", None) or 0
         row = min((list(p) + list(c) for p, c in zip(prompt_ids, completion_ids, strict=True)), key=len)
         row = row[: max(len(row) // 2, 2)]
         score = super()._get_per_token_logps_and_entropies

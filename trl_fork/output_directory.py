@@ -51,8 +51,9 @@ def refuse_other_run(output_dir: str | Path, resume_from_checkpoint: str | bool)
         return
     if resume_from_checkpoint and directory.resolve() in Path(resume_from_checkpoint).resolve().parents:
         return
+    can_go_on = any(path.is_dir() for path in earlier)
+    remedy = "Continue it with --resume_from_checkpoint true, or choose" if can_go_on else "Choose"
     foreign = f", which the checkpoint {resume_from_checkpoint!r} is no part of" if resume_from_checkpoint else ""
     raise ValueError(
-        f"output_dir {str(output_dir)!r} holds another run ({earlier[0].name}){foreign}. Continue it with "
-        "--resume_from_checkpoint true, or choose another output_dir."
+        f"output_dir {str(output_dir)!r} holds another run ({earlier[0].name}){foreign}. {remedy} another output_dir."
     )
