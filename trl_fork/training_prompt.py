@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import cached_file
 
 from .math_datasets import PAPER_PROMPT
+from .yaml_values import json_object
 
 
 FILE_NAME = "forking_prompt.json"
@@ -138,7 +139,7 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--system_prompt", help="text of the system's message (default: the training's; '' is none)")
     group.add_argument(
         "--chat_template_kwargs",
-        type=_json_object,
+        type=_template_arguments,
         metavar="JSON",
         help=f"arguments of the chat template, such as {_EXAMPLE!r} (default: the training's)",
     )
@@ -170,13 +171,8 @@ def _read(path: str) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name in _KINDS}
 
 
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON ({error}); such as {_EXAMPLE!r}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, such as {_EXAMPLE!r}")
+def _template_arguments(text: str) -> dict[str, Any]:
+    value = json_object(text, _EXAMPLE)
     if reserved := [name for name in value if name in _RESERVED]:
         raise argparse.ArgumentTypeError(f"{reserved} are not for the template: they are set by what samples")
     return value

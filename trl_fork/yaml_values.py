@@ -60,12 +60,17 @@ def mapping(text: str) -> dict[str, Any] | None:
     """The type of an option that is a dictionary, written as JSON on a command line."""
     if text.lower() in ("none", "null"):
         return None
+    return json_object(text, _MAPPING)
+
+
+def json_object(text: str, example: str) -> dict[str, Any]:
+    """What a command line has as JSON, for options that are dictionaries; an error of argparse shows the example."""
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON ({error}); write such as {_MAPPING!r}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON ({error}); write such as {example!r}") from None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, such as {_MAPPING!r}")
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, such as {example!r}")
     return value
 
 
