@@ -11,8 +11,8 @@ from oracles import priority, select
 from oracles import top as naive_top
 
 from trl_fork import select_tokens
-from trl_fork.distributed import Ranks, percentiles, sort_keys, top_k, values_of_keys
 from trl_fork.metrics import count_metrics, entropy_metrics
+from trl_fork.ranks import Ranks, percentiles, sort_keys, top_k, values_of_keys
 from trl_fork.selection import (
     NaNEntropyError,
     forking_count,

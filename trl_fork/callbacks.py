@@ -13,9 +13,9 @@ from transformers import ProcessorMixin, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from ._trl import evaluation_mode, logger
-from .distributed import Ranks
 from .forking_grpo_config import ForkingGRPOConfig
 from .metrics import weighted_sum
+from .ranks import Ranks
 from .report import token_texts
 from .report_page import write_report_page
 from .responses import score_response

@@ -25,13 +25,13 @@ from .callbacks import GenerationCallback
 from .checkpoints import ResumableGenerationMixin
 from .completions_log import MarkedCompletionsMixin
 from .data_checks import check_rollouts, check_tokenizer, check_training_data, refuse_frozen_model
-from .distributed import Ranks
 from .dynamic_sampling import DynamicSamplingMixin, check_dynamic_sampling
 from .forking_grpo_config import ForkingGRPOConfig
 from .hub import PublishingMixin
 from .lm_head import row_sparse_head
 from .metrics import count_metrics, entropy_metrics, partial_metrics
 from .out_of_memory import OutOfMemoryMixin
+from .ranks import Ranks
 from .right_padding import RightPadded
 from .savings import (
     ALL_TOKENS,

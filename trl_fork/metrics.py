@@ -4,7 +4,7 @@ import torch
 
 from ._trl import nanstd
 from .batching import without_advantage
-from .distributed import Ranks, percentiles
+from .ranks import Ranks, percentiles
 
 
 def count_metrics(mask, selected, advantages, *, ranks: Ranks) -> dict[str, float]:
@@ -14,7 +14,7 @@ def count_metrics(mask, selected, advantages, *, ranks: Ranks) -> dict[str, floa
     Args:
         mask, selected (`torch.Tensor` of shape `(batch, seq)`): Nonzero at valid and at selected tokens.
         advantages (`torch.Tensor` of shape `(batch,)` or `(batch, seq)`): One per completion, or per token.
-        ranks ([`~distributed.Ranks`]): The processes that take part.
+        ranks ([`~ranks.Ranks`]): The processes that take part.
 
     Returns:
         `dict[str, float]`: `selected_fraction` of the valid tokens, and `inert_row_fraction` of the completions, those
@@ -39,7 +39,7 @@ def entropy_metrics(entropies, mask, selected, *, rule: str, scope: str, ranks: 
         entropies (`torch.Tensor` of shape `(batch, seq)`): Token entropies.
         mask, selected (`torch.Tensor` of shape `(batch, seq)`): Nonzero at valid and at selected tokens.
         rule, scope (`str`): How `selected` was taken, see [`~selection.select_tokens`].
-        ranks ([`~distributed.Ranks`]): The processes that take part.
+        ranks ([`~ranks.Ranks`]): The processes that take part.
 
     Returns:
         `dict[str, float]`: `selected_entropy_mean` and `unselected_entropy_mean`; `entropy_p50`, `entropy_p80` and

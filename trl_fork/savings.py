@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .batching import cut_padding, inert_rows, lengths, plan_window, take_rows
-from .distributed import Ranks
+from .ranks import Ranks
 
 
 # A reason that is no news: such a run leaves out no token, and asked for no selection that would need a scoring pass.
@@ -184,7 +184,7 @@ def arrange(batches: list[dict], window: int, savings: Savings, weights_key: str
             What may be left out.
         weights_key (`str`):
             Key of the selection weights, if there are any.
-        ranks ([`~distributed.Ranks`]):
+        ranks ([`~ranks.Ranks`]):
             All of them keep equally many rows of a window.
 
     Returns:

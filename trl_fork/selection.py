@@ -11,7 +11,7 @@ from math import ceil
 
 import torch
 
-from .distributed import Ranks, top_k
+from .ranks import Ranks, top_k
 
 
 TOKEN_SELECTIONS = ("high_entropy", "low_entropy", "random")
@@ -81,7 +81,7 @@ def select_tokens(
             bottom 80 %). `"random"`: the `K` tokens of largest `priorities`, whatever their entropy.
         priorities (`torch.Tensor` of shape `(batch, seq)`, *optional*):
             Required by `"random"`, see [`random_priorities`].
-        ranks ([`~distributed.Ranks`], *optional*):
+        ranks ([`~ranks.Ranks`], *optional*):
             Processes whose tokens form the pool together. A single process by default.
 
     Returns:
