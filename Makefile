@@ -9,8 +9,8 @@ COMPAT := .compat/$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_
 
 # What runs on versions that are not those of constraints.txt: the hooks, the objective, publishing, and a run of train.py.
 # Other versions deprecate other things, so that a warning is no error there.
-ON_OTHER_VERSIONS := -W default tests/test_trl_contract.py tests/test_objective.py tests/test_hub.py \
-	tests/test_train_script.py::test_trains_saves_and_resumes
+ON_OTHER_VERSIONS := -W default tests/trainer/test_trl_contract.py tests/trainer/test_objective.py tests/trainer/test_hub.py \
+	tests/commands/test_train_script.py::test_trains_saves_and_resumes
 TEST_TOOLS := pytest pytest-timeout hypothesis tensorboard matplotlib rich wordcloud
 define on_other_versions
 $(1)/bin/python -c 'from importlib.metadata import version; print(*(f"{p} {version(p)}" for p in "torch transformers trl accelerate peft datasets".split()), sep=", ")'
@@ -37,13 +37,13 @@ test-distributed: $(INSTALLED)  ## DDP, ZeRO, FSDP2, two machines, kill and resu
 test-slow: quickstart smollm2  ## The quickstart for three seeds, a real model, the commands of the docs, adapters on 4-bit weights
 	$(BIN)/python -m pytest -m 'slow and not distributed' -n 2 --dist worksteal --timeout 1800 $(ARGS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[quantization]'
-	$(BIN)/python -m pytest tests/test_adapters.py -k qlora
+	$(BIN)/python -m pytest tests/trainer/test_adapters.py -k qlora
 
 WHEELS := .gpu-wheels
 GPU_PYTHON := 3.12
 
 gpu:  ## Tests and benchmarks on a GPU, eight minutes at most, in the machine's own python3; `--dry_run` needs no GPU
-	$(PYTHON) benchmarks/gpu.py --wheels '$(WHEELS)' $(ARGS)
+	$(PYTHON) -m benchmarks.gpu --wheels '$(WHEELS)' $(ARGS)
 
 # For a machine without a network, whose Python may be another one. The folder keeps itself out of git.
 gpu-wheels:  ## What `make gpu` needs beside PyTorch, transformers and accelerate, as wheels in the folder WHEELS
@@ -59,11 +59,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 test-vllm: $(VLLM)/.installed  ## Training and evaluation with a real vLLM engine on the CPU, and its transformers
 	$(VLLM)/bin/python -m pytest $(ON_OTHER_VERSIONS) $(ARGS)
 	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python -m pytest -m vllm -W default --timeout 900 --show-capture=no \
-		tests/test_vllm_training.py tests/test_vllm_evaluation.py $(ARGS)
+		tests/vllm/test_vllm_training.py tests/vllm/test_vllm_evaluation.py $(ARGS)
 
 # What setup.cfg claims, installed and run: the lowest versions it allows, those that vLLM needs, and the newest there are.
 # Another interpreter has environments of its own: `make compat PYTHON=python3.13`.

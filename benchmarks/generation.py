@@ -1,8 +1,8 @@
 """
 Generation without vLLM: transformers' `generate` against its continuous batching, in TRL's trainer.
 
-    python benchmarks/generation.py                         # a tiny model on the CPU, minutes
-    python benchmarks/generation.py --shape qwen3-0.6b      # random weights on a GPU, bf16
+    python -m benchmarks.generation                         # a tiny model on the CPU, minutes
+    python -m benchmarks.generation --shape qwen3-0.6b      # random weights on a GPU, bf16
 
 Plain `generate` runs every row until the longest one has ended. Continuous batching
 (`use_transformers_continuous_batching`) drops rows as they end and reads a paged cache. Both go through

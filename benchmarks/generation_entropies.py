@@ -1,8 +1,8 @@
 """
 Could the forking tokens be found while generating? Entropies of generation against those of the scoring pass.
 
-    python benchmarks/generation_entropies.py                      # random weights
-    python benchmarks/generation_entropies.py --warmed_up DIR      # the quickstart's model, made in DIR if missing
+    python -m benchmarks.generation_entropies                      # random weights
+    python -m benchmarks.generation_entropies --warmed_up DIR      # the quickstart's model, made in DIR if missing
 
 Plain `generate` has every logit in hand when it samples. A logits processor that writes down the entropy of
 `logits / temperature`, before top-k and top-p, costs one float per token, and would save the scoring pass where TRL
@@ -17,7 +17,6 @@ The last column is what the scoring pass costs and what the recorder does; `whol
 import argparse
 import os
 import random
-import sys
 import tempfile
 import time
 import warnings
@@ -28,14 +27,14 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 import torch
 from datasets import Dataset
-from generation import build_tokenizer
 from transformers import LogitsProcessor, Qwen3Config, Qwen3ForCausalLM
 
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer, select_tokens, token_entropy
+
+from .generation import build_tokenizer
 
 
 RHO, ROWS, LENGTH = 0.2, 64, 96
@@ -94,8 +93,9 @@ def random_prompts(tokenizer):
 
 
 def warmed_up_model(path, dtype):
-    import quickstart
     from transformers import AutoTokenizer
+
+    from trl_fork.commands import quickstart
 
     if not path.exists():
         quickstart.warm_up(path, 42, random.Random(42))
@@ -103,8 +103,8 @@ def warmed_up_model(path, dtype):
 
 
 def sum_prompts(tokenizer):
-    import digit_sums
-    import quickstart
+    from trl_fork.commands import quickstart
+    from trl_fork.tasks import digit_sums
 
     problems = digit_sums.training_problems(ROWS, random.Random(0))
     template = partial(tokenizer.apply_chat_template, add_generation_prompt=True, return_dict=True)

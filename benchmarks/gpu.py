@@ -62,7 +62,7 @@ class Part:
     report: str = "json"
 
 
-_STEP = "examples/benchmark_step.py --shape qwen3-0.6b --output {output}"
+_STEP = "-m benchmarks.step --shape qwen3-0.6b --output {output}"
 _LONG_TAIL = f"{_STEP} --groups 10 --micro_batch 8 --max_length 2048"
 _TINY = "--shape tiny --groups 2 --micro_batch 8 --max_length 24 --repeats 1 --steps 1"
 # Estimates: 2 operations per weight and token forward, 8 with recomputation and backward, and attention, at 30 % of
@@ -75,15 +75,15 @@ PARTS = (
         "the card, its rates, and the versions",
         60,
         25,
-        "benchmarks/gpu_environment.py --output {output} --wheels {wheels} --target {target}",
+        "-m benchmarks.gpu_environment --output {output} --wheels {wheels} --target {target}",
     ),
     Part(
         "tests",
         "`pytest -m gpu`",
         120,
         60,
-        "-m pytest tests/test_gpu.py -m gpu -q -rfE -W default --disable-warnings -p no:cacheprovider --timeout 60 "
-        "--durations 5 --junitxml {output}",
+        "-m pytest tests/benchmarks/test_gpu.py -m gpu -q -rfE -W default --disable-warnings -p no:cacheprovider "
+        "--timeout 60 --durations 5 --junitxml {output}",
         report="junit",
     ),
     Part(
@@ -108,7 +108,7 @@ PARTS = (
         "a whole step: `generate`, scoring, training",
         105,
         85,
-        "benchmarks/whole_step.py --shape qwen3-0.6b --groups 32 --micro_batch 16 --max_length 512 --steps 1 "
+        "-m benchmarks.whole_step --shape qwen3-0.6b --groups 32 --micro_batch 16 --max_length 512 --steps 1 "
         "--output {output}",
         "--shape tiny --groups 2 --micro_batch 8 --max_length 16",
     ),

@@ -1,7 +1,7 @@
 """
 The machine of `gpu.py`: its card and its versions, after the packages that are missing were installed from wheels.
 
-    python benchmarks/gpu_environment.py --output environment.json [--wheels .gpu-wheels --target FOLDER]
+    python -m benchmarks.gpu_environment --output environment.json [--wheels .gpu-wheels --target FOLDER]
 
 Wheels go to a folder of their own, without a network and without their dependencies: what the machine has is used, and
 what must not be exchanged (PyTorch and what comes with it) is never installed. A wheel is installed where its package

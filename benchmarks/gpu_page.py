@@ -1,7 +1,7 @@
 """
 Write docs/gpu.md from the results of `gpu.py`.
 
-    python benchmarks/gpu_page.py
+    python -m benchmarks.gpu_page
 
 Needs nothing but Python, since `gpu.py` calls it on the machine with the GPU.
 """
@@ -9,7 +9,7 @@ Needs nothing but Python, since `gpu.py` calls it on the machine with the GPU.
 import json
 from pathlib import Path
 
-from gpu import BUDGET, PARTS, RESULTS
+from .gpu import BUDGET, PARTS, RESULTS
 
 
 GIB = 2**30
@@ -18,7 +18,7 @@ HEAD = """# On a GPU
 
 What needs a GPU is one script of at most {budget} seconds: tests of the Triton path and of steps in bf16, and what a
 step of Qwen3-0.6B's shape costs against TRL's `top_entropy_quantile`, in time and memory, on the same rollouts in one
-run. This page is written from its results by `python benchmarks/gpu_page.py`.
+run. This page is written from its results by `python -m benchmarks.gpu_page`.
 """
 NOTHING = """
 **It has not been run on a GPU yet.** Every part runs on a CPU with a tiny model in the test suite; that says nothing
@@ -44,7 +44,7 @@ make gpu WHEELS=.gpu-wheels
 ```
 
 Where the machine has no git, `--commit` says what is measured; where the results are copied from there, into
-`benchmarks/results`, `python benchmarks/gpu_page.py` writes the page. Some parts alone, in less time, or all of them
+`benchmarks/results`, `python -m benchmarks.gpu_page` writes the page. Some parts alone, in less time, or all of them
 with a tiny model on a CPU, which is never published:
 
 ```bash

@@ -1,14 +1,14 @@
 """
 Estimate the GPU memory of a run, by model, completion length and method. Nothing is measured here.
 
-    python benchmarks/memory.py [--lengths 512 2048 8192] [--rows 1] [--generated 16] [--prompt 300]
+    python -m benchmarks.memory [--lengths 512 2048 8192] [--rows 1] [--generated 16] [--prompt 300]
 
-`examples/benchmark_step.py --shape qwen3-0.6b [--lora]` measures the peak of a training step on a GPU.
+`benchmarks/step.py --shape qwen3-0.6b [--lora]` measures the peak of a training step on a GPU.
 """
 
 from dataclasses import dataclass
 
-from trl_fork.command_line import OptionParser
+from trl_fork.commands.options import OptionParser
 
 
 GIB = 2**30

@@ -1,7 +1,7 @@
 """
 What it costs to find the forking tokens of all ranks: exact counting against gathering and `torch.quantile`.
 
-    python benchmarks/selection.py
+    python -m benchmarks.selection
 
 Two processes over gloo, half of the tokens each, run `trl_fork.select_tokens` and TRL's `get_high_entropy_mask` on the
 same entropies. Then 200 million tokens on 64 simulated ranks, threads of one process that exchange tensors in memory:
@@ -21,8 +21,8 @@ from accelerate import Accelerator
 from trl import GRPOTrainer
 
 from trl_fork import select_tokens
+from trl_fork.credit.selection import forking_count
 from trl_fork.distributed import Ranks
-from trl_fork.selection import forking_count
 
 
 RHO = 0.2

@@ -1,8 +1,8 @@
 """
 Where the time of a whole RL step goes: generation with transformers' `generate`, scoring, training.
 
-    python benchmarks/whole_step.py                         # a tiny model on the CPU, minutes
-    python benchmarks/whole_step.py --shape qwen3-0.6b      # random weights on a GPU, bf16
+    python -m benchmarks.whole_step                         # a tiny model on the CPU, minutes
+    python -m benchmarks.whole_step --shape qwen3-0.6b      # random weights on a GPU, bf16
 
 `GRPOTrainer` with its own `top_entropy_quantile` and `ForkingGRPOTrainer` take the same steps: they generate the same
 completions, of long-tailed lengths (lognormal, sigma 0.8, a median of an eighth of the longest), and train on them
@@ -28,11 +28,12 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 from datasets import Dataset
-from generation import PROMPT, SHAPES, ForcedLengths, build_model, build_tokenizer, sample_lengths
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
+
+from .generation import PROMPT, SHAPES, ForcedLengths, build_model, build_tokenizer, sample_lengths
 
 
 RHO, GENERATIONS = 0.2, 8

@@ -10,26 +10,12 @@ import re
 from pathlib import Path
 from types import FunctionType
 
-import trl_fork
+from trl_fork import ForkingGRPOConfig
 
 
 PAGE = Path(__file__).with_name("api.md")
-# What may be relied on: names listed by the package, and of its modules what README and docs import.
-PUBLIC = {
-    "trl_fork": trl_fork.__all__,
-    "trl_fork.grading": ["accuracy_reward", "reasoning_accuracy_reward", "GradingPool", "Verdict"],
-    "trl_fork.rewards": ["get_reward_function"],
-    "trl_fork.data": ["load_training_set", "load_benchmark", "to_prompt_and_solution"],
-    "trl_fork.callbacks": ["ForkReportCallback", "GenerationCallback"],
-    "trl_fork.telemetry": ["SummaryCallback"],
-    "trl_fork.report": ["plot_training"],
-    "trl_fork.report_page": ["write_report_page", "ReportResponse"],
-    "trl_fork.responses": ["score_response"],
-    "trl_fork.scoring": ["score_completions", "TokenScores"],
-    "trl_fork.response_files": ["read_responses", "Response"],
-    "trl_fork.evaluation": ["compare", "Difference", "pass_at_k"],
-    "trl_fork.analysis": ["distribution", "overlap", "change_by_percentile", "high_entropy_sum"],
-}
+# What may be relied on: the names that the package and its rooms list in their `__init__`.
+ROOMS = ("", ".trainer", ".credit", ".rewards", ".data", ".generation", ".evaluation", ".analysis", ".report")
 HEADER = """# API
 
 What may be relied on; everything else may change. Written from the docstrings by `python docs/build_api.py`.
@@ -40,11 +26,13 @@ _REFERENCE = re.compile(r"\[`~?(?:[a-z_]\w*\.)*([\w.]+)`\]")  # doc-builder's [`
 
 def render() -> str:
     parts = [HEADER]
-    for module_name, names in PUBLIC.items():
-        module = importlib.import_module(module_name)
-        parts.append(f"## {module_name}\n")
-        for name in names:
+    for room in ROOMS:
+        module = importlib.import_module(f"trl_fork{room}")
+        parts.append(f"## {module.__name__}\n")
+        for name in module.__all__:
             thing = getattr(module, name)
+            if not callable(thing):  # a constant
+                continue
             parts.append(f"### {name}\n")
             parts.append(f"{signature(name, thing)}\n\n{to_markdown(thing)}\n")
             if inspect.isclass(thing):
@@ -68,7 +56,7 @@ def signature(name: str, thing) -> str:
     """Names and defaults. The types stand in the docstring, and the two hundred fields of a configuration in TRL's."""
     if isinstance(thing, property):
         return f"`{name}`"
-    if inspect.isclass(thing) and issubclass(thing, trl_fork.ForkingGRPOConfig):
+    if inspect.isclass(thing) and issubclass(thing, ForkingGRPOConfig):
         return f"`class {name}(GRPOConfig)`"
     parameters = [
         parameter.replace(annotation=inspect.Parameter.empty)

@@ -15,7 +15,7 @@ import re
 import shutil
 from pathlib import Path
 
-from trl_fork.figures import visible
+from trl_fork.analysis.figures import visible
 
 
 DOCS = Path(__file__).parent

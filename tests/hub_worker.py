@@ -11,17 +11,17 @@ import os
 import sys
 from pathlib import Path
 
-from conftest import FixedRollouts, build_tokenizer, fixed_reward
-from distributed.worker import LORA, prepare_for_cpu
 from peft import LoraConfig
 
 import trl_fork.hub
+from tests.conftest import FixedRollouts, build_tokenizer, fixed_reward
+from tests.distributed.worker import LORA, prepare_for_cpu
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 
 
 def main(directory: str, settings: str) -> None:
     prepare_for_cpu()
-    trl_fork.hub._RETRY_AFTER = (0.1, 0.1)
+    trl_fork.trainer.publishing._RETRY_AFTER = (0.1, 0.1)
     settings = json.loads(settings)
     lora, reward_file = settings.pop("lora", False), settings.pop("results", None)
     tokenizer = build_tokenizer()

@@ -24,18 +24,18 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
-import train as train_script
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from conftest import build_model
-from hub_stand_in import TOKEN, HubStandIn
 from peft import LoraConfig, get_peft_model
-from test_features import byte_tokenizer
 from transformers import AutoModelForCausalLM, TrainingArguments
 from trl import ModelConfig, TrlParser
 
+from tests.conftest import build_model
+from tests.hub_stand_in import TOKEN, HubStandIn
+from tests.trainer.test_features import byte_tokenizer
 from trl_fork import ForkingGRPOConfig
+from trl_fork.commands import train as train_script
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +54,7 @@ PARSED_ONLY = {
     "load_in_4bit": "needs bitsandbytes",
 }
 # Commands that take hours; what they call has tests of its own.
-LONG = {"examples/study/run.py", "examples/study/report.py"}
+LONG = {"studies/which_tokens/run.py", "studies/which_tokens/report.py"}
 TINY_RUN = {
     "use_cpu": True,
     "bf16": False,
@@ -67,7 +67,7 @@ SMALL = {
     "train.py": "--use_cpu true --bf16 false --max_steps 1 --max_completion_length 8 --save_steps 1 --report_to none",
     "evaluate.py": "--num_samples 2 --max_new_tokens 8 --limit 2",
     "analyze_entropy.py": "--min_token_count 5 --num_samples 2 --max_new_tokens 8 --limit 2",
-    "benchmark_step.py": "--groups 2 --max_length 24 --repeats 1 --workload 'equal lengths' --variant ours",
+    "step.py": "--groups 2 --max_length 24 --repeats 1 --workload 'equal lengths' --variant ours",
 }
 
 
@@ -98,12 +98,12 @@ def commands(code: str) -> list[str]:
 
 def lay_out(directory: Path) -> None:
     """Make a folder in which the names of the pages mean something."""
-    for name in ("examples", "configs", "benchmarks", "tests"):
+    for name in ("examples", "configs", "benchmarks", "tests", "studies"):
         (directory / name).symlink_to(ROOT / name)
     save_model(directory / "Qwen/Qwen3-0.6B")
     for name in ("Qwen3-0.6B-Base", "Qwen3-1.7B", "Qwen3-1.7B-Base"):
         (directory / "Qwen" / name).symlink_to(directory / "Qwen/Qwen3-0.6B")
-    rows = [json.loads(line) for line in (ROOT / "tests" / "data" / "gsm8k.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (ROOT / "tests" / "files" / "gsm8k.jsonl").read_text().splitlines()]
     write_dataset(directory / "openai/gsm8k", rows, config="main", splits=["train", "test"])
     conversations = [{"prompt": [{"role": "user", "content": f"{n} + 1?"}], "solution": str(n + 1)} for n in range(8)]
     write_dataset(directory / "trl-lib/DeepMath-103K", conversations, splits=["train"])
@@ -237,16 +237,26 @@ def parse_training(arguments: list[str], processes: int = 1) -> tuple:
 
 
 class Command:
-    """`python SCRIPT …` or `accelerate launch … SCRIPT …`, or another one, without a script."""
+    """
+    `python SCRIPT …` or `accelerate launch … SCRIPT …`, where SCRIPT may be `-m MODULE`; or another one, without a
+    script.
+    """
 
     def __init__(self, text: str):
         self.text, self.words = text, shlex.split(text)
-        scripts = [number for number, word in enumerate(self.words) if word.endswith(".py")]
-        self.script = scripts and Path(self.words[scripts[0]])
-        if self.script:
+        scripts = [
+            number
+            for number, (word, before) in enumerate(zip(self.words, ["", *self.words], strict=False))
+            if word.endswith(".py") or before == "-m"
+        ]
+        self.script = None
+        if scripts:
             assert self.words[0] == "python" or self.words[:2] == ["accelerate", "launch"], text
-            self.launcher = self.words[2 : scripts[0]] if self.words[0] == "accelerate" else []
-            self.arguments = expand(self.words[scripts[0] + 1 :])
+            first = scripts[0]
+            self.is_module = self.words[first - 1] == "-m"
+            self.script = Path(self.words[first].replace(".", "/") + ".py" if self.is_module else self.words[first])
+            self.launcher = self.words[2:first] if self.words[0] == "accelerate" else []
+            self.arguments = expand(self.words[first + 1 :])
             self.small = shlex.split(SMALL.get(self.script.name, ""))
             if "--resume_from_checkpoint" in self.arguments:
                 self.small += ["--max_steps", "2"]
@@ -288,7 +298,7 @@ def parse_only(command: Command) -> None:
     if command.script.name == "train.py":
         parse_training(command.arguments, command.processes)
     else:
-        importlib.import_module(command.script.stem).parse_arguments(command.arguments)
+        importlib.import_module(".".join(command.script.with_suffix("").parts)).parse_arguments(command.arguments)
 
 
 def run_here(block: Block, scope: dict) -> None:
@@ -302,7 +312,10 @@ def run_here(block: Block, scope: dict) -> None:
             words = [str(command.script), *command.arguments, *command.small]
             # A script sets variables, reads its arguments, and finds modules beside itself
             with patch.dict(os.environ), patch.object(sys, "argv", words), patch.object(sys, "path", sys.path[:]):
-                runpy.run_path(str(command.script), run_name="__main__")
+                if command.is_module:
+                    runpy.run_module(".".join(command.script.with_suffix("").parts), run_name="__main__")
+                else:
+                    runpy.run_path(str(command.script), run_name="__main__")
 
 
 def run_in_shell(block: Block, scope: dict) -> None:

@@ -1,8 +1,9 @@
 """The two commands of the README. Its other blocks run in `test_docs.py`."""
 
 import pytest
-from snippets import ROOT, blocks
-from test_quickstart import check_quickstart
+
+from tests.commands.test_quickstart import check_quickstart
+from tests.snippets import ROOT, blocks
 
 
 def test_the_two_commands_come_first():

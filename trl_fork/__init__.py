@@ -1,18 +1,26 @@
-"""Reinforcement learning of language models on forking tokens only, as an extension of TRL."""
+"""Reinforcement learning of language models on the tokens that matter, as an extension of TRL."""
 
-from .entropy import token_entropy
-from .fork_temperature import ForkTemperatureLogitsProcessor
-from .forking_grpo_config import ForkingGRPOConfig
-from .forking_grpo_trainer import ForkingGRPOTrainer
-from .selection import select_tokens
+from typing import TYPE_CHECKING
+
+from ._lazy import lazy_names
 
 
 __version__ = "0.1.0.dev0"
 
-__all__ = [
-    "ForkTemperatureLogitsProcessor",
-    "ForkingGRPOConfig",
-    "ForkingGRPOTrainer",
-    "select_tokens",
-    "token_entropy",
-]
+if TYPE_CHECKING:
+    from .credit.selection import select_tokens as select_tokens
+    from .entropy import token_entropy as token_entropy
+    from .generation.fork_temperature import ForkTemperatureLogitsProcessor as ForkTemperatureLogitsProcessor
+    from .trainer.forking_grpo_config import ForkingGRPOConfig as ForkingGRPOConfig
+    from .trainer.forking_grpo_trainer import ForkingGRPOTrainer as ForkingGRPOTrainer
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "credit.selection": ["select_tokens"],
+        "entropy": ["token_entropy"],
+        "generation.fork_temperature": ["ForkTemperatureLogitsProcessor"],
+        "trainer.forking_grpo_config": ["ForkingGRPOConfig"],
+        "trainer.forking_grpo_trainer": ["ForkingGRPOTrainer"],
+    },
+)

@@ -14,16 +14,16 @@ import os
 import signal
 from pathlib import Path
 
-from worker import prepare_for_cpu
+from tests.distributed.worker import prepare_for_cpu
 
 
 if __name__ == "__main__":
     prepare_for_cpu()
 
 import torch
-from conftest import build_tokenizer
 from datasets import Dataset
 
+from tests.conftest import build_tokenizer
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 
 

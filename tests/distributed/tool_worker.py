@@ -3,10 +3,10 @@
 import os
 import sys
 
-from conftest import build_model
 from datasets import Dataset
-from test_features import byte_tokenizer, multiply
 
+from tests.conftest import build_model
+from tests.trainer.test_features import byte_tokenizer, multiply
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 
 

@@ -3,7 +3,7 @@
 import runpy
 from pathlib import Path
 
-from worker import prepare_for_cpu
+from tests.distributed.worker import prepare_for_cpu
 
 
 prepare_for_cpu()

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import train
-from vllm_on_cpu import leave_weights_unpacked
 
+from tests.vllm.on_cpu import leave_weights_unpacked
 from trl_fork import ForkingGRPOTrainer
+from trl_fork.commands import train
 
 
 class Recorder(ForkingGRPOTrainer):
@@ -33,6 +33,6 @@ class Recorder(ForkingGRPOTrainer):
 if __name__ == "__main__":
     leave_weights_unpacked(pytest.MonkeyPatch())
     train.ForkingGRPOTrainer = Recorder
-    train.main(*train.make_parser().parse_args_and_config())
+    train.run(*train.make_parser().parse_args_and_config())
     sys.stdout.flush()
     os._exit(0)  # vLLM's and gloo's threads race at the end of an interpreter

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import torch
 from accelerate.state import DistributedType, PartialState
-from conftest import NUM_GENERATIONS, FixedRollouts, SpyTrainer, build_model, build_tokenizer, train
 from datasets import concatenate_datasets
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from trl_fork.callbacks import ForkReportCallback
+from tests.conftest import NUM_GENERATIONS, FixedRollouts, SpyTrainer, build_model, build_tokenizer, train
+from trl_fork.trainer.callbacks import ForkReportCallback
 
 
 FSDP = os.environ.get("ACCELERATE_USE_FSDP") == "true"

@@ -1,0 +1,357 @@
+"""The page: what is in the file, and what a reader sees of it in a real browser, hostile text included."""
+
+import base64
+import json
+import math
+import os
+import re
+import shutil
+import zlib
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from trl_fork.report.page import ReportResponse, write_report_page
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(2)</script>",
+    "<!--<script>",
+    "]]>",
+    "<img src=x onerror=alert(3)>",
+    "&lt;b&gt;",
+    "\"'`${alert(4)}",
+    "\u2028\u2029",
+    "\u202e\ufffd\ud800",
+    "{{data}}",
+]
+# Three tokens of which the browser's choice can be predicted at each threshold, and every whitespace.
+PLAIN = ReportResponse(
+    prompt="Why?",
+    tokens=["So", " it", "\n", " is", "\t", "", " x" * 30],
+    entropies=[1.5, 0.25, 0.5, 2.0, 0.125, 0.0, 0.75],
+    probabilities=[0.5, 0.9, 0.75, 0.01, 1.0, 1e-9, 0.0],
+    alternatives=[[("So", 0.5), ("But", 0.3)], [(" it", 0.9)], [], [(" was", 0.6), (" may", 0.2)], [], [], []],
+    correct=True,
+    label="problem 0",
+)
+EVIL = ReportResponse(
+    prompt="".join(HOSTILE),
+    tokens=HOSTILE,
+    entropies=[0.1 * i for i in range(len(HOSTILE))],
+    probabilities=[0.5] * len(HOSTILE),
+    alternatives=[[(text, 0.5), (f"{text}!", 0.25)] for text in HOSTILE],
+    correct=False,
+    label=HOSTILE[1],
+)
+SVG = (
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 2 2'><rect width='2' height='2'/>"
+    "<script>alert(5)</script></svg>"
+)
+
+
+class Scripts(HTMLParser):
+    """What a parser finds between script tags, and every tag."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.scripts, self.inside = [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag == "script":
+            self.scripts.append("")
+            self.inside = True
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag != "script"
+
+    def handle_data(self, data):
+        if self.inside:
+            self.scripts[-1] += data
+
+
+def read(path):
+    """The data of a page, decoded without its script."""
+    data = json.loads(Scripts(path.read_text("utf-8")).scripts[0])
+
+    def unpack(text):
+        return zlib.decompress(base64.b64decode(text))
+
+    entropies = np.frombuffer(unpack(data["entropies"]), "<f4")
+    responses, start = [], 0
+    for entry in data["responses"]:
+        length, columns = entry["length"], 1 + entry["alternatives"]
+        content = unpack(entry["data"])
+        tokens = np.frombuffer(content[: 4 * columns * length], "<u4").reshape(columns, length)
+        codes = np.frombuffer(content[4 * columns * length :], "<u2").reshape(columns, length)
+        names = [[data["vocabulary"][i] if i < 2**32 - 1 else None for i in column] for column in tokens]
+        probabilities = np.exp(codes / -1000.0)
+        responses.append((entry, names, probabilities, entropies[start : start + length]))
+        start += length
+    return data, responses
+
+
+@pytest.fixture
+def page(tmp_path):
+    path = tmp_path / "deep" / "page.html"
+    write_report_page(
+        path,
+        iter([PLAIN, EVIL]),
+        title=HOSTILE[0],
+        figures=[(HOSTILE[1], SVG)],
+        summary={"accuracy": 2 / 3, "tokens": {HOSTILE[0]: HOSTILE[1]}},
+    )
+    return path
+
+
+def test_file_holds_what_was_given(page):
+    data, responses = read(page)
+    assert [path.name for path in page.parent.iterdir()] == ["page.html"]
+    for response, (entry, names, probabilities, entropies) in zip([PLAIN, EVIL], responses, strict=True):
+        assert (entry["prompt"], entry["label"], entry["correct"]) == (
+            response.prompt,
+            response.label,
+            response.correct,
+        )
+        assert names[0] == response.tokens
+        np.testing.assert_array_equal(entropies, np.float32(response.entropies))
+        np.testing.assert_allclose(probabilities[0], response.probabilities, rtol=5.1e-4, atol=1e-28)
+        for position, alternatives in enumerate(response.alternatives):
+            found = [
+                (column[position], values[position])
+                for column, values in zip(names[1:], probabilities[1:], strict=True)
+            ]
+            found = [(name, value) for name, value in found if name is not None]
+            assert [name for name, _ in found] == [name for name, _ in alternatives]
+            assert [value for _, value in found] == pytest.approx([value for _, value in alternatives], rel=5.1e-4)
+    entropies = sorted(np.float32(PLAIN.entropies + EVIL.entropies), reverse=True)
+    assert data["threshold"] == entropies[math.ceil(0.2 * len(entropies)) - 1]
+
+
+def test_hostile_text_opens_no_tag(page, tmp_path):
+    write_report_page(tmp_path / "tame.html", [PLAIN], title="t", figures=[("f", SVG)], summary={"a": 1, "b": 2})
+    assert Scripts(page.read_text("utf-8")).tags == Scripts((tmp_path / "tame.html").read_text("utf-8")).tags
+
+
+def test_policy_allows_the_page_alone(page):
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page.read_text("utf-8"))[1]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy and "http" not in policy and "*" not in policy
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"entropies": [1.0]}, "entropies must be one per token: got 1 for 7"),
+        ({"probabilities": [0.5] * 8}, "probabilities must be one per token: got 8 for 7"),
+        ({"entropies": [float("nan")] * 7}, "finite"),
+        ({"entropies": [-1.0] * 7}, "not negative"),
+        ({"probabilities": [1.5] * 7}, r"in \[0, 1\]"),
+        ({"alternatives": [[("a", float("nan"))]] * 7}, r"in \[0, 1\]"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_by_its_number(change, message, tmp_path):
+    wrong = ReportResponse(**{**vars(PLAIN), **change})
+    with pytest.raises(ValueError, match=rf"Response 2 \('problem 0'\): .*{message}"):
+        write_report_page(tmp_path / "page.html", [PLAIN, wrong], title="t")
+    assert not list(tmp_path.iterdir())
+
+
+def test_fraction_is_checked(tmp_path):
+    with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\], got 20"):
+        write_report_page(tmp_path / "page.html", [PLAIN], title="t", fraction=20)
+
+
+# ---------------------------------------------------------------------- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
+        pytest.skip("no Chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs trl_fork[browser]")
+    with playwright.sync_playwright() as driver:
+        # Chromium's sandbox does not work for root, as which containers run.
+        chromium = driver.chromium.launch(executable_path=executable, chromium_sandbox=os.getuid() != 0)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    contexts = []
+
+    def open_page(path, **settings):
+        contexts.append(browser.new_context(viewport={"width": 1200, "height": 800}, **settings))
+        tab = contexts[-1].new_page()
+        tab.dialogs, tab.errors, tab.requests = [], [], []
+        tab.on("dialog", lambda dialog: (tab.dialogs.append(dialog.message), dialog.dismiss()))
+        tab.on("console", lambda message: tab.errors.append(message.text))
+        tab.on("pageerror", lambda error: tab.errors.append(str(error)))
+        tab.on("request", lambda request: tab.requests.append(request.url))
+        tab.goto(path.as_uri())
+        tab.wait_for_selector("html[data-ready]")
+        return tab
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def forks(tab):
+    return tab.locator(".token.fork").evaluate_all("spans => spans.map(span => Number(span.dataset.position))")
+
+
+def set_slider(tab, percent):
+    tab.locator("#fraction").evaluate(
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }", percent
+    )
+
+
+def test_hostile_text_is_text(page, open_page):
+    tab = open_page(page)
+    tab.locator("#list > div").nth(1).click()
+    tab.wait_for_function("document.querySelectorAll('.token').length === 10")
+    shown = [text.replace("\ufffd\ufffd", "\ufffd\ud800") for text in tab.locator(".token").all_text_contents()]
+    assert shown == HOSTILE
+    for number in range(len(HOSTILE)):
+        tab.locator(".token").nth(number).focus()
+        assert tab.locator("#card li").count() == 2
+    assert tab.locator("h1").text_content() == HOSTILE[0] == tab.title()
+    assert tab.locator("h2").text_content() == HOSTILE[1]
+    assert tab.locator("figcaption").text_content() == HOSTILE[1]
+    assert tab.locator("#prompt .text").text_content().startswith("".join(HOSTILE[:7]))
+    assert tab.locator("#summary dt").all_text_contents() == ["accuracy", f"tokens, {HOSTILE[0]}"]
+    assert tab.locator("#summary dd").all_text_contents() == ["0.6667", HOSTILE[1]]
+    assert tab.locator("figure img").evaluate("image => image.complete && image.naturalWidth > 0")
+    assert tab.locator("script").count() == 2
+    assert (tab.dialogs, tab.errors) == ([], [])
+    assert all(url.startswith(("file:", "data:")) for url in tab.requests)
+
+
+def test_policy_stops_what_would_get_in(page, open_page):
+    """The second line of defence: without it, this test's own markup would run."""
+    tab = open_page(page)
+    tab.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=alert(1)>')")
+    tab.wait_for_timeout(200)
+    assert tab.dialogs == []
+    assert any("Content Security Policy" in message for message in tab.errors)
+
+
+def test_token_tells_of_itself(page, open_page):
+    tab = open_page(page)
+    card = tab.locator("#card")
+    assert card.is_hidden()
+    tab.locator(".token").nth(3).hover()
+    text = card.inner_text()
+    assert "·is" in text and "4 of 7" in text and "2.000 nats, forking" in text
+    rows = [row.split() for row in card.locator("li").all_inner_texts()]
+    assert rows == [["·was", "60.0", "%"], ["·may", "20.0", "%"], ["·is", "1.0", "%"]], "the drawn one is the last"
+    assert card.locator("li.drawn").inner_text().startswith("·is")
+    widths = card.locator(".bar").evaluate_all("bars => bars.map(bar => bar.getBoundingClientRect().width)")
+    assert widths[0] / widths[1] == pytest.approx(3, rel=0.02)
+    tab.locator(".token").nth(1).hover()
+    assert "0.250 nats\n" in card.inner_text() and "90.0 %" in card.inner_text()
+    tab.locator("h1").hover()
+    assert card.is_hidden()
+
+
+def test_whitespace_can_be_seen_and_copied(page, open_page):
+    tab = open_page(page)
+    marks = tab.locator(".mark").evaluate_all("marks => marks.map(mark => getComputedStyle(mark, '::before').content)")
+    assert marks == ['"↵"', '"⇥"', '"∅"']
+    assert tab.locator("#response").text_content() == "".join(PLAIN.tokens)
+    first, after = (tab.locator(".token").nth(i).bounding_box() for i in (0, 3))
+    assert after["y"] > first["y"] + 10, "a newline breaks the line"
+
+
+def test_slider_selects_again(page, open_page):
+    tab = open_page(page)
+    values = sorted(PLAIN.entropies + EVIL.entropies, reverse=True)
+    assert float(tab.locator("#fraction").input_value()) == pytest.approx(100 * 4 / 17, abs=0.5)
+    for percent in (0, 10, 20, 50, 100):
+        set_slider(tab, percent)
+        count = math.ceil(percent / 100 * len(values))
+        expected = [i for i, entropy in enumerate(PLAIN.entropies) if count and entropy >= values[count - 1]]
+        assert forks(tab) == expected
+        if count:
+            shown = tab.locator("#selection").inner_text()
+            assert f"{values[count - 1]:.3f} nats" in shown
+            assert f"{100 * count / len(values):.1f} %" in shown
+        assert f"{len(expected)} forking" in tab.locator("#statistics").inner_text()
+
+
+def test_filter_and_list(page, open_page):
+    tab = open_page(page)
+    visible = lambda: [option.is_visible() for option in tab.locator("#list > div").all()]  # noqa: E731
+    tab.get_by_label("incorrect (1)").check()
+    assert visible() == [False, True]
+    tab.wait_for_function("document.querySelectorAll('.token').length === 10")
+    assert tab.locator("#verdict").inner_text() == "✗ incorrect"
+    tab.get_by_label("correct (1)", exact=True).check()
+    assert visible() == [True, False]
+    tab.get_by_label("all (2)").check()
+    assert visible() == [True, True]
+    tab.locator("#list > div").first.focus()
+    tab.keyboard.press("ArrowDown")
+    tab.wait_for_function("document.querySelectorAll('.token').length === 10")
+    assert tab.locator("#list > div").nth(1).get_attribute("aria-selected") == "true"
+
+
+def test_keyboard_reaches_every_token_through_one_tab_stop(page, open_page):
+    tab = open_page(page)
+    focused = lambda: tab.evaluate("document.activeElement.dataset.position")  # noqa: E731
+    assert tab.locator(".token[tabindex='0']").count() == 1
+    tab.locator("#prompt summary").focus()
+    tab.keyboard.press("Tab")
+    assert focused() == "0"
+    for key, expected in (
+        ("ArrowRight", "1"),
+        ("ArrowDown", "3"),
+        ("ArrowUp", "0"),
+        ("End", "6"),
+        ("ArrowRight", "6"),
+    ):
+        tab.keyboard.press(key)
+        assert focused() == expected
+    assert (
+        tab.locator("#card").is_visible() and tab.locator(".token").nth(6).get_attribute("aria-describedby") == "card"
+    )
+    tab.keyboard.press("Escape")
+    assert tab.locator("#card").is_hidden()
+    assert tab.locator(".token[tabindex='0']").count() == 1
+
+
+def test_light_and_dark(page, open_page):
+    background = "getComputedStyle(document.body).backgroundColor"
+    light, dark = open_page(page, color_scheme="light"), open_page(page, color_scheme="dark")
+    colours = light.evaluate(background), dark.evaluate(background)
+    assert colours[0] != colours[1]
+    light.locator("#theme").click()
+    dark.locator("#theme").click()
+    assert (dark.evaluate(background), light.evaluate(background)) == colours
+
+
+def test_thousands_of_tokens_and_empty_pages(open_page, tmp_path):
+    length = 9000
+    entropies = np.random.default_rng(0).exponential(size=length).tolist()
+    tokens = ["word\n" if i % 10 == 9 else f" {i}" for i in range(length)]
+    long = ReportResponse("", tokens, entropies, [1.0] * length, label="long")
+    write_report_page(tmp_path / "long.html", [long, ReportResponse("p", [], [], [])], title="t", threshold=1.0)
+    tab = open_page(tmp_path / "long.html")
+    assert tab.locator(".token").count() == length
+    assert tab.locator(".block").count() == length // 200
+    assert len(forks(tab)) == sum(entropy >= 1 for entropy in entropies)
+    assert "from 1.000 nats on" in tab.locator("#selection").inner_text()
+    assert tab.locator("#filter").is_hidden()
+    tab.locator("#list > div").nth(1).click()
+    assert tab.locator(".token").count() == 0
+    write_report_page(tmp_path / "empty.html", [], title="t")
+    empty = open_page(tmp_path / "empty.html")
+    assert empty.locator("#label").inner_text() == "No response"
+    assert (tab.errors, empty.errors) == ([], [])

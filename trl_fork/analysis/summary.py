@@ -1,0 +1,131 @@
+"""What `examples/analyze_entropy.py` shows of its summary: figures, a table of tokens, lines on the screen."""
+
+from pathlib import Path
+
+import numpy as np
+
+from . import figures, statistics
+
+
+def draw(
+    summary: dict, entropies: np.ndarray, lengths: np.ndarray, correct: list[bool | None], directory: Path
+) -> list[tuple[str, str]]:
+    """Write the figures; returns (title, SVG) of each, for the page."""
+    drawn: list[tuple[str, str]] = []
+
+    def add(title: str, name: str, figure) -> None:
+        drawn.append((title, figures.save_figure(figure, directory, name)))
+
+    if "distribution" in summary:
+        add("Distribution of entropies", "distribution", figures.plot_distribution(summary["distribution"]))
+    if "tokens" in summary:
+        for end, level, title in (
+            ("top", "high", "Tokens of highest mean entropy (size: mean entropy)"),
+            ("bottom", "low", "Tokens of lowest mean entropy (size: rank)"),
+        ):
+            shown = summary["tokens"][end][: _half_of_types(summary["tokens"])]
+            cloud = figures.plot_token_cloud(shown, title, largest=level)
+            if cloud is not None:
+                add(title, f"tokens_{end}", cloud)
+    if "position" in summary:
+        add("Entropy along a response", "position", figures.plot_position(summary["position"]))
+        means = statistics.response_means(entropies, lengths)
+        add("Length, entropy, correctness", "length", figures.plot_length(lengths, means, correct))
+    if "overlap" in summary:
+        add("Overlap of forking positions", "overlap", figures.plot_overlap(summary["overlap"]))
+    if "change" in summary:
+        reference, last = summary["change"]["reference"], summary["change"]["models"][-1]
+        add("Change of entropy", "change", figures.plot_change(last["bins"], reference, last["model"]))
+        add("Percentiles over checkpoints", "percentiles", figures.plot_percentiles(summary["percentiles"]))
+    if "decoding_temperature" in summary:
+        cells = summary["decoding_temperature"]["cells"]
+        add("Decoding temperatures", "decoding_temperature", figures.plot_decoding_temperature(cells))
+    return drawn
+
+
+def _half_of_types(tokens: dict) -> int:
+    """How many of either list to show: with few types the two overlap."""
+    return max(1, tokens["num_types"] // 2)
+
+
+def _no_types(tokens: dict) -> str:
+    return (
+        f"No token type is sampled more often than {tokens['min_count']} times, so that none is listed: lower "
+        "--min_token_count, or sample more responses."
+    )
+
+
+def tokens_as_markdown(tokens: dict) -> str:
+    """The tables of analysis B."""
+
+    def cell(text: str) -> str:
+        return figures.visible(text).replace("\u2423", " ").replace("\\", "\\\\").replace("|", "\\|")
+
+    if not tokens["num_types"]:
+        return _no_types(tokens) + "\n"
+    lines = [f"Token types sampled more often than {tokens['min_count']} times. Entropies in nats.\n"]
+    if len(tokens["top"]) == tokens["num_types"]:
+        lines += [f"There are {tokens['num_types']} of them, so that both tables list all.\n"]
+    for end, title in (("top", "Highest mean entropy"), ("bottom", "Lowest mean entropy")):
+        lines += [f"## {title}\n", "| token | mean entropy | count | alternatives | followed by | example |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for entry in tokens[end]:
+            example = entry["examples"][0]
+            columns = [
+                f"**{cell(entry['token'])}**",
+                f"{entry['mean_entropy']:.4f}",
+                f"{entry['count']:,}",
+                ", ".join(f"{cell(a['token'])} {a['mean_probability']:.0%}" for a in entry["alternatives"]),
+                ", ".join(f"{cell(f['token'])} ({f['count']:,})" for f in entry["followed_by"]),
+                f"{cell(example['before'])}**{cell(entry['token'])}**{cell(example['after'])}",
+            ]
+            lines.append("| " + " | ".join(columns) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def print_summary(summary: dict, output: Path, fraction: float) -> None:
+    """The lines on the screen; `fraction` is rho."""
+    responses = summary["responses"]
+    print(f"\n{responses['num_responses']:,} responses to {responses['num_problems']:,} problems")
+    if responses["num_other_length"]:
+        print(f"  {responses['num_other_length']:,} of them, tokenized again, have other tokens than were sampled")
+    if "distribution" in summary:
+        d = summary["distribution"]
+        print(f"Entropy of {d['num_tokens']:,} tokens, in nats: mean {d['mean']:.3f}, 80th percentile {d['p80']:.3f}")
+        print(f"  {d['fraction_below_0.01']:.1%} of the tokens are below 0.01 (the paper's Qwen3-8B: 50.6 %)")
+    if "tokens" in summary:
+        tokens = summary["tokens"]
+        for end, level in (("top", "highest"), ("bottom", "lowest"))[: tokens["num_types"]]:
+            shown = tokens[end][: min(12, _half_of_types(tokens))]
+            words = "  ".join(figures.visible(entry["token"]) for entry in shown)
+            print(f"Tokens of {level} mean entropy: {words}")
+        if not tokens["num_types"]:
+            print(_no_types(tokens))
+    if "overlap" in summary:
+        last = summary["overlap"]["models"][-1]["with_reference"]
+        print(
+            f"Top {fraction:.0%} positions in common with the reference: {last['whole_set']:.1%} over the whole set, "
+            f"{last['per_response']:.1%} response by response"
+        )
+    if "change" in summary:
+        bins = summary["change"]["models"][-1]["bins"]
+        print(
+            f"Mean change of entropy: {bins[0]['mean_change']:+.4f} nats in the lowest 5 % of the reference, "
+            f"{bins[-1]['mean_change']:+.4f} in the highest"
+        )
+    if "scope" in summary:
+        shares = summary["scope"]["selected_fraction_of_responses"]
+        print(
+            f"With one threshold for all, a response has between {shares['p0']:.1%} and {shares['p100']:.1%} of its "
+            f"tokens in the top {fraction:.0%} (median {shares['p50']:.1%})"
+        )
+    if "correctness" in summary:
+        means = ((name, summary["correctness"][name]["mean_entropy"]) for name in ("correct", "incorrect"))
+        groups = [f"{name} responses {mean:.3f}" for name, mean in means if mean is not None]
+        print(f"Mean entropy of {', of '.join(groups)}")
+    if "decoding_temperature" in summary:
+        for cell in summary["decoding_temperature"]["cells"]:
+            temperatures = f"forking {cell['forking_temperature']:g}, other {cell['other_temperature']:g}"
+            print(f"Temperature {temperatures}: accuracy {cell['accuracy']:.1%}, {cell['mean_length']:.0f} tokens")
+    print(f"Everything is in {output}.")

@@ -1,0 +1,187 @@
+"""Analysis C: accuracy when forking tokens have one decoding temperature and the others another (paper, Fig. 3)."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import GenerationConfig
+
+from .._files import write_text
+from ..generation.engines import StopAtText, cut_at_stop, split_stop
+from ..generation.fork_temperature import ForkTemperatureLogitsProcessor
+from ..rewards.functions import get_reward_function
+from .responses import Response, read_lines
+
+
+TEMPERATURES = (0.0, 0.05, 0.3, 0.6, 1.0, 2.0, 3.0, 5.0)  # the paper's
+
+
+@dataclass
+class Problem:
+    """A prompt in tokens, and the text of its solution."""
+
+    name: str
+    prompt_ids: list[int]
+    solution: str
+
+
+def problems_of(responses: Iterable[Response]) -> list[Problem]:
+    """
+    The different problems of a file of responses.
+
+    Raises:
+        `ValueError`: if a line has no `solution`: nothing could be graded.
+    """
+    problems: dict[str, Problem] = {}
+    for response in responses:
+        if response.problem not in problems:
+            if response.row.get("solution") is None:
+                raise ValueError(
+                    f"The temperature analysis grades answers, but problem {response.problem!r} has no field "
+                    "'solution' in the file of completions."
+                )
+            problems[response.problem] = Problem(response.problem, response.prompt_ids, str(response.row["solution"]))
+    return list(problems.values())
+
+
+def grid(temperatures: Sequence[float]) -> list[tuple[float, float]]:
+    """Pairs (forking, other): each varied with the other at 1."""
+    return sorted({(t, 1.0) for t in temperatures} | {(1.0, t) for t in temperatures})
+
+
+def decode_with_temperatures(
+    load_model: Callable[[], torch.nn.Module],
+    tokenizer,
+    problems: list[Problem],
+    path: str | Path,
+    *,
+    threshold: float,
+    temperatures: Sequence[float] = TEMPERATURES,
+    num_samples: int = 16,
+    max_new_tokens: int = 28672,
+    batch_size: int = 32,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+) -> dict:
+    """
+    Sample and grade every pair of temperatures. Responses are appended to a file, from which a killed run continues.
+
+    Args:
+        load_model (`Callable`): Gives the model in evaluation mode. Not called if there is nothing to do.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
+        problems (`list[Problem]`): What is asked.
+        path (`str` or `Path`): JSONL file of this model, threshold, lengths, seed and stop, and of nothing else.
+        threshold (`float`): Entropy in nats above which a token is a forking token.
+        temperatures (`Sequence[float]`, *optional*): Of either kind of token, the other at 1; the paper's by default.
+        num_samples (`int`, *optional*, defaults to `16`): Responses per problem and pair.
+        max_new_tokens (`int`, *optional*, defaults to `28672`): Of a response, in tokens; the paper's.
+        batch_size (`int`, *optional*, defaults to `32`): Responses at a time.
+        seed (`int`, *optional*, defaults to `0`): Of the sampling.
+        stop (`Sequence[str]`, *optional*): Texts that end a response, and are cut off.
+
+    Returns:
+        `dict`: see `definitions.DEFINITIONS["decoding_temperature"]`.
+    """
+    path = Path(path)
+    rows = list(read_lines(path)) if path.exists() else []
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))  # without a half-written last line
+    done = {_key(row) for row in rows}
+    model = None
+    pairs = grid(temperatures)
+    tasks = [(problem, sample) for problem in problems for sample in range(num_samples)]
+    with tqdm(total=len(pairs) * len(tasks), desc="decoding temperatures", unit=" responses") as progress:
+        for pair in pairs:
+            for start in range(0, len(tasks), batch_size):
+                batch = tasks[start : start + batch_size]
+                keys = [(*pair, problem.name, sample) for problem, sample in batch]
+                if not all(key in done for key in keys):
+                    model = model or load_model()
+                    # A batch has a seed of its own, so that a run that was killed gives the same responses.
+                    torch.manual_seed(_seed(seed, keys))
+                    asked = [problem for problem, _ in batch]
+                    new = _sample_batch(model, tokenizer, asked, pair, threshold, max_new_tokens, stop)
+                    new = [dict(zip(_KEYS, key, strict=True)) | row for key, row in zip(keys, new, strict=True)]
+                    new = [row for row in new if _key(row) not in done]
+                    with open(path, "a") as file:
+                        file.writelines(json.dumps(row) + "\n" for row in new)
+                    rows += new
+                progress.update(len(batch))
+    wanted = {(problem.name, sample) for problem, sample in tasks}
+    rows = [row for row in rows if (row["problem"], row["sample"]) in wanted]
+    return {
+        "threshold": threshold,
+        "num_samples": num_samples,
+        "num_problems": len(problems),
+        "cells": [_cell(pair, [row for row in rows if _key(row)[:2] == pair]) for pair in pairs],
+    }
+
+
+def _sample_batch(model, tokenizer, problems, pair, threshold, max_new_tokens, stop) -> list[dict]:
+    stop, special_ids = split_stop(stop, tokenizer)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ends = model.generation_config.eos_token_id
+    ends = sorted({*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, *special_ids} - {None})
+    width = max(len(problem.prompt_ids) for problem in problems)
+    ids = torch.tensor([[pad_id] * (width - len(p.prompt_ids)) + p.prompt_ids for p in problems])
+    mask = torch.tensor([[0] * (width - len(p.prompt_ids)) + [1] * len(p.prompt_ids) for p in problems])
+    stopping = StopAtText(tokenizer, stop, width) if stop else None
+    original = model.generation_config
+    # In place of the model's own: `generate` takes from there what a configuration leaves open, such as a top_k.
+    model.generation_config = GenerationConfig(
+        do_sample=True, top_k=0, max_new_tokens=max_new_tokens, pad_token_id=pad_id, eos_token_id=ends
+    )
+    try:
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                logits_processor=[ForkTemperatureLogitsProcessor(threshold, *pair)],
+                stopping_criteria=[stopping] if stopping else None,
+            )
+    finally:
+        model.generation_config = original
+    completions = []
+    lengths = stopping.lengths if stopping else [None] * len(problems)
+    for row, length in zip(output[:, width:].tolist(), lengths, strict=True):
+        end = next((position + 1 for position, token in enumerate(row) if token in ends), len(row))
+        completions.append(row[: min(end, length or end)])
+    texts = [cut_at_stop(text, stop) for text in tokenizer.batch_decode(completions, skip_special_tokens=True)]
+    rewards = get_reward_function("accuracy_reward")(
+        completions=[[{"role": "assistant", "content": text}] for text in texts],
+        solution=[problem.solution for problem in problems],
+    )
+    return [
+        {"completion": text, "length": len(tokens), "correct": reward == 1.0}
+        for text, tokens, reward in zip(texts, completions, rewards, strict=True)
+    ]
+
+
+_KEYS = ("forking_temperature", "other_temperature", "problem", "sample")
+
+
+def _key(row: dict) -> tuple:
+    return tuple(row[name] for name in _KEYS)
+
+
+def _seed(seed: int, keys: list[tuple]) -> int:
+    return int.from_bytes(hashlib.blake2b(json.dumps([seed, keys]).encode(), digest_size=4).digest())
+
+
+def _cell(pair: tuple[float, float], rows: list[dict]) -> dict:
+    by_problem: dict[str, list[bool]] = {}
+    for row in rows:
+        by_problem.setdefault(row["problem"], []).append(row["correct"])
+    accuracies = [np.mean(values) for values in by_problem.values()]
+    error = np.std(accuracies, ddof=1) / np.sqrt(len(accuracies)) if len(accuracies) > 1 else None
+    return {
+        "forking_temperature": pair[0],
+        "other_temperature": pair[1],
+        "accuracy": float(np.mean(accuracies)),
+        "standard_error": None if error is None else float(error),
+        "mean_length": float(np.mean([row["length"] for row in rows])),
+    }

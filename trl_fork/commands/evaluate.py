@@ -1,0 +1,285 @@
+r"""
+Evaluate a model as in Table 2 of the paper: mean accuracy of K samples per problem, and their length.
+
+    accelerate launch examples/evaluate.py \
+        --model outputs/gsm8k --dataset aime24 math500 --num_samples 16 --output outputs/gsm8k/evaluation
+    python examples/evaluate.py --compare outputs/base/results.json outputs/gsm8k/evaluation/results.json
+
+The model is a name on the Hub, a folder, a checkpoint, or a LoRA adapter. `accelerate launch` splits the problems over
+processes. Samples are appended to OUTPUT/completions.jsonl as they are finished, and a run that was killed continues
+there when the same command is given again; the number of processes, the batch size and the engine's GPUs may differ.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets.utils.logging import disable_progress_bar
+from tqdm import tqdm
+
+from .._files import write_json
+from ..data.loading import load_benchmark
+from ..data.prompt_file import (
+    PROMPT_ARGUMENTS,
+    add_prompt_arguments,
+    default_stop,
+    encode_prompt,
+    find_prompt,
+)
+from ..evaluation.metrics import Problem, evaluate, summarize, todo_of
+from ..evaluation.store import CompletionStore, key, read_completions
+from ..evaluation.tables import dataset_label, print_comparison, print_results
+from ..generation.engines import TransformersEngine, VLLMEngine, load_model, load_tokenizer
+from ..rewards.grading import GradingPool
+from .options import OptionParser
+
+
+def parse_arguments(arguments=None) -> argparse.Namespace:
+    parser = OptionParser(description=__doc__)
+    parser.add_argument("--model", help="Hub name, folder, checkpoint or LoRA adapter")
+    parser.add_argument("--base_model", help="base of a LoRA adapter, if not the one its configuration names")
+    parser.add_argument("--dataset", nargs="+", help="benchmarks by short name, files, or names on the Hub")
+    parser.add_argument("--output", help="folder of results.json, completions.jsonl and settings.json")
+    parser.add_argument("--num_samples", type=int, default=16, help="samples per problem, K (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--top_p", type=float, default=1.0, help="nucleus sampling (default: %(default)s)")
+    parser.add_argument("--max_new_tokens", type=int, default=20480, help="limit of a sample (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="only the first problems of each data set")
+    parser.add_argument("--batch_size", type=int, help="samples at a time (default: 32; with vLLM 1024)")
+    parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
+    parser.add_argument("--dtype", default="auto", help="of the weights, such as bfloat16 (default: the checkpoint's)")
+    parser.add_argument("--attn_implementation", help="of transformers, such as flash_attention_2")
+    parser.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs of vLLM (default: %(default)s)")
+    add_prompt_arguments(parser)
+    parser.add_argument("--compare", nargs=2, metavar="RESULTS", help="print two results.json side by side, and stop")
+    options = parser.parse_args(arguments)
+    missing = [f"--{name}" for name in ("model", "dataset", "output") if not getattr(options, name)]
+    if missing and not options.compare:
+        parser.error(f"give {', '.join(missing)} to evaluate, or --compare A/results.json B/results.json")
+    if options.num_samples < 1 or options.max_new_tokens < 1:
+        parser.error("--num_samples and --max_new_tokens must be at least 1")
+    if options.stop and not all(options.stop):
+        parser.error("--stop: an empty text would end every sample before it has begun")
+    if options.temperature < 0 or not 0 < options.top_p <= 1:
+        parser.error("--temperature must not be negative, and --top_p must be in (0, 1]")
+    if options.temperature == 0 and options.num_samples > 1:
+        parser.error("at --temperature 0 all samples of a problem are equal: give --num_samples 1 or a temperature")
+    return options
+
+
+def use_training_prompt(options: argparse.Namespace, state: PartialState) -> dict[str, str]:
+    """
+    Fill in what was not said on the command line with what the model was trained with, and print what is used.
+
+    Returns:
+        `dict`: the prompt of the training, where it is used: for questions, while prompts in chat format stay.
+    """
+    trained, path = find_prompt(options.model) or ({}, None)
+    prompt = {name: trained[name] for name in ("instruction", "prompt_template", "system_prompt") if name in trained}
+    if not options.instruction is options.prompt_template is None:
+        prompt = {} if options.prompt_template else {k: v for k, v in prompt.items() if k == "system_prompt"}
+    if options.system_prompt is not None:
+        prompt.pop("system_prompt", None)
+    if prompt:
+        what = "system prompt" if set(prompt) == {"system_prompt"} else "prompt"
+        state.print(
+            f"The {what} is that of the model's training ({path}); --instruction, --system_prompt or "
+            "--prompt_template change it."
+        )
+    vars(options).update(prompt)
+    if options.chat_template_kwargs is None and trained.get("chat_template_kwargs"):
+        options.chat_template_kwargs = trained["chat_template_kwargs"]
+        source = f"those of the model's training ({path}); --chat_template_kwargs changes them"
+    else:
+        source = f"in the training: {trained.get('chat_template_kwargs', {})}" if trained else "as given"
+    if options.chat_template_kwargs is not None:
+        state.print(f"chat_template_kwargs: {options.chat_template_kwargs}, {source}.")
+    if options.stop is None:
+        options.stop = trained.get("stop") or default_stop(options.prompt_template)
+        source = "as in the model's training" if trained.get("stop") else "where a base model begins another question"
+    else:
+        source = "as given"
+    if options.stop:
+        state.print(f"Samples end before {' or '.join(map(repr, options.stop))}, {source}; --stop changes it.")
+    # What is not there has one form, or a run that continues would seem to have other settings.
+    options.stop, options.chat_template_kwargs = options.stop or None, options.chat_template_kwargs or None
+    return prompt
+
+
+def load_problems(
+    options: argparse.Namespace, tokenizer, pool: GradingPool, trained_prompt: dict[str, str]
+) -> list[Problem]:
+    """The problems of all data sets, without those whose solution the grader cannot read."""
+    given = {name: getattr(options, name) for name in ("instruction", "prompt_template", "system_prompt")}
+    given = {name: text for name, text in given.items() if name not in trained_prompt}
+    problems, has_conversations = [], False
+    for name in dict.fromkeys(options.dataset):
+        data = load_benchmark(
+            name,
+            **given,
+            trained_prompt=trained_prompt,
+            split=options.dataset_test_split,
+            config=options.dataset_config,
+            prompt_column=options.prompt_column,
+            solution_column=options.solution_column,
+        )
+        data = data.select(range(min(options.limit or len(data), len(data))))
+        readable = [verdict.reward is not None for verdict in pool.grade([""] * len(data), data["solution"])]
+        if not all(readable):
+            PartialState().print(
+                f"{name}: {readable.count(False)} of {len(data)} problems are left out, because math-verify cannot "
+                f"read their solution (the first: {data['solution'][readable.index(False)]!r})."
+            )
+        for row in (row for row, keep in zip(data, readable, strict=True) if keep):
+            is_conversation = not isinstance(row["prompt"], str)
+            has_conversations |= is_conversation
+            if is_conversation and tokenizer.chat_template is None:
+                raise ValueError(
+                    f"The tokenizer of {options.model!r} has no chat template. For a base model give the text of the "
+                    "prompt: --prompt_template paper."
+                )
+            text, ids = encode_prompt(tokenizer, row["prompt"], options.chat_template_kwargs)
+            problems.append(Problem(name, row["id"], text, ids, row["solution"]))
+    if not problems:
+        raise ValueError(f"There are no problems in {options.dataset}.")
+    # A misspelled argument changes nothing, and shows nowhere.
+    template = tokenizer.get_chat_template() if has_conversations else ""
+    if unread := [name for name in options.chat_template_kwargs or () if not re.search(rf"\b{name}\b", template)]:
+        reason = "the model's chat template does not read it" if template else "the prompts are plain text"
+        PartialState().print(f"chat_template_kwargs: {', '.join(unread)} has no effect, because {reason}.")
+    return problems
+
+
+def build_engine(options: argparse.Namespace, tokenizer, problems: list[Problem], state: PartialState):
+    max_length = max(len(problem.prompt_ids) for problem in problems) + options.max_new_tokens
+    sampling = {name: getattr(options, name) for name in ("temperature", "top_p", "max_new_tokens")}
+    sampling["stop"] = options.stop or ()
+    if options.engine == "vllm":
+        return VLLMEngine(
+            options.model,
+            tokenizer,
+            base_model=options.base_model,
+            dtype=options.dtype,
+            max_length=max_length,
+            tensor_parallel_size=options.tensor_parallel_size,
+            **sampling,
+        )
+    model = load_model(
+        options.model,
+        base_model=options.base_model,
+        dtype=options.dtype,
+        attn_implementation=options.attn_implementation,
+        device=state.device,
+    )
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and max_length > limit:
+        raise ValueError(
+            f"The longest prompt and max_new_tokens {options.max_new_tokens} make {max_length} tokens, but the model "
+            f"has {limit} positions. Set --max_new_tokens to at most {limit - max_length + options.max_new_tokens}."
+        )
+    return TransformersEngine(model, tokenizer, **sampling)
+
+
+def settings_of(options: argparse.Namespace, problems: list[Problem]) -> dict:
+    """What decides the samples: a run that continues another must have the same."""
+    names = (
+        *("model", "base_model", "dataset", "num_samples", "temperature", "top_p", "max_new_tokens"),
+        *("seed", "limit", "engine", "dtype", "attn_implementation", *PROMPT_ARGUMENTS),
+    )
+    digest = hashlib.sha256(json.dumps([[p.dataset, p.problem_id, p.prompt, p.solution] for p in problems]).encode())
+    return {
+        **{name: getattr(options, name) for name in names},
+        "problems": f"{len(problems)}, sha256 {digest.hexdigest()[:16]}",
+    }
+
+
+class Progress:
+    """A bar with the accuracy so far, on the main process."""
+
+    def __init__(self, total: int, state: PartialState):
+        self.bar = tqdm(total=total, unit="sample", disable=not state.is_main_process)
+        self.correct = self.graded = 0
+
+    def __call__(self, samples: list[dict]) -> None:
+        self.correct += sum(sample["correct"] for sample in samples)
+        self.graded += len(samples)
+        self.bar.set_description(dataset_label(samples[-1]["dataset"]))
+        self.bar.update(len(samples))
+        self.bar.set_postfix(accuracy=f"{self.correct / self.graded:.3f}")
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.compare:
+        print_comparison(*options.compare)
+        return
+    # Without being told that there is no GPU, every process would think that it is alone. Those that finish early
+    # wait for the last one.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    if options.engine == "vllm" and state.num_processes > 1:
+        raise ValueError("--engine vllm runs in one process: use --tensor_parallel_size for several GPUs.")
+    disable_progress_bar()
+    tokenizer = load_tokenizer(options.model, base_model=options.base_model)
+    trained_prompt = use_training_prompt(options, state)
+    store = CompletionStore(options.output, state.process_index)
+    with GradingPool() as pool:
+        problems = load_problems(options, tokenizer, pool, trained_prompt)
+        settings = settings_of(options, problems)
+        store.check_settings(settings)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            store.save_settings(settings, {name: version(name) for name in ("transformers", "torch", "math-verify")})
+            store.merge()
+        state.wait_for_everyone()
+        done = {key(sample) for sample in read_completions(store.path)}
+        left = todo_of(problems, options.num_samples, done)
+        # An instruction that the model was not trained with costs accuracy, and shows nowhere else.
+        state.print(f"The first prompt: {problems[0].prompt!r}")
+        if left:
+            if done:
+                state.print(f"{len(done)} samples are in {store.path} already; {len(left)} are left.")
+            engine = build_engine(options, tokenizer, problems, state)
+            progress = Progress(len(left[:: state.num_processes]), state)
+            evaluate(
+                problems,
+                engine,
+                pool,
+                store,
+                done=done,
+                num_samples=options.num_samples,
+                batch_size=options.batch_size or (1024 if options.engine == "vllm" else 32),
+                seed=options.seed,
+                rank=state.process_index,
+                num_processes=state.num_processes,
+                progress=progress,
+            )
+            progress.bar.close()
+        state.wait_for_everyone()
+        if state.is_main_process:
+            samples = with_answers(store.merge(), pool)
+            results = summarize(samples, pool.same_answer, num_threads=pool.num_workers)
+            write_json(Path(options.output) / "results.json", results)
+            print_results(results)
+
+
+def with_answers(samples: list[dict], pool: GradingPool) -> list[dict]:
+    """Samples with what was read in them, which earlier versions did not write down."""
+    old = [sample for sample in samples if "answer" not in sample]
+    verdicts = pool.grade([sample["completion"] for sample in old], [sample["solution"] for sample in old])
+    for sample, verdict in zip(old, verdicts, strict=True):
+        sample["answer"] = verdict.answer
+    return samples
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run(parse_arguments(arguments))
+
+
+if __name__ == "__main__":
+    main()

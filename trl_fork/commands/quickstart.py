@@ -1,0 +1,368 @@
+"""
+Watch a tiny language model learn by training on 20 % of its tokens: a few minutes on a CPU, no download.
+
+    python examples/quickstart.py [--seed 42] [--output_dir outputs/quickstart] [--max_steps N]
+
+1. Build a Qwen3 of 0.45 million parameters and let it imitate careless arithmetic (`SFTTrainer`; see digit_sums.py).
+2. Train it by reinforcement on its forking tokens: examples/train.py with configs/recipes/quickstart.yaml.
+3. Compare its accuracy, on problems that neither phase has seen.
+"""
+
+import os
+
+
+# Before the Hub client is imported. Everything is made here: there is nothing to download, nor a bar to show for it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# What libraries say to their callers (deprecations, defaults that changed). Errors are still shown.
+os.environ["PYTHONWARNINGS"] = "ignore"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+
+# A precaution for busy computers: threads that spin while they wait have made steps several times slower there.
+os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import argparse
+import contextlib
+import json
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoTokenizer, Qwen3ForCausalLM
+from trl import SFTConfig, SFTTrainer
+from trl.rewards import accuracy_reward
+
+from .. import select_tokens
+from .._files import write_json
+from ..entropy import completion_entropies
+from ..report.marks import highlight_tokens
+from ..report.page import ReportResponse, write_report_page
+from ..report.page_responses import score_response
+from ..tasks import digit_sums as task
+from .options import OptionParser
+
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN = ROOT / "examples" / "train.py"
+RECIPE = ROOT / "configs" / "recipes" / "quickstart.yaml"
+MARKER = ".quickstart"  # in every directory that a quickstart has made, and may therefore empty
+DEFAULT_OUTPUT_DIR = Path("outputs/quickstart")  # the recipe's
+
+WARM_UP_STEPS, WARM_UP_BATCH = 275, 64
+NUM_TRAIN, NUM_TEST = 1024, 1024  # problems for RL, and held out
+MAX_COMPLETION_LENGTH = 56  # tokens, as in the recipe
+FORKING_FRACTION = 0.2  # as in the recipe
+NUM_SHOWN = 12  # problems on report.html
+
+console = Console()
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")  # PYTHONWARNINGS is for the subprocess: this process has read it already
+    options = parse_arguments()
+    started = time.perf_counter()
+    output_dir = prepare_directory(Path(options.output_dir))
+    # One stream for all problems, so that another seed is another run from the first problem on.
+    rng = random.Random(options.seed)
+    test = task.held_out_problems(NUM_TEST, rng)
+
+    console.rule("[bold]1. Warm-up: imitate careless arithmetic")
+    warm_up(output_dir / "start", options.seed, rng)
+    warmed_up = time.perf_counter()
+    write_problems(output_dir / "train.jsonl", task.training_problems(NUM_TRAIN, rng))
+    write_problems(output_dir / "test.jsonl", test)
+    before = evaluate(output_dir / "start", test, options.seed)
+    show_completion("before", before, test)
+
+    console.rule("[bold]2. Reinforcement learning on forking tokens")
+    console.print(
+        "In each step the model answers 16 problems 8 times each. A right last digit earns 1. It learns to write what "
+        "earned more than its other answers did, but only from the 20 % of the tokens at which it was least certain. "
+        "The bar counts the steps; reward, length and entropy go to train.log.\n"
+    )
+    evaluated = time.perf_counter()
+    reinforce(output_dir, options.seed, options.max_steps)
+    trained = time.perf_counter()
+
+    console.rule("[bold]3. Held-out problems, before and after")
+    after = evaluate(output_dir, test, options.seed)
+    show_completion("after", after, test)
+    finished = time.perf_counter()
+    seconds = {
+        "warm_up": warmed_up - started,
+        "rl": trained - evaluated,
+        "evaluation": evaluated - warmed_up + finished - trained,
+        "total": finished - started,
+    }
+    write_summary(output_dir / "summary.json", options.seed, before, after, seconds)
+    write_report(output_dir / "report.html", before, after)
+    show_summary(output_dir, before, after, seconds)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = OptionParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=42, help="of the problems, the weights and the sampling")
+    parser.add_argument(
+        "--output_dir", default=str(DEFAULT_OUTPUT_DIR), help="emptied if an earlier quickstart made it"
+    )
+    parser.add_argument("--max_steps", type=int, help="optimizer steps of RL; the recipe's if not given")
+    return parser.parse_args()
+
+
+def prepare_directory(path: Path) -> Path:
+    """An empty directory, in place of an earlier quickstart's."""
+    if path.exists() and not path.is_dir():
+        sys.exit(f"{path} is a file. Choose another --output_dir.")
+    if path.is_dir() and any(path.iterdir()):
+        if not (path / MARKER).is_file():
+            sys.exit(
+                f"{path} is not empty, and no quickstart made it: nothing was touched. Choose another --output_dir."
+            )
+        shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / MARKER).write_text("Made by the quickstart, which may empty this directory.\n")
+    return path
+
+
+# ---------------------------------------------------------------------- the three phases
+
+
+def warm_up(path: Path, seed: int, rng: random.Random) -> None:
+    """Supervised fine-tuning of random weights on demonstrations, of which a third happen to be right."""
+    tokenizer = task.make_tokenizer()
+    model = task.make_model(tokenizer, seed)
+    problems = task.training_problems(WARM_UP_STEPS * WARM_UP_BATCH, rng)
+    demonstrations = [
+        {"prompt": conversation(problem), "completion": [message("assistant", task.demonstration(problem, rng))]}
+        for problem in problems
+    ]
+    console.print(
+        f"A Qwen3 of {model.num_parameters():,} parameters reads {len(problems):,} demonstrations like this:"
+    )
+    console.print(Text(f"{task.question(problems[0])}  ->  {demonstrations[0]['completion'][0]['content']}\n"))
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(path),
+            max_steps=WARM_UP_STEPS,
+            per_device_train_batch_size=WARM_UP_BATCH,
+            learning_rate=3e-3,
+            lr_scheduler_type="cosine",
+            warmup_steps=20,
+            adam_beta2=0.98,
+            completion_only_loss=True,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            dataloader_pin_memory=False,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=False,  # the default follows TRANSFORMERS_VERBOSITY
+            seed=seed,
+        ),
+        train_dataset=Dataset.from_list(demonstrations),
+        processing_class=tokenizer,
+    )
+    # The progress bar and errors come on stderr; stdout would get the metrics as a dictionary.
+    with (path.parent / "warm_up.log").open("w") as log, contextlib.redirect_stdout(log):
+        trainer.train()
+    trainer.save_model(str(path))  # with the tokenizer
+
+
+def reinforce(output_dir: Path, seed: int, max_steps: int | None) -> None:
+    """The command that the README shows, with the paths and the seed of this run."""
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"),
+        # accelerate's own defaults, which it would list if they were not given
+        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *(str(TRAIN), "--config", str(RECIPE), *run_paths(output_dir)),
+        *("--output_dir", str(output_dir), "--seed", str(seed)),
+    ]
+    if max_steps is not None:
+        command += ["--max_steps", str(max_steps)]
+    log = output_dir / "train.log"
+    # As in the warm-up: the bar and errors stay in the terminal, the metrics of each step go to the log.
+    with log.open("w") as stdout:
+        code = subprocess.run(command, stdout=stdout, env=os.environ).returncode
+    if code != 0:
+        console.print(log.read_text()[-5000:], markup=False, highlight=False)
+        sys.exit(
+            f"Reinforcement learning failed with exit status {code}; its output is above. The command was:\n"
+            f"{shlex.join(command)}"
+        )
+
+
+def run_paths(output_dir: Path) -> list[str]:
+    """Arguments of train.py: the model and the problems of this run, in place of the recipe's."""
+    return [
+        *("--model_name_or_path", str(output_dir / "start")),
+        *("--dataset_name", str(output_dir / "train.jsonl")),
+        *("--eval_dataset_name", str(output_dir / "test.jsonl")),
+    ]
+
+
+@dataclass
+class Evaluation:
+    """Answers to the test problems: sampled at temperature 1, and greedy."""
+
+    accuracy: float
+    greedy_accuracy: float
+    mean_length: float  # tokens, of the sampled completions, with the end token
+    correct: list[bool]
+    completions: list[Text]  # the sampled ones, forking tokens highlighted
+    responses: list[ReportResponse]  # the first of them, with what else the model might have written
+
+
+def evaluate(path: Path, problems: list[tuple[int, ...]], seed: int) -> Evaluation:
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = Qwen3ForCausalLM.from_pretrained(path).eval()
+    torch.manual_seed(seed)
+    inputs = tokenizer.apply_chat_template(
+        [conversation(problem) for problem in problems],
+        add_generation_prompt=True,
+        padding=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+
+    def answers(**settings):
+        output = model.generate(**inputs, max_new_tokens=MAX_COMPLETION_LENGTH, **settings)
+        completion_ids = output[:, inputs["input_ids"].shape[1] :]  # (problems, completion length)
+        texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        rewards = accuracy_reward([[message("assistant", text)] for text in texts], [*map(task.solution, problems)])
+        return output, completion_ids, [reward == 1.0 for reward in rewards]
+
+    _, _, greedy_correct = answers(do_sample=False)
+    output, completion_ids, correct = answers(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+
+    mask = completion_ids != tokenizer.pad_token_id
+    attention_mask = torch.cat([inputs["attention_mask"], mask.long()], dim=1)
+    entropies = completion_entropies(model, output, attention_mask, completion_ids.shape[1])
+    forking = select_tokens(entropies, mask, FORKING_FRACTION)  # one pool, like a batch in training
+    return Evaluation(
+        accuracy=sum(correct) / len(correct),
+        greedy_accuracy=sum(greedy_correct) / len(correct),
+        mean_length=mask.sum(1).float().mean().item(),
+        correct=correct,
+        completions=[
+            highlight_tokens(tokenizer, ids.tolist(), selected.tolist())
+            for ids, selected in zip(completion_ids, forking, strict=True)
+        ],
+        responses=[
+            score_response(
+                model,
+                tokenizer,
+                inputs["input_ids"][i][inputs["attention_mask"][i].bool()].tolist(),
+                completion_ids[i][mask[i]].tolist(),
+                correct=correct[i],
+                label=task.question(problems[i]).strip(),
+            )
+            for i in range(NUM_SHOWN)
+        ],
+    )
+
+
+# ---------------------------------------------------------------------- data and words
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def conversation(problem: tuple[int, ...]) -> list[dict[str, str]]:
+    return [message("user", task.question(problem))]
+
+
+def write_problems(path: Path, problems: list[tuple[int, ...]]) -> None:
+    rows = [{"prompt": task.question(problem), "solution": task.solution(problem)} for problem in problems]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def show_completion(when: str, evaluation: Evaluation, problems: list[tuple[int, ...]]) -> None:
+    verdict = "right" if evaluation.correct[0] else "wrong"
+    answer = f"  ({verdict}: the last digit of {' + '.join(map(str, problems[0]))} is {task.solution(problems[0])})"
+    body = Text.assemble(f"{task.question(problems[0])}  ->  ", evaluation.completions[0], answer)
+    title = f"One sample {when}; the 20 % of tokens with most entropy are highlighted"
+    console.print(Panel(body, title=title, title_align="left"))
+    console.print(f"Right on {evaluation.accuracy:.1%} of {len(problems):,} held-out problems {when} RL.\n")
+
+
+def write_summary(path: Path, seed: int, before: Evaluation, after: Evaluation, seconds: dict[str, float]) -> None:
+    summary = {
+        "accuracy_before": before.accuracy,
+        "accuracy_after": after.accuracy,
+        "greedy_accuracy_before": before.greedy_accuracy,
+        "greedy_accuracy_after": after.greedy_accuracy,
+        "mean_length_before": before.mean_length,
+        "mean_length_after": after.mean_length,
+        "num_test_problems": len(before.correct),
+        "seed": seed,
+        "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
+    }
+    write_json(path, summary)
+
+
+def write_report(path: Path, before: Evaluation, after: Evaluation) -> None:
+    """The same problems before and after, next to each other."""
+    responses = []
+    for pair in zip(before.responses, after.responses, strict=True):
+        for when, response in zip(("before", "after"), pair, strict=True):
+            responses.append(replace(response, label=f"{when}: {response.label}"))
+    write_report_page(
+        path,
+        responses,
+        title="Quickstart: held-out problems before and after training",
+        summary={"Right before": f"{before.accuracy:.1%}", "Right after": f"{after.accuracy:.1%}"},
+        fraction=FORKING_FRACTION,
+    )
+
+
+def show_summary(output_dir: Path, before: Evaluation, after: Evaluation, seconds: dict[str, float]) -> None:
+    table = Table(title=f"{len(before.correct):,} held-out problems", title_style="bold")
+    table.add_column("")
+    for column in ("before", "after", "change"):
+        table.add_column(column, justify="right")
+    for name, old, new, form in (
+        ("accuracy, sampled at temperature 1", before.accuracy, after.accuracy, ".3f"),
+        ("accuracy, greedy", before.greedy_accuracy, after.greedy_accuracy, ".3f"),
+        ("mean length, tokens", before.mean_length, after.mean_length, ".1f"),
+    ):
+        table.add_row(name, f"{old:{form}}", f"{new:{form}}", f"{new - old:+{form}}")
+    console.print(table)
+    times = ", ".join(f"{phase.replace('_', '-')} {value:.0f} s" for phase, value in seconds.items())
+    console.print(f"Time: {times}. The model, summary.json and train.log are in {output_dir}.\n")
+    console.print(f"[bold]Next[/]\n  Look at the curves: {output_dir / 'training.png'}")
+    console.print(f"  See the forks, in a browser: {(output_dir / 'report.html').resolve().as_uri()}", soft_wrap=True)
+    accelerate = (
+        "accelerate" if shutil.which("accelerate") else os.path.relpath(Path(sys.executable).parent / "accelerate")
+    )
+    train = [accelerate, "launch", "--cpu", os.path.relpath(TRAIN), "--config", os.path.relpath(RECIPE)]
+    if output_dir != DEFAULT_OUTPUT_DIR:
+        train += run_paths(output_dir)
+    for aim, options in (
+        ("Train on all tokens", "--top_entropy_quantile 1.0 --output_dir outputs/all_tokens"),
+        ("Train on the other 80 %", "--token_selection low_entropy --output_dir outputs/low_entropy"),
+    ):
+        console.print(f"  {aim}:", highlight=False)
+        console.print(f"    {shlex.join(train)} {options}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""Which tokens, with what weight, and when: pure functions of tensors."""
+
+from .selection import select_tokens
+
+
+__all__ = ["select_tokens"]

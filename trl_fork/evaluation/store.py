@@ -1,0 +1,111 @@
+"""
+The folder of an evaluation: `completions.jsonl`, one line per sample, appended as samples are finished, and
+`settings.json`. A run that was killed goes on from there.
+"""
+
+import json
+from pathlib import Path
+
+from .._files import replacing, write_json
+
+
+FIELDS = (
+    *("dataset", "problem_id", "sample", "prompt", "completion", "length", "truncated", "solution", "correct"),
+    *("answer", "grading_failure"),
+)
+
+
+class CompletionStore:
+    """
+    Samples in a folder. The main process appends to `completions.jsonl`, others to files beside it, which become part
+    of it when the main process calls [`CompletionStore.merge`]: two processes never write to one file.
+
+    Args:
+        directory (`str` or `Path`): The folder.
+        rank (`int`, *optional*, defaults to `0`): Which process this is; 0 is the main one.
+    """
+
+    def __init__(self, directory: str | Path, rank: int = 0):
+        self.directory = Path(directory)
+        self.path = self.directory / "completions.jsonl"
+        self._own = self.path if rank == 0 else self.directory / f"completions-rank{rank}.jsonl"
+
+    def check_settings(self, settings: dict) -> None:
+        """
+        Make sure that what is in the folder was made with the same settings.
+
+        Args:
+            settings (`dict`): What decides the samples.
+
+        Raises:
+            `ValueError`: naming each setting that differs, with both values and the remedy.
+        """
+        path = self.directory / "settings.json"
+        if not path.exists():
+            if self.path.exists():
+                raise ValueError(f"{self.path} has no settings.json beside it. Choose another --output.")
+            return
+        settings = json.loads(json.dumps(settings))
+        earlier = json.loads(path.read_text())["settings"]
+        changed = [name for name in {**earlier, **settings} if earlier.get(name) != settings.get(name)]
+        if changed:
+            differences = "; ".join(f"{n} was {earlier.get(n)!r}, is now {settings.get(n)!r}" for n in changed)
+            raise ValueError(
+                f"{self.directory} holds an evaluation with other settings: {differences}. Repeat the earlier "
+                "settings to continue it, or choose another --output."
+            )
+
+    def save_settings(self, settings: dict, versions: dict[str, str]) -> None:
+        """Write `settings.json`, where there is none: `{"settings": …, "versions": …}`."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / "settings.json"
+        if not path.exists():
+            write_json(path, {"settings": settings, "versions": versions})
+
+    def append(self, samples: list[dict]) -> None:
+        """Append samples (`FIELDS`) and hand them to the operating system: they survive this process."""
+        lines = "".join(json.dumps({field: sample[field] for field in FIELDS}) + "\n" for sample in samples)
+        with open(self._own, "ab") as file:
+            file.write(lines.encode())
+
+    def merge(self) -> list[dict]:
+        """
+        Make `completions.jsonl` whole: files of other processes become part of it, half-written last lines go.
+
+        Only for the main process, while no other is writing.
+
+        Returns:
+            `list[dict]`: all samples.
+        """
+        parts = sorted(self.directory.glob("completions-rank*.jsonl"))
+        # By key: a run that was killed in here has left both the merged file and the parts.
+        samples = {key(s): s for path in (self.path, *parts) for s in read_completions(path)}
+        with replacing(self.path) as unfinished, open(unfinished, "w") as file:
+            file.writelines(json.dumps(sample) + "\n" for sample in samples.values())
+        for part in parts:
+            part.unlink()
+        return list(samples.values())
+
+
+def key(sample: dict) -> tuple[str, str, int]:
+    """What tells samples apart."""
+    return sample["dataset"], sample["problem_id"], sample["sample"]
+
+
+def read_completions(path: str | Path) -> list[dict]:
+    """
+    Read a file of completions, without a last line that a killed process has left half-written.
+
+    Raises:
+        `ValueError`: if any other line is damaged, naming it.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    samples = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            samples.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}, is damaged: {error}. Remove that line and run again.") from error
+    return samples

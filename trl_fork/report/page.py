@@ -1,0 +1,211 @@
+"""
+A page to look at responses with: which of their tokens fork, how strongly, and to what else.
+
+One HTML file that holds its style, its script and its data, and asks no network for anything. What comes from a model
+or a data set reaches the document as text nodes only; the page's policy lets no script run but its own.
+"""
+
+import base64
+import json
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from .._files import write_text
+from ..credit.selection import selected_count
+
+
+_NO_TOKEN = 2**32 - 1  # in place of an alternative that was not given
+_LARGEST_CODE = 2**16 - 1
+
+
+@dataclass
+class ReportResponse:
+    """
+    One response of a model, token by token.
+
+    Args:
+        prompt (`str`):
+            What it answers.
+        tokens (`list[str]`):
+            Its tokens as text, each decoded by itself.
+        entropies (`list[float]`):
+            Entropy of the distribution that each token was drawn from, in nats.
+        probabilities (`list[float]`):
+            Probability that each token was drawn with.
+        alternatives (`list[list[tuple[str, float]]]`, *optional*):
+            The most probable tokens at each position with their probabilities, the most probable one first, the drawn
+            one among them if it is there. Empty, or empty at a position, where they are not known.
+        correct (`bool`, *optional*):
+            Whether the response is right; `None` if nobody has judged it.
+        label (`str`, *optional*, defaults to `""`):
+            What it is called in the list of responses, such as the number of its problem.
+    """
+
+    prompt: str
+    tokens: list[str]
+    entropies: list[float]
+    probabilities: list[float]
+    alternatives: list[list[tuple[str, float]]] = field(default_factory=list)
+    correct: bool | None = None
+    label: str = ""
+
+
+def write_report_page(
+    path: str | Path,
+    responses: Iterable[ReportResponse],
+    *,
+    title: str,
+    figures: Sequence[tuple[str, str]] = (),
+    summary: dict | None = None,
+    fraction: float = 0.2,
+    threshold: float | None = None,
+) -> None:
+    """
+    Write responses to an HTML file in which their forking tokens can be seen.
+
+    Every token's background is its entropy; those at or above a threshold are outlined, and a slider moves it. Under
+    the pointer or the keyboard's focus a token shows its entropy, its probability and its alternatives.
+
+    With five alternatives a token takes up to 36 bytes. The file replaces an older file in one step, so that a
+    browser never reads half of one.
+
+    Args:
+        path (`str` or `Path`):
+            Where the page goes; missing folders are made.
+        responses (`Iterable` of [`ReportResponse`]):
+            What is shown. Taken one by one: a generator need not hold them all.
+        title (`str`):
+            Heading of the page.
+        figures (`Sequence[tuple[str, str]]`, *optional*):
+            Titles and SVG documents, shown below the responses.
+        summary (`dict`, *optional*):
+            Numbers or words shown below the title; a dictionary in it is shown with its name before each key.
+        fraction (`float`, *optional*, defaults to `0.2`):
+            Fraction in (0, 1] of all tokens on the page, those of highest entropy, that is outlined at first.
+        threshold (`float`, *optional*):
+            Entropy in nats from which on tokens are outlined at first, in place of `fraction`: that of the training
+            batch which the responses are a part of.
+
+    Raises:
+        `ValueError`: naming the response, if its lists differ in length, or hold what is no entropy or probability.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}: pass 0.2 to outline the top 20 %.")
+    vocabulary: dict[str, int] = {}
+    entropies, entries = [np.empty(0, "<f4")], []
+    for number, response in enumerate(responses, start=1):
+        try:
+            values, distributions = _encode(response, vocabulary)
+        except ValueError as error:
+            raise ValueError(f"Response {number} ({response.label!r}): {error}") from error
+        entropies.append(values)
+        entries.append(
+            {
+                "label": response.label,
+                "prompt": response.prompt,
+                "correct": None if response.correct is None else bool(response.correct),
+                "length": len(values),
+                "alternatives": max(map(len, response.alternatives), default=0),
+                "data": distributions,
+            }
+        )
+    all_entropies = np.concatenate(entropies)
+    if threshold is None and len(all_entropies):
+        place = len(all_entropies) - selected_count([len(all_entropies)], fraction, "high_entropy")
+        threshold = float(np.partition(all_entropies, place)[place])
+    data = {
+        "threshold": threshold,
+        "vocabulary": list(vocabulary),
+        "entropies": _pack(all_entropies.tobytes()),
+        "responses": entries,
+    }
+    # Surrogates in a title or a summary have no bytes; `json` has escaped those in the data.
+    write_text(path, _fill_template(title, _rows(summary or {}), figures, data), errors="replace")
+
+
+def _encode(response: ReportResponse, vocabulary: dict[str, int]) -> tuple[np.ndarray, str]:
+    """
+    Entropies of a response, `(length,)`, and its tokens and probabilities as text; new tokens join `vocabulary`.
+
+    Little-endian, column by column, so that like stands beside like: tokens (uint32), the most probable tokens, the
+    second most probable ones and so on (uint32), and in the same order the probabilities (uint16, thousandths of a nat
+    of `-log p`). `report.js` reads it.
+    """
+    length = len(response.tokens)
+    alternatives = response.alternatives or [[]] * length
+    for name, values in (
+        ("entropies", response.entropies),
+        ("probabilities", response.probabilities),
+        ("alternatives", alternatives),
+    ):
+        if len(values) != length:
+            raise ValueError(f"{name} must be one per token: got {len(values)} for {length} tokens.")
+    entropies = np.asarray(response.entropies, dtype="<f4").reshape(length)
+    if not (np.isfinite(entropies) & (entropies >= 0)).all():
+        raise ValueError("entropies must be finite and not negative, in nats.")
+    columns = max(map(len, alternatives), default=0)
+    tokens = np.full((1 + columns, length), _NO_TOKEN, "<u4")
+    probabilities = np.zeros((1 + columns, length))
+    for position, drawn in enumerate(zip(response.tokens, response.probabilities, strict=True)):
+        for column, (token, probability) in enumerate([drawn, *alternatives[position]]):
+            tokens[column, position] = vocabulary.setdefault(token, len(vocabulary))
+            probabilities[column, position] = probability
+    if not ((probabilities >= 0) & (probabilities <= 1 + 1e-5)).all():
+        raise ValueError("probabilities must be in [0, 1].")
+    with np.errstate(divide="ignore"):
+        codes = (-1000 * np.log(np.minimum(probabilities, 1))).clip(0, _LARGEST_CODE).round().astype("<u2")
+    return entropies, _pack(tokens.tobytes() + codes.tobytes())
+
+
+def _pack(content: bytes) -> str:
+    return base64.b64encode(zlib.compress(content, 6)).decode()
+
+
+def _rows(summary: dict, prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for key, value in summary.items():
+        if isinstance(value, dict):
+            rows += _rows(value, f"{prefix}{key}, ")
+        else:
+            rows.append((f"{prefix}{key}", f"{value:.4g}" if isinstance(value, float) else str(value)))
+    return rows
+
+
+def _fill_template(title: str, summary: list[tuple[str, str]], figures, data: dict) -> str:
+    templates = files(__package__) / "templates"
+    template, style, script = (
+        (templates / name).read_text("utf-8") for name in ("report.html", "report.css", "report.js")
+    )
+    # Images, not markup: what an SVG brings along has no access to the page.
+    images = "".join(
+        f'<figure><figcaption>{escape(name)}</figcaption><img alt="{escape(name)}" '
+        f'src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"></figure>'
+        for name, svg in figures
+    )
+    # In the HTML parser's eyes nothing but `<` ends a script element or changes how it is read.
+    content = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    values = {
+        "title": escape(title),
+        "policy": f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; img-src data:; "
+        "base-uri 'none'; form-action 'none'",
+        "style": style,
+        "script": script,
+        "summary": "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in summary),
+        "figures": images,
+        "data": content,
+    }
+    # One pass: what is filled in is not looked through for further names.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+
+
+def _source(text: str) -> str:
+    """How a content security policy names an inline style or script."""
+    return f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,4 @@
+"""Okabe and Ito's colours: told apart by colour-blind readers, and by their lightness in print."""
+
+BLUE, VERMILION, ORANGE, SKY = "#0072B2", "#D55E00", "#E69F00", "#56B4E9"
+GREY = "#595959"

@@ -1,0 +1,228 @@
+"""
+Checkpoints that a killed run continues from as if nothing had happened.
+
+TRL 1.16 saves neither where it is within a generation batch nor the rollouts of that batch, so that a run resumed
+between two generations regenerates and stays out of phase; and it restarts the sampler of prompts, so that a run
+resumed in its second epoch repeats the order of the first.
+"""
+
+import json
+import zipfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate.utils import DistributedType, gather_object
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .._logging import logger
+from ._trl import TrainerMixin
+
+
+# What the rollouts of an unfinished generation batch depend on: their number and order, and what was computed of them.
+_SETTINGS = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "steps_per_generation",
+    "num_iterations",
+    "num_generations",
+    "top_entropy_quantile",
+    "token_selection",
+    "entropy_threshold_scope",
+    "loss_denominator",
+    "loss_type",
+    "beta",
+    "temperature",
+    "entropy_coef",
+    "use_adaptive_entropy",
+    "importance_sampling_level",
+    "use_vllm",
+    "vllm_importance_sampling_correction",
+    "vllm_importance_sampling_mode",
+    "skip_inert_compute",
+    "dynamic_sampling",
+)
+
+
+class ResumableGenerationMixin(TrainerMixin):
+    """
+    What [`ForkingGRPOTrainer`] adds to TRL's checkpoints: one file `forking_state_RANK.pt` per process.
+
+    It holds the step within the generation batch, that batch's rollouts on this process if updates on it are left, the
+    number of epochs whose order of prompts has been drawn, that of the prompts dynamic sampling has drawn, and the
+    metrics since the last log.
+    """
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """
+        [`~transformers.Trainer.train`]; `resume_from_checkpoint=True` takes the newest checkpoint that is complete.
+
+        Raises:
+            `ValueError`: if there is no complete checkpoint, or the one named is half-written.
+        """
+        self._epochs_drawn = self._refills_drawn = 0
+        if resume_from_checkpoint:
+            resume_from_checkpoint = self._complete_checkpoint(resume_from_checkpoint)
+            self.accelerator.print(f"Continuing from {resume_from_checkpoint}.")
+            self._load_generation_state(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model, trial):
+        if not self.args.save_only_model:
+            # Before the rest: `trainer_state.json`, written last, then vouches for the files of all processes.
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(self._generation_state(), folder / _state_name(self.accelerator.process_index))
+            self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+
+    def _generation_state(self) -> dict:
+        step = self._step % (self.args.steps_per_generation * self.num_iterations)
+        return {
+            "settings": self._generation_settings(),
+            "step": step,
+            # At the start of a generation batch the old rollouts are of no use any more.
+            "buffered_inputs": _to("cpu", self._buffered_inputs) if step else None,
+            "epochs_drawn": int(self.state.epoch),
+            "refills_drawn": self._refills_drawn,
+            "metrics": dict(self._metrics["train"]),
+        }
+
+    def _generation_settings(self) -> dict:
+        return {"processes": self.accelerator.num_processes} | {name: getattr(self.args, name) for name in _SETTINGS}
+
+    def _load_generation_state(self, checkpoint: str) -> None:
+        self._step, self._buffered_inputs = 0, None
+        path = Path(checkpoint) / _state_name(self.accelerator.process_index)
+        if not path.exists():  # saved by fewer processes, whose settings say so
+            path = path.with_name(_state_name(0))
+        if not path.exists():
+            logger.warning(
+                f"{checkpoint} was not saved by trl_fork: the rollouts it was training on are not in it. The run "
+                "continues with a new generation batch."
+            )
+            return
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self._epochs_drawn = state["epochs_drawn"]
+        self._refills_drawn = state.get("refills_drawn", 0)
+        now = self._generation_settings()
+        changed = [f"{name} was {old}, is {now[name]}" for name, old in state["settings"].items() if old != now[name]]
+        if changed and state["step"]:
+            logger.warning(
+                f"{checkpoint} was saved within a generation batch by other settings ({'; '.join(changed)}). The "
+                "batch is dropped and a new one generated."
+            )
+        if changed:
+            return
+        self._step = state["step"]
+        self._buffered_inputs = _to(self.accelerator.device, state["buffered_inputs"])
+        self._metrics["train"] = defaultdict(list, state["metrics"])
+
+    def _get_train_sampler(self, dataset=None):
+        sampler = super()._get_train_sampler(dataset)
+        for _ in range(getattr(self, "_epochs_drawn", 0)):
+            next(iter(sampler), None)  # draws the order of one epoch
+        return sampler
+
+    def _complete_checkpoint(self, wanted: str | Literal[True]) -> str:
+        """The checkpoint to resume from, the same on all processes."""
+        if wanted is True:
+            pattern = f"{PREFIX_CHECKPOINT_DIR}-*"
+            found = [
+                path for path in Path(self.args.output_dir).glob(pattern) if path.name.rsplit("-", 1)[1].isdigit()
+            ]
+            found.sort(key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
+        else:
+            found = [Path(wanted)]
+        processes = self.accelerator.num_processes
+        problems = {str(path): _what_is_missing(path, self.accelerator.process_index, processes) for path in found}
+        for others in gather_object([problems]):  # a checkpoint is as good as its worst process finds it
+            for path in problems:
+                problems[path] = problems[path] or others.get(path, "it is not visible to every process")
+        for path in map(str, found):
+            states = gather_object([_saved_by_us(Path(path))])
+            if len(set(states)) > 1:
+                problems[path] = problems[path] or "its forking_state files are not visible to every process"
+        complete = [path for path, problem in problems.items() if problem is None]
+        incomplete = "; ".join(f"{path}: {problem}" for path, problem in problems.items() if problem is not None)
+        if not complete:
+            where = f"in {self.args.output_dir}" if wanted is True else f"at {wanted}"
+            raise ValueError(
+                f"resume_from_checkpoint: there is no complete checkpoint {where}"
+                + (f" ({incomplete})." if incomplete else ".")
+                + " Name another one, or start again in another output_dir."
+            )
+        skipped = list(problems)[: list(problems).index(complete[0])]
+        if skipped and self.accelerator.is_main_process:
+            logger.warning(
+                f"Half-written checkpoints are skipped ({incomplete}). Resuming from {complete[0]} instead."
+            )
+        return complete[0]
+
+
+def check_model_will_be_saved(accelerator) -> None:
+    """
+    Refuse a launch whose `save_model` would leave shards or nothing, without an error, instead of a model.
+
+    Raises:
+        `ValueError`: naming the setting of the accelerate configuration to change.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        zero = accelerator.state.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
+        if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+            raise ValueError(
+                "This DeepSpeed configuration would save no model at the end, only ZeRO shards: set "
+                "zero3_save_16bit_model: true in the accelerate file (stage3_gather_16bit_weights_on_model_save in a "
+                "DeepSpeed JSON)."
+            )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        kind = str(getattr(accelerator.state.fsdp_plugin, "state_dict_type", ""))
+        if "FULL_STATE_DICT" not in kind:
+            raise ValueError(
+                f"This FSDP configuration would save no model at the end (state dict type {kind}): set "
+                "fsdp_state_dict_type: FULL_STATE_DICT in the accelerate file."
+            )
+
+
+def _state_name(rank: int | str) -> str:
+    return f"forking_state_{rank}.pt"
+
+
+def _saved_by_us(checkpoint: Path) -> bool:
+    return any(checkpoint.glob(_state_name("*")))
+
+
+def _what_is_missing(checkpoint: Path, rank: int, processes: int) -> str | None:
+    """Why a checkpoint cannot be resumed from, as far as this process sees; `None` if it can."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+    except FileNotFoundError:
+        return "no trainer_state.json"
+    except ValueError:
+        return "trainer_state.json is cut off"
+    if "global_step" not in state:
+        return "trainer_state.json names no step"
+    own = checkpoint / _state_name(rank)
+    if not own.exists() and _saved_by_us(checkpoint):
+        other = next(iter(sorted(checkpoint.glob(_state_name("*")))))
+        if zipfile.is_zipfile(other):
+            settings = torch.load(other, map_location="cpu", weights_only=True, mmap=True)["settings"]
+            if settings["processes"] == processes:
+                return f"{own.name} is missing"
+    files = [own]
+    files += [checkpoint / ("rng_state.pth" if processes == 1 else f"rng_state_{rank}.pth")]
+    for path in files:  # absent where another number of processes, or stock TRL, has saved
+        if path.exists() and not zipfile.is_zipfile(path):
+            return f"{path.name} is cut off"
+    return None
+
+
+def _to(device, value):
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _to(device, item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_to(device, item) for item in value]
+    return value

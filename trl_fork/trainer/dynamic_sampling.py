@@ -1,0 +1,398 @@
+"""
+Only groups of completions that carry a learning signal (DAPO, arXiv 2503.14476, section 3.2; paper section 5.2).
+
+A group whose rewards are all equal has no advantage. Dynamic sampling drops it and generates for fresh prompts until
+the batch is full of groups that have one, or a number of rounds is spent.
+"""
+
+import random
+from contextlib import contextmanager
+from functools import lru_cache
+from math import ceil, gcd, sqrt
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers import ProcessorMixin
+
+from .._logging import logger
+from ._trl import TrainerMixin, nanstd
+from .metrics import LENGTH_METRICS, combine_rounds, reward_metrics, weighted_sum
+
+
+# ---------------------------------------------------------------------- pure functions
+
+
+def rows_without_spread(rewards: torch.Tensor, num_generations: int) -> torch.Tensor:
+    """
+    Mark the completions whose group has one reward only, bit for bit.
+
+    Their advantage is zero by definition. A mean taken in float32 misses it: eight rewards of 0.7 have a float32 mean
+    of 0.70000005 and, over a standard deviation of 1e-4, advantages of about 6e-4.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(num_groups * num_generations,)` or `(..., num_rewards)`):
+            Rewards of whole groups, each in consecutive rows. NaN is a completion that nobody could score, and does
+            not count. With several columns, a group must be uniform in each.
+        num_generations (`int`):
+            Completions per group.
+
+    Returns:
+        `torch.BoolTensor` of shape `(num_groups * num_generations,)`.
+    """
+    groups = rewards.reshape(-1, num_generations, 1 if rewards.dim() == 1 else rewards.shape[-1])
+    lowest = groups.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).amin(1)
+    highest = groups.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(1)
+    return (highest <= lowest).all(1).repeat_interleave(num_generations)
+
+
+def rows_without_signal(rewards: torch.Tensor, num_generations: int, *, scale: bool) -> torch.Tensor:
+    """
+    Mark the completions whose group gives no advantage that can be trained on: none that is not zero, or an infinite
+    one.
+
+    Beside groups with one reward only these are groups with a reward that is infinite, or so large that the standard
+    deviation overflows: a single 1e30 makes every advantage of its group 0 in float32.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(num_groups * num_generations,)`):
+            Rewards of whole groups, each in consecutive rows. NaN is a completion that nobody could score.
+        num_generations (`int`):
+            Completions per group.
+        scale (`bool`):
+            Whether advantages are divided by the group's standard deviation (`scale_rewards="group"`).
+
+    Returns:
+        `torch.BoolTensor` of shape `(num_groups * num_generations,)`.
+    """
+    groups = rewards.view(-1, num_generations)
+    advantages = groups - groups.nanmean(1, keepdim=True)
+    if scale:
+        advantages = advantages / (nanstd(groups, dim=1).unsqueeze(1) + 1e-4)
+    moves = (advantages.nan_to_num(nan=0.0) != 0).any(1) & ~(advantages.isinf() | groups.isinf()).any(1)
+    return rows_without_spread(rewards, num_generations) | ~moves.repeat_interleave(num_generations)
+
+
+def choose_groups(informative: list[bool], wanted: int) -> list[int]:
+    """
+    The groups that make a batch, in the order of their generation: the first informative ones, and the first of the
+    others where there are too few.
+    """
+    first = sorted(range(len(informative)), key=lambda group: not informative[group])
+    return sorted(first[:wanted])
+
+
+def refill_size(informative: int, generated: int, wanted: int, multiple: int) -> int:
+    """
+    Groups to generate next: enough that the missing ones are found with some reserve, never more than a batch.
+
+    At a share `p` of informative groups, `n` fresh ones hold `n p` on average, with a standard deviation of
+    `sqrt(n p (1 - p))`. One standard deviation is the reserve: without it every other round would fall just short and
+    a further one, as slow as its longest completion, would have to generate a handful of groups.
+
+    Args:
+        informative, generated (`int`): Groups so far.
+        wanted (`int`): Groups of a full batch.
+        multiple (`int`): What the result must be a multiple of, so that every rank generates as many rows.
+    """
+    missing = wanted - informative
+    share = max(informative, 1) / generated
+    groups = (missing + sqrt(missing * (1 - min(share, 1)))) / share
+    return min(ceil(groups / multiple) * multiple, wanted)
+
+
+def draw_prompts(num_prompts: int, seed: int, position: int, count: int) -> list[int]:
+    """
+    Row numbers `position` to `position + count` of an endless stream over a data set, reshuffled every epoch.
+
+    A stream of its own: refills must neither advance the Trainer's sampler, whose length gives the number of steps,
+    nor repeat its order.
+    """
+    rows: list[int] = []
+    while len(rows) < count:
+        epoch, start = divmod(position + len(rows), num_prompts)
+        rows += _epoch_order(num_prompts, seed, epoch)[start : start + count - len(rows)]
+    return rows
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(num_prompts: int, seed: int, epoch: int) -> list[int]:
+    return random.Random(f"dynamic sampling {seed} {epoch}").sample(range(num_prompts), num_prompts)
+
+
+# ---------------------------------------------------------------------- trainer
+
+
+class DynamicSamplingMixin(TrainerMixin):
+    """
+    What [`ForkingGRPOTrainer`] does with groups that carry no signal: their advantage is exactly zero and, with
+    `dynamic_sampling=True`, they are replaced.
+
+    Rounds of TRL's `_generate` and `_calculate_rewards` find the groups; then TRL makes its batch of them alone, so
+    that padding, normalisers, old log-probabilities and importance ratios are those of the final batch. All ranks see
+    the rewards of all, and so decide alike and stay in step; completions move between ranks once, at the end. An
+    override of these two methods in a subclass sees the final batch only.
+    """
+
+    def _init_dynamic_sampling(self):
+        self._refills_drawn = 0  # prompts taken from the stream of refills, over all ranks; saved in checkpoints
+        self._final_rows = None  # rows of this rank, while TRL makes its batch of them
+        self._final_rewards = None  # (rows of all ranks, reward functions), likewise
+        self._generation_rewards = None  # (rows of all ranks, reward functions), of the latest generation batch
+        self._has_topped_up = False
+        self._has_met_infinity = False
+        self._deciding_column = None
+        name = self.args.dynamic_sampling_reward
+        if self.args.dynamic_sampling and name is not None:
+            if name not in self.reward_func_names:
+                raise ValueError(
+                    f"dynamic_sampling_reward names no reward function of this run: got {name!r}, there are "
+                    f"{self.reward_func_names}. Pass one of them, or leave it out for the weighted sum."
+                )
+            self._deciding_column = self.reward_func_names.index(name)
+
+    def _generate_and_score_completions(self, inputs):
+        mode = "train" if self.model.training else "eval"
+        with self._keeping_rewards() as kept:
+            if mode == "train" and self.args.dynamic_sampling:
+                output = self._generate_informative_groups(inputs)
+            else:
+                output = super()._generate_and_score_completions(inputs)
+        self._generation_rewards = rewards = kept[-1]
+        self._warn_of_infinite_rewards(rewards)
+        if self.args.selects_tokens or self.args.skip_inert_compute:
+            size = self.num_generations if mode == "train" else self.num_generations_eval
+            if self.multi_objective_aggregation == "sum_then_normalize":
+                total = weighted_sum(rewards, self.reward_weights)
+                rows = rows_without_signal(total, size, scale=self.scale_rewards == "group")
+            else:
+                rows = rows_without_spread(rewards, size)
+            first = self.accelerator.process_index * len(inputs)
+            advantages = output["advantages"]
+            advantages[rows[first : first + len(inputs)]] = 0.0
+            # TRL writes the largest float for an infinite advantage.
+            advantages[advantages.abs() >= torch.finfo(advantages.dtype).max] = 0.0
+        return output
+
+    def _warn_of_infinite_rewards(self, rewards):
+        infinite = rewards.isinf().any(0).tolist()
+        if any(infinite) and not self._has_met_infinity and self.accelerator.is_main_process:
+            self._has_met_infinity = True
+            names = [name for name, found in zip(self.reward_func_names, infinite, strict=True) if found]
+            logger.warning(
+                f"Step {self.state.global_step}: an infinite reward of {names}. Its group has no finite advantage and "
+                "is not trained on, here and wherever this happens again. Return a large finite number, or None for "
+                "a completion that cannot be scored."
+            )
+
+    @contextmanager
+    def _keeping_rewards(self):
+        """Collects what TRL gets from `_calculate_rewards`, after any subclass has had its say."""
+        kept, calculate = [], self._calculate_rewards
+
+        def keep(*args):
+            kept.append(calculate(*args))
+            return kept[-1]
+
+        self._calculate_rewards = keep
+        try:
+            yield kept
+        finally:
+            del self._calculate_rewards
+
+    def _generate(self, prompts):
+        if self._final_rows is None:
+            return super()._generate(prompts)
+        rows, self._final_rows = self._final_rows, None
+        for name in {name for row in rows for name in row["logged"]}:
+            self._pending_extra_logs[name] = [row["logged"].get(name) for row in rows]
+        prompt_ids, completion_ids, tool_mask, completions, logprobs = (
+            [row[key] for row in rows] for key in _GENERATED
+        )
+        # What a rollout function has added is in the rows' examples since their round.
+        return (
+            prompt_ids,
+            completion_ids,
+            None if tool_mask[0] is None else tool_mask,
+            completions,
+            None if logprobs[0] is None else logprobs,
+            {},
+            None,
+            [],
+        )
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards, self._final_rewards = self._final_rewards, None
+        if rewards is None:
+            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        return rewards
+
+    def _generate_informative_groups(self, inputs):
+        num_ranks, size = self.accelerator.num_processes, self.num_generations
+        wanted = len(inputs) * num_ranks // size
+        # Whole groups on a rank where the batch itself has them: rollout functions may rely on it.
+        multiple = num_ranks if len(inputs) % size == 0 else num_ranks // gcd(num_ranks, size)
+        lengths = {name: [] for name in LENGTH_METRICS}
+        rounds, rewards, informative = [], [], []
+        while True:
+            rows, round_rewards = self._generate_round(inputs)
+            rounds.append(rows)
+            rewards.append(round_rewards)
+            for name, values in lengths.items():
+                values.append(self._metrics["train"][name].pop())
+            total = weighted_sum(round_rewards, self.reward_weights)
+            # An advantage is what a group is kept for, whichever reward decides.
+            empty = rows_without_signal(total, size, scale=self.scale_rewards == "group")
+            if self._deciding_column is not None:
+                empty |= rows_without_spread(round_rewards[:, self._deciding_column], size)
+            informative += (~empty[::size]).tolist()
+            if sum(informative) >= wanted or len(rounds) == self.args.dynamic_sampling_max_rounds:
+                break
+            inputs = self._refill(refill_size(sum(informative), len(informative), wanted, multiple))
+        rewards = torch.cat(rewards)
+        groups = choose_groups(informative, wanted)
+        self._final_rows = self._exchange(rounds, [group * size + i for group in groups for i in range(size)])
+        chosen = torch.tensor(groups, device=rewards.device)
+        self._final_rewards = rewards.view(len(informative), size, -1)[chosen].flatten(0, 1)
+        for name, value in combine_rounds(lengths, [len(rows) for rows in rounds]).items():
+            self._metrics["train"][name].append(value)
+        self._report_sampling(len(rounds), informative, wanted)
+        try:
+            output = super()._generate_and_score_completions([row["input"] for row in self._final_rows])
+            ignored = self._final_rows is not None or self._final_rewards is not None
+        finally:
+            self._final_rows = self._final_rewards = None
+        if ignored:
+            raise NotImplementedError(
+                f"{type(self).__name__} overrides _generate or _calculate_rewards without calling super(): dynamic "
+                "sampling would train on completions that it has not looked at. Pass a rollout_func or reward "
+                "functions instead, or set dynamic_sampling=False."
+            )
+        # TRL has just described the final batch; these names describe everything that was generated.
+        for name, value in reward_metrics(rewards, self.reward_weights, self.reward_func_names, size).items():
+            self._metrics["train"][name][-1] = value
+        return output
+
+    def _generate_round(self, inputs):
+        """Rows of this rank, ready to be sent to another, and the rewards of all ranks."""
+        prompts = [example["prompt"] for example in inputs]
+        prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, _, _ = super()._generate(prompts)
+        for name, values in extra_fields.items():  # as TRL hands them to the reward functions
+            for i, example in enumerate(inputs):
+                if not isinstance(values, list):
+                    example[name] = values
+                elif i < len(values):
+                    example[name] = values[i]
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
+        # Columns that reward functions log for the table of completions stay with their rows.
+        logged = self._take_extra_logs(len(inputs))
+        generated = (prompt_ids, completion_ids, tool_mask, completions, logprobs)
+        rows = [
+            {
+                "input": example,
+                "logged": {name: values[i] for name, values in logged.items()},
+                **{
+                    key: None if values is None else values[i]
+                    for key, values in zip(_GENERATED, generated, strict=True)
+                },
+            }
+            for i, example in enumerate(inputs)
+        ]
+        return rows, rewards
+
+    def _refill(self, num_groups: int) -> list[dict]:
+        """Examples of this rank for `num_groups` fresh prompts over all ranks."""
+        dataset, size = self._refill_dataset, self.num_generations
+        prompts = draw_prompts(len(dataset), self.args.seed, self._refills_drawn, num_groups)
+        self._refills_drawn += num_groups
+        num_rows = num_groups * size // self.accelerator.num_processes
+        first = self.accelerator.process_index * num_rows
+        # One dictionary per row: what a rollout function adds to one must not reach the others.
+        return [dict(dataset[prompts[row // size]]) for row in range(first, first + num_rows)]
+
+    @property
+    def _refill_dataset(self):
+        # As the dataloader serves them
+        return self._remove_unused_columns(self.train_dataset, description="training")
+
+    def _exchange(self, rounds: list[list[dict]], chosen: list[int]) -> list[dict]:
+        """
+        This rank's share of the final batch.
+
+        Args:
+            rounds: Rows of this rank, round by round.
+            chosen: Rows of the final batch, numbered through all rounds over all ranks.
+        """
+        num_ranks, this_rank = self.accelerator.num_processes, self.accelerator.process_index
+        share = len(chosen) // num_ranks
+        moves = []  # (rank that has it, rank that gets it, round, row there) of each row of the final batch
+        for place, row in enumerate(chosen):
+            number = 0
+            while row >= len(rounds[number]) * num_ranks:
+                row -= len(rounds[number]) * num_ranks
+                number += 1
+            moves.append((row // len(rounds[number]), place // share, number, row % len(rounds[number])))
+        sent = {
+            place: rounds[number][row]
+            for place, (source, target, number, row) in enumerate(moves)
+            if source == this_rank != target
+        }
+        received: dict[int, dict] = {}
+        if any(source != target for source, target, _, _ in moves):
+            for others in gather_object([sent]):
+                received |= others
+        first = this_rank * share
+        return [
+            received[place] if moves[place][0] != this_rank else rounds[moves[place][2]][moves[place][3]]
+            for place in range(first, first + share)
+        ]
+
+    def _report_sampling(self, rounds: int, informative: list[bool], wanted: int) -> None:
+        found = sum(informative)
+        metrics = self._metrics["train"]
+        metrics["dynamic_sampling/rounds"].append(float(rounds))
+        metrics["dynamic_sampling/informative_group_fraction"].append(found / len(informative))
+        metrics["dynamic_sampling/surplus_groups"].append(float(max(found - wanted, 0)))
+        if found < wanted and not self._has_topped_up and self.accelerator.is_main_process:
+            self._has_topped_up = True
+            logger.warning(
+                f"dynamic_sampling: step {self.state.global_step} found {found} informative groups of {wanted} in "
+                f"{rounds} rounds ({len(informative)} groups). The batch is topped up with groups that have no "
+                "advantage, here and wherever this happens again; dynamic_sampling/informative_group_fraction shows "
+                "how rare the others are. Raise dynamic_sampling_max_rounds, or take prompts that the model solves "
+                "sometimes, but not always."
+            )
+
+
+# Values per completion that `GRPOTrainer._generate` returns, in its order.
+_GENERATED = ("prompt_ids", "completion_ids", "tool_mask", "completion", "logprobs")
+
+
+def check_dynamic_sampling(args, train_dataset, processing_class, tools, environment_factory) -> None:
+    """
+    Refuse what dynamic sampling cannot work with, before a model is loaded.
+
+    Raises:
+        `ValueError`: for a data set without random access.
+        `NotImplementedError`: for tools, environments and image-text models.
+    """
+    if not args.dynamic_sampling:
+        return
+    if not isinstance(train_dataset, Dataset):
+        raise ValueError(
+            f"dynamic_sampling=True needs a map-style train_dataset, got {type(train_dataset).__name__}: refills are "
+            "drawn from it out of order, and their place in a stream could not be restored at resume. Load it "
+            "without streaming, or set dynamic_sampling=False."
+        )
+    for name, value in (("tools", tools), ("environment_factory", environment_factory)):
+        if value:
+            raise NotImplementedError(
+                f"dynamic_sampling=True does not work with {name} yet: TRL prepares them once per batch, and several "
+                "rounds of generation make one. Call them in a rollout_func, or set dynamic_sampling=False."
+            )
+    images = {"image", "images"} & set(train_dataset.column_names)
+    if images or isinstance(processing_class, ProcessorMixin):
+        raise NotImplementedError(
+            "dynamic_sampling=True does not work with image-text models yet: image tensors are not one row per "
+            "completion. Set dynamic_sampling=False."
+        )

@@ -1,0 +1,231 @@
+"""Settings of forking-token GRPO."""
+
+import copy
+from dataclasses import dataclass, field
+
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
+from trl import GRPOConfig
+
+from ..credit.selection import ENTROPY_THRESHOLD_SCOPES, TOKEN_SELECTIONS
+
+
+# Losses whose denominator counts tokens, so that it can count the selected ones instead. The others divide by the
+# tokens of each sequence (grpo, sapo), by a constant (dr_grpo) or by sequences (luspo).
+TOKEN_COUNT_LOSSES = ("bnpo", "cispo", "dapo", "vespo")
+LOSS_DENOMINATORS = ("selected", "all")
+SCALES = ("group", "batch", "none")  # TRL's, of rewards
+
+
+@dataclass
+class ForkingGRPOConfig(GRPOConfig):
+    r"""
+    Configuration of [`ForkingGRPOTrainer`]: all of [`~trl.GRPOConfig`], and which tokens the policy gradient sees.
+
+    Source of the method: "Beyond the 80/20 Rule" (https://huggingface.co/papers/2506.01939), section 5.
+
+    Parameters:
+        > Parameters that select the tokens
+
+        top_entropy_quantile (`float`, *optional*, defaults to `0.2`):
+            $\rho$ of the paper, in (0, 1]: fraction of the valid completion tokens that form the forking set,
+            `ceil(rho * N)` of `N`. `1.0` selects every token: GRPO with this configuration's other defaults. With
+            `epsilon_high=None` and `skip_inert_compute=False` too it is [`~trl.GRPOTrainer`], bit for bit.
+        token_selection (`str`, *optional*, defaults to `"high_entropy"`):
+            `"high_entropy"`: train on the forking set. `"low_entropy"`: on its complement (the paper's bottom 80 %).
+            `"random"`: on as many tokens drawn uniformly, the control arm.
+        entropy_threshold_scope (`str`, *optional*, defaults to `"batch"`):
+            Pool over which the top fraction is taken. `"batch"`: all ranks and accumulation steps of one generation
+            batch, by the entropies of the policy that starts it. `"micro_batch"`: the current micro-batch over all
+            ranks, by the current policy's (TRL's scope). `"local"`: the current micro-batch of one rank (the paper's
+            released code). `"sequence"`: each completion by itself, by the entropies of the policy that starts the
+            generation batch.
+        loss_denominator (`str`, *optional*, defaults to `"selected"`):
+            What the policy loss is divided by: the number of `"selected"` tokens (the paper's v2, Eq. 6, and its code)
+            or of `"all"` valid tokens (v1, and TRL), which is about `1 / rho` times more. `"selected"` is defined for
+            the losses that count tokens: `"dapo"`, `"bnpo"`, `"cispo"` and `"vespo"`.
+        epsilon_high (`float`, *optional*, defaults to `0.28`):
+            Upper clipping bound (DAPO's clip-higher, as in the paper's section 5.2). `None` uses `epsilon`.
+
+        > Parameters that control the work
+
+        skip_inert_compute (`bool`, *optional*, defaults to `True`):
+            Leave out work whose gradient is exactly zero: padding beyond a micro-batch's own longest row,
+            completions without gradient, the LM head of tokens outside the selection; and give the completions of a
+            group with one reward an advantage of exactly 0, where TRL's rounding leaves about 6e-4. Each saving
+            switches itself off where it would not be exact, and logs why, see [`~trainer.savings.plan_savings`].
+        dynamic_sampling (`bool`, *optional*, defaults to `False`):
+            DAPO's dynamic sampling: groups without an advantage are dropped, and fresh prompts generated until the
+            batch is full of groups that carry a signal. The batch keeps its shape and the run its number of steps.
+        dynamic_sampling_max_rounds (`int`, *optional*, defaults to `10`):
+            Generation rounds per batch, the first one included, before it is topped up with what there is.
+        dynamic_sampling_reward (`str`, *optional*):
+            Name of the reward function whose spread makes a group informative; the weighted sum if not set. The
+            paper's authors use accuracy, so that a penalty on length does not make one of an unsolved problem.
+
+    Raises:
+        `ValueError`: for a value out of range, or a combination that cannot be right.
+    """
+
+    top_entropy_quantile: float = field(
+        default=0.2,
+        metadata={
+            "help": "Rho of Beyond the 80/20 Rule, in (0, 1]: fraction of the valid completion tokens, those of "
+            "highest entropy, that form the forking set. 1.0 selects every token."
+        },
+    )
+    token_selection: str = field(
+        default="high_entropy",
+        metadata={
+            "help": "Tokens to train on: 'high_entropy' (the forking set), 'low_entropy' (its complement) or 'random' "
+            "(as many tokens drawn uniformly, the control arm).",
+            "choices": list(TOKEN_SELECTIONS),
+        },
+    )
+    entropy_threshold_scope: str = field(
+        default="batch",
+        metadata={
+            "help": "Pool over which the top fraction is taken: 'batch' (the generation batch over all ranks), "
+            "'micro_batch' (the current micro-batch over all ranks, as TRL), 'local' (the current micro-batch of one "
+            "rank, as the paper's code) or 'sequence' (each completion).",
+            "choices": list(ENTROPY_THRESHOLD_SCOPES),
+        },
+    )
+    loss_denominator: str = field(
+        default="selected",
+        metadata={
+            "help": "What the policy loss is divided by: the 'selected' tokens (the paper's v2 and its code) or 'all' "
+            "valid tokens (v1 and TRL).",
+            "choices": list(LOSS_DENOMINATORS),
+        },
+    )
+    epsilon_high: float | None = field(
+        default=0.28,
+        metadata={"help": "Upper clipping bound (DAPO's clip-higher). None uses the value of epsilon."},
+    )
+    skip_inert_compute: bool = field(
+        default=True,
+        metadata={"help": "Leave out work whose gradient is exactly zero."},
+    )
+    dynamic_sampling: bool = field(
+        default=False,
+        metadata={
+            "help": "DAPO's dynamic sampling: replace groups whose rewards are all equal by freshly generated ones."
+        },
+    )
+    dynamic_sampling_max_rounds: int = field(
+        default=10,
+        metadata={"help": "Generation rounds per batch before it is topped up with what there is."},
+    )
+    dynamic_sampling_reward: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the reward function whose spread makes a group informative; the weighted sum if not set."
+        },
+    )
+
+    @property
+    def selects_tokens(self) -> bool:
+        """Whether some valid tokens are left out, that is, whether anything differs from GRPO's objective."""
+        return self.top_entropy_quantile < 1.0
+
+    @property
+    def scores_generation_batch(self) -> bool:
+        """Whether the selection needs the entropies of the whole generation batch before the first update on it."""
+        return (
+            self.selects_tokens
+            and self.entropy_threshold_scope in ("batch", "sequence")
+            and self.token_selection != "random"
+        )
+
+    def __post_init__(self):
+        self._check_selection()
+        if self.dynamic_sampling_max_rounds < 1:
+            raise ValueError(
+                f"dynamic_sampling_max_rounds must be at least 1, got {self.dynamic_sampling_max_rounds}: the first "
+                "round generates the batch itself."
+            )
+        if self.dynamic_sampling and self.scale_rewards == "batch":
+            raise ValueError(
+                "scale_rewards='batch' does not go with dynamic_sampling=True: the standard deviation of the batch "
+                "would be that of the groups that were kept, so that advantages depend on what was dropped. Set "
+                "scale_rewards to 'group' (as the paper) or 'none'."
+            )
+        if self.dynamic_sampling and self.multi_objective_aggregation == "normalize_then_sum":
+            raise ValueError(
+                "multi_objective_aggregation='normalize_then_sum' does not go with dynamic_sampling=True: it "
+                "standardises advantages over the batch, so that they depend on what was dropped. Set "
+                "'sum_then_normalize'."
+            )
+        self._check_precision()
+        super().__post_init__()
+        if self.scale_rewards not in SCALES:  # to TRL after the first generation
+            raise ValueError(
+                f"scale_rewards must be one of {list(SCALES)}, or True ('group') or False ('none'), got "
+                f"{self.scale_rewards!r}."
+            )
+        self._check_windows()
+
+    def __getstate__(self):
+        # `training_args.bin` is this object, pickled. It lies in every checkpoint and is pushed to the Hub.
+        return {name: None if name.endswith("_token") else value for name, value in self.__dict__.items()}
+
+    def __deepcopy__(self, memo):
+        # Which would go through `__getstate__`, and a copy within the process is to keep its token.
+        memo[id(self)] = copied = object.__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def _check_selection(self):
+        rho = self.top_entropy_quantile
+        if not isinstance(rho, (int, float)) or not 0 < rho <= 1:
+            raise ValueError(
+                f"top_entropy_quantile must be in (0, 1], got {rho!r}: it is the fraction of tokens in the forking "
+                "set. Pass 0.2 for the paper's top 20 %, 1.0 for all tokens."
+            )
+        for name, allowed in (
+            ("token_selection", TOKEN_SELECTIONS),
+            ("entropy_threshold_scope", ENTROPY_THRESHOLD_SCOPES),
+            ("loss_denominator", LOSS_DENOMINATORS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}.")
+        if self.token_selection == "low_entropy" and not self.selects_tokens:
+            raise ValueError(
+                "token_selection='low_entropy' with top_entropy_quantile=1.0 selects no token: it is the complement "
+                "of the top 100 %. Lower top_entropy_quantile (the paper's bottom 80 % is 0.2), or select "
+                "'high_entropy' to train on all tokens."
+            )
+        if self.selects_tokens and self.loss_denominator == "selected" and self.loss_type not in TOKEN_COUNT_LOSSES:
+            raise ValueError(
+                f"loss_denominator='selected' is not defined for loss_type={self.loss_type!r}, which does not divide "
+                f"by a number of tokens of the batch. Set loss_denominator='all' (TRL's own denominator), or one of "
+                f"the losses that count tokens: {list(TOKEN_COUNT_LOSSES)}."
+            )
+        # `epsilon_high=None` without a selection is plain GRPOTrainer, whose own business this is.
+        if self.loss_type == "cispo" and (self.epsilon_high is not None or self.selects_tokens):
+            bound = self.epsilon if self.epsilon_high is None else self.epsilon_high
+            if bound < 1:
+                raise ValueError(
+                    f"epsilon_high must be at least 1 with loss_type='cispo', got {bound}: CISPO clamps the "
+                    "importance ratio itself at epsilon_high, so that a value below 1 scales down every on-policy "
+                    "token. The default of 0.28 is meant for the clipped losses; set epsilon_high=5.0 (ScaleRL's "
+                    "value)."
+                )
+
+    def _check_precision(self):
+        # As transformers, whose message names neither the option nor that bf16 is TRL's default
+        bf16 = self.bf16 if self.bf16 is not None else not self.fp16
+        if bf16 and not (self.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()):
+            raise ValueError(
+                "bf16, the default, needs a GPU that computes in it, and there is none here. To train on the CPU set "
+                "use_cpu to true and bf16 to false (--use_cpu true --bf16 false); on an older GPU, bf16 to false."
+            )
+
+    def _check_windows(self):
+        accumulation, steps = self.gradient_accumulation_steps, self.steps_per_generation
+        if self.selects_tokens and steps % accumulation and accumulation % steps:
+            raise ValueError(
+                f"steps_per_generation ({steps}) must be a multiple or a divisor of gradient_accumulation_steps "
+                f"({accumulation}): otherwise an optimizer step mixes parts of generation batches, and no token count "
+                "of a batch is the count of a step."
+            )

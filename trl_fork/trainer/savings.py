@@ -1,0 +1,251 @@
+"""
+Which work can be left out of a run without changing its gradient, and leaving it out.
+
+A token outside the selection, a completion without advantage and a padding position are multiplied by zero somewhere
+in TRL's loss. What is multiplied by zero need not be computed, where nothing else reads it.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ..ranks import Ranks
+from .batching import cut_padding, inert_rows, lengths, plan_window, take_rows
+
+
+# A reason that is no news: such a run leaves out no token, and asked for no selection that would need a scoring pass.
+ALL_TOKENS = "all tokens are trained on, and no scoring pass supplies the entropies to log"
+
+# Sums over tokens, divided by a count of the generation batch: the same however rows are spread over micro-batches
+_BATCH_COUNT_LOSSES = ("cispo", "dapo", "vespo")
+
+
+@dataclass(frozen=True)
+class Savings:
+    """
+    What is left out.
+
+    Args:
+        padding (`bool`): Padding beyond the longest row of a micro-batch, in every forward pass.
+        ordering (`bool`): Rows of an optimizer step are distributed by length, so that there is less padding.
+        inert_rows (`bool`): Completions without gradient are left out of the training pass.
+        head_backward (`bool`): The LM head's backward visits only rows with a gradient.
+        head_forward (`bool`): Its forward, too, visits only selected tokens.
+        reasons (`dict[str, str]`): Why a saving is off.
+    """
+
+    padding: bool = False
+    ordering: bool = False
+    inert_rows: bool = False
+    head_backward: bool = False
+    head_forward: bool = False
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def partial_forward(self) -> bool:
+        """Whether the training pass sees fewer tokens than are valid, so that its averages are over fewer."""
+        return self.inert_rows or self.head_forward
+
+
+def plan_savings(args, *, length_shows: bool, image_inputs: bool, auxiliary_loss: bool) -> Savings:
+    """
+    The savings that are exact for a configuration.
+
+    Args:
+        args ([`ForkingGRPOConfig`]): The configuration.
+        length_shows (`bool`): Whether a row is scored differently beside a longer one, see [`padding_effect`].
+        image_inputs (`bool`): Whether batches hold tensors that are not one row per completion.
+        auxiliary_loss (`bool`): Whether a mixture-of-experts loss is added, which every token reaches.
+    """
+    if not args.skip_inert_compute:
+        return Savings()
+    reasons = {}
+
+    def allowed(saving: str, *obstacles: tuple[bool, str]) -> bool:
+        for stands_in_the_way, reason in obstacles:
+            if stands_in_the_way:
+                reasons[saving] = reason
+                return False
+        return True
+
+    window = min(args.gradient_accumulation_steps, args.steps_per_generation)
+    bonus = args.entropy_coef != 0.0 or args.use_adaptive_entropy
+    padding = allowed(
+        "padding",
+        (image_inputs, "image inputs are not cut with their rows"),
+        (args.pad_to_multiple_of is not None, "pad_to_multiple_of asks for padding"),
+        (length_shows, "what the model makes of a row depends on the padded length"),
+    )
+    ordering = allowed(
+        "ordering",
+        (not padding, reasons.get("padding", "")),
+        (
+            args.selects_tokens and args.entropy_threshold_scope in ("micro_batch", "local"),
+            f"entropy_threshold_scope='{args.entropy_threshold_scope}' pools the rows of a micro-batch",
+        ),
+        (args.steps_per_generation % window != 0, "an optimizer step spans parts of generation batches"),
+        (args.loss_type not in _BATCH_COUNT_LOSSES, f"loss_type='{args.loss_type}' averages over each micro-batch"),
+        (bonus, "the entropy bonus averages over each micro-batch"),
+        (auxiliary_loss, "the auxiliary loss averages over each micro-batch"),
+    )
+    # Where the training pass sees fewer tokens, the logged entropies have to come from a scoring pass.
+    unscored = (
+        not args.scores_generation_batch,
+        "no scoring pass supplies the entropies to log" if args.selects_tokens else ALL_TOKENS,
+    )
+    inert = allowed(
+        "inert_rows",
+        (not ordering, reasons.get("ordering", "")),
+        (args.beta != 0.0, "the KL term (beta) reaches every token"),
+        unscored,
+    )
+    head_forward = allowed(
+        "head_forward",
+        (image_inputs, "image inputs are not supported"),
+        (args.beta != 0.0, "the KL term (beta) reaches every token"),
+        (bonus, "the entropy bonus is not logged over selected tokens alone"),
+        (args.importance_sampling_level != "token", "a sequence-level ratio reads every token"),
+        (args.off_policy_mask_threshold is not None, "off_policy_mask_threshold reads every token"),
+        (args.loss_type == "vespo", "loss_type='vespo' reads every token"),
+        unscored,
+    )
+    return Savings(
+        padding=padding,
+        ordering=ordering,
+        inert_rows=inert,
+        head_backward=True,
+        head_forward=head_forward,
+        reasons=reasons,
+    )
+
+
+def rescales_with_length(config) -> bool:
+    """
+    Whether a model says that its rotary factors change with the length of the padded batch (LongRoPE, dynamic NTK).
+
+    They change at one length, which a run may reach late, and by less than 16 bits resolve.
+    """
+    config = config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [layer.get("rope_type", layer.get("type")) for layer in (rope, *rope.values()) if isinstance(layer, dict)]
+    return bool({"longrope", "dynamic"} & set(kinds))
+
+
+def padding_effect(score, prompt: list[int], completion: list[int], width: int, pad_token_id: int, device) -> float:
+    """
+    Score one row as it is and padded on the right: what padding does to it.
+
+    Args:
+        score (`Callable`):
+            `score(input_ids, attention_mask, completion_length)`, log-probabilities of shape `(1, completion_length)`.
+        prompt, completion (`list[int]`):
+            Token ids of the row.
+        width (`int`):
+            Columns to pad it to.
+        pad_token_id (`int`):
+            What to pad with.
+        device (`torch.device`):
+            Where the batch lives.
+
+    Returns:
+        `float`: mean absolute difference of the log-probabilities, in nats. Rounding, where there is no effect.
+    """
+    row = torch.tensor([prompt + completion], device=device)
+    length = row.shape[1]
+    alone = score(row, torch.ones_like(row), len(completion))
+    padding = (0, max(width - length, 0))
+    ids = torch.nn.functional.pad(row, padding, value=pad_token_id)
+    mask = torch.nn.functional.pad(torch.ones_like(row), padding)
+    padded = score(ids, mask, ids.shape[1] - len(prompt))[:, : len(completion)]
+    return (alone.float() - padded.float()).abs().mean().item()
+
+
+def rounding(model: torch.nn.Module, *dtypes: torch.dtype) -> float:
+    """
+    A difference of log-probabilities, in nats, that rounding explains: the square root of the coarsest precision.
+
+    3e-4 in float32, where rounding makes 1e-6; 0.09 in bfloat16, where it makes 0.01.
+    """
+    found = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    # Floats of 8 and 4 bits are weights that are stored so, and computed with in a longer format.
+    return max(torch.finfo(dtype).eps for dtype in (*dtypes, *found) if dtype.itemsize > 1) ** 0.5
+
+
+def arrange(batches: list[dict], window: int, savings: Savings, weights_key: str, ranks: Ranks) -> list[dict]:
+    """
+    Rearrange a generation batch for its updates.
+
+    Args:
+        batches (`list[dict]`):
+            Micro-batches of this rank, of equal shapes.
+        window (`int`):
+            Micro-batches of one optimizer step; rows stay in their window.
+        savings ([`Savings`]):
+            What may be left out.
+        weights_key (`str`):
+            Key of the selection weights, if there are any.
+        ranks ([`~ranks.Ranks`]):
+            All of them keep equally many rows of a window.
+
+    Returns:
+        `list[dict]`: as many micro-batches.
+    """
+    arranged = []
+    for start in range(0, len(batches), window):
+        group = batches[start : start + window]
+        if savings.ordering:
+            inert = torch.cat([inert_rows(batch, batch.get(weights_key)) for batch in group])
+            if not savings.inert_rows:
+                inert = torch.zeros_like(inert)
+            active = ranks.gather((~inert).sum()).max()
+            num_rows = max(int(active), len(group))
+            plan = plan_window(torch.cat([lengths(batch) for batch in group]), inert, len(group), num_rows)
+            group = [take_rows(group, rows) for rows in plan]
+        if savings.padding:
+            group = [cut_padding(batch) for batch in group]
+        arranged += group
+    return arranged
+
+
+def score_by_length(score, input_ids, attention_mask, completion_length: int, batch_size: int):
+    """
+    Score rows in chunks of similar length, each cut to its own longest prompt and completion.
+
+    Args:
+        score (`Callable`):
+            `score(input_ids, attention_mask, completion_length)`, the scoring of one chunk: two tensors of shape
+            `(chunk, completion_length)`, or `None` for the second.
+        input_ids, attention_mask (`torch.Tensor` of shape `(batch, seq)`):
+            Prompts padded on the left, completions on the right.
+        completion_length (`int`):
+            Positions at the end that are completion.
+        batch_size (`int`):
+            Rows of a chunk. As many chunks on every rank as there would be without ordering.
+
+    Returns:
+        `tuple`: log-probabilities and entropies of shape `(batch, completion_length)`, 0 at padding.
+    """
+    results: list = [None, None]
+    prompt_length = input_ids.shape[1] - completion_length
+    order = attention_mask.sum(1).argsort(descending=True, stable=True)
+    for rows in order.split(batch_size):
+        chunk = cut_padding(
+            {
+                "prompt_ids": input_ids[rows, :prompt_length],
+                "prompt_mask": attention_mask[rows, :prompt_length],
+                "completion_ids": input_ids[rows, prompt_length:],
+                "completion_mask": attention_mask[rows, prompt_length:],
+            }
+        )
+        length = chunk["completion_ids"].shape[1]
+        scores = score(
+            torch.cat([chunk["prompt_ids"], chunk["completion_ids"]], dim=1),
+            torch.cat([chunk["prompt_mask"], chunk["completion_mask"]], dim=1),
+            length,
+        )
+        for i, values in enumerate(scores):
+            if values is not None:
+                if results[i] is None:
+                    results[i] = values.new_zeros(len(input_ids), completion_length)
+                results[i][rows, :length] = values
+    return tuple(results)

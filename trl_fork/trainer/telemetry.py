@@ -1,0 +1,265 @@
+"""What a person watching a run wants to know: where the time goes, how long it will take, and whether to stop it."""
+
+import math
+import time
+from collections import defaultdict, deque
+from contextlib import contextmanager
+from functools import wraps
+
+import torch
+from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
+
+from .._logging import logger
+from ._trl import TrainerMixin
+
+
+ACTIVITIES = ("generation", "waiting", "rewards", "scoring", "training")
+
+# Of the mean entropy at the first log. Where entropy is not looked after, 73 % of it buys 76 % of all the gain there
+# will be ("The Entropy Mechanism", arXiv 2505.22617): with 95 % gone, next to nothing is left to buy with.
+COLLAPSE = 0.05
+# Times the mean entropy at the first log, and nats. At 2 nats the average token is three times as uncertain as the
+# paper's threshold for a forking one (0.672, section 3); what STAPO (arXiv 2602.15620) saw then is repetitive text.
+EXPLOSION = (4.0, 2.0)
+
+
+class Stopwatch:
+    """Seconds by activity. Of nested activities the inner one counts; `interrupted` is the one that an error ended."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.interrupted: str | None = None
+        self._stack: list[str] = []
+        self._since = 0.0
+
+    @contextmanager
+    def measure(self, activity: str):
+        self._switch()
+        self._stack.append(activity)
+        try:
+            yield
+        except BaseException:
+            self.interrupted = self.interrupted or activity  # the innermost comes first
+            raise
+        finally:
+            self._switch()
+            self._stack.pop()
+
+    def _switch(self) -> None:
+        now = time.perf_counter()
+        if self._stack:
+            self.seconds[self._stack[-1]] += now - self._since
+        self._since = now
+
+
+class TelemetryMixin(TrainerMixin):
+    """
+    What [`ForkingGRPOTrainer`] logs of a run itself, in seconds per optimizer step since the last log:
+    `time/generation`, `time/waiting` (for the slowest process to finish generating), `time/rewards`, `time/scoring`
+    (passes without gradient), `time/training` (forward and backward) and `time/other` (optimizer, checkpoints,
+    evaluation); `tokens_per_second` (prompts and completions of all processes) and `time/remaining` (seconds for the
+    rest), both over at least one generation batch.
+
+    These are the main process's. One warning is given for a loss or gradient that is not a number, and one for an
+    entropy that has collapsed or exploded.
+    """
+
+    def _init_telemetry(self):
+        self._stopwatch = Stopwatch()
+        self._progress: deque[tuple[float, int, int]] = deque()  # (time, optimizer steps, tokens) at each log
+        self._loss_is_finite = True
+        self._warned_of = set()
+        if self.rollout_func is not None:
+            self.rollout_func = _timed_rollouts(self.rollout_func)
+
+    def train(self, *args, **kwargs):
+        self._progress.clear()
+        return super().train(*args, **kwargs)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if not self._progress:
+            self._progress.append(self._position())
+        with self._stopwatch.measure("training"):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        # The logged loss has been through `logging_nan_inf_filter`.
+        self._loss_is_finite = torch.isfinite(loss.detach()) & self._loss_is_finite
+        return loss
+
+    def evaluate(self, *args, **kwargs):
+        stopwatch, self._stopwatch = self._stopwatch, Stopwatch()
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._stopwatch = stopwatch
+
+    def _generate(self, prompts):
+        # What is not spent in the two methods that generate is waiting: TRL gathers lengths next. A barrier would
+        # name it better, and hang where processes generate a different number of times, as they do with tools.
+        with self._stopwatch.measure("waiting"):
+            return super()._generate(prompts)
+
+    def _generate_single_turn(self, *args, **kwargs):
+        with self._stopwatch.measure("generation"):
+            return super()._generate_single_turn(*args, **kwargs)
+
+    def _tool_call_loop(self, *args, **kwargs):
+        with self._stopwatch.measure("generation"):
+            return super()._tool_call_loop(*args, **kwargs)
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        with self._stopwatch.measure("rewards"):
+            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        if torch.is_grad_enabled():
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        with self._stopwatch.measure("scoring"):
+            output = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+            if self.accelerator.device.type == "cuda":  # else the time would show where the result is first read
+                torch.cuda.synchronize()
+            return output
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs and self._progress:
+            self._log_times()
+        super().log(logs, start_time)  # adds the metrics to `logs`
+        if "loss" in logs and self.accelerator.is_main_process:
+            self._watch(logs)
+
+    def _position(self):
+        return time.perf_counter(), self.state.global_step, self.state.num_input_tokens_seen
+
+    def _log_times(self) -> None:
+        now, before = self._position(), self._progress[-1]
+        steps = now[1] - before[1]
+        if steps <= 0:
+            return
+        measured, self._stopwatch.seconds = self._stopwatch.seconds, defaultdict(float)
+        metrics = self._metrics["train"]
+        for activity in ACTIVITIES:
+            metrics[f"time/{activity}"] = [measured[activity] / steps]
+        metrics["time/other"] = [max(now[0] - before[0] - sum(measured.values()), 0.0) / steps]
+        # Between two generations nothing is generated: a rate over less than a generation batch says nothing.
+        period = self.args.steps_per_generation * self.num_iterations / self.args.gradient_accumulation_steps
+        self._progress.append(now)
+        while len(self._progress) > 2 and now[1] - self._progress[1][1] >= period:
+            self._progress.popleft()
+        seconds, steps, tokens = (new - old for new, old in zip(now, self._progress[0], strict=True))
+        metrics["tokens_per_second"] = [tokens / seconds]
+        metrics["time/remaining"] = [(self.state.max_steps - now[1]) * seconds / steps]
+
+    def _watch(self, logs: dict) -> None:
+        step = self.state.global_step
+        finite = bool(self._loss_is_finite) and math.isfinite(logs.get("grad_norm") or 0.0)
+        self._loss_is_finite = True
+        if not finite:
+            self._warn_once(
+                "loss",
+                f"Step {step}: the loss or its gradient is not a number. Nothing after this step is worth keeping: "
+                "resume from an earlier checkpoint with a lower learning_rate or max_grad_norm, and train in bf16 or "
+                "fp32 rather than fp16.",
+            )
+        entropy = logs.get("entropy")
+        first = next((entry["entropy"] for entry in self.state.log_history if entry.get("entropy") is not None), None)
+        if entropy is None or first is None:
+            return
+        if entropy < COLLAPSE * first:
+            self._warn_once(
+                "entropy",
+                f"Step {step}: the entropy of the policy has collapsed, from {first:.3f} nats at the first log to "
+                f"{entropy:.3f}. It samples nearly the same completions again and again, and has little left to learn "
+                "from. Resume from an earlier checkpoint with a higher epsilon_high or temperature or a lower "
+                "learning_rate, or with a few more prompts that it solves sometimes.",
+            )
+        elif entropy > max(EXPLOSION[0] * first, EXPLOSION[1]):
+            self._warn_once(
+                "entropy",
+                f"Step {step}: the entropy of the policy has exploded, from {first:.3f} nats at the first log to "
+                f"{entropy:.3f}. Look at some completions (log_completions: true): at this level they are usually "
+                "noise. Resume from an earlier checkpoint with a lower learning_rate or epsilon_high.",
+            )
+
+    def _warn_once(self, what: str, message: str) -> None:
+        if what not in self._warned_of:
+            self._warned_of.add(what)
+            logger.warning(message)
+
+
+class SummaryCallback(ProgressCallback):
+    """
+    Progress bar with one line of the essentials per log, in place of the Trainer's dictionary of everything.
+
+    `trainer_state.json` and the trackers still get everything.
+    """
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            line = summary_line(logs, state.global_step, state.max_steps)
+            if line:
+                self.training_bar.write(line)
+
+
+class LastLogCallback(TrainerCallback):
+    """Log the last step of a run too, where it is no multiple of `logging_steps`: a short run would show nothing."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.logging_strategy == IntervalStrategy.STEPS and state.global_step >= state.max_steps:
+            control.should_log = True
+
+
+def _timed_rollouts(rollout_func):
+    @wraps(rollout_func)
+    def timed(prompts, trainer):
+        with trainer._stopwatch.measure("generation"):
+            return rollout_func(prompts, trainer)
+
+    return timed
+
+
+def summary_line(logs: dict, step: int, max_steps: int) -> str:
+    """
+    The essentials of one log as a line of text; nothing for a log without any, such as the last one of a run.
+
+    Args:
+        logs (`dict`): What the trainer has logged.
+        step, max_steps (`int`): Optimizer steps done, and those of the whole run.
+    """
+    if "eval_reward" in logs:
+        return f"step {step}/{max_steps}  evaluation: {_rewards(logs, 'eval_')}"
+    if "loss" not in logs:
+        return ""
+    parts = [f"step {step}/{max_steps}", _rewards(logs, "")]
+    if logs.get("dynamic_sampling/informative_group_fraction") is not None:
+        parts.append(f"{logs['dynamic_sampling/informative_group_fraction']:.0%} of groups informative")
+    elif logs.get("frac_reward_zero_std") is not None:
+        parts.append(f"{1 - logs['frac_reward_zero_std']:.0%} of groups informative")
+    if logs.get("completions/mean_length") is not None:
+        parts.append(f"{logs['completions/mean_length']:.0f} tokens long")
+    if logs.get("forking/entropy_threshold") is not None:
+        selected, threshold = logs["forking/selected_fraction"], logs["forking/entropy_threshold"]
+        parts.append(f"trained on {selected:.0%}, entropy from {threshold:.2f} nats")
+    times = {name: logs.get(f"time/{name}") for name in (*ACTIVITIES, "other")}
+    total = sum(value for value in times.values() if value)
+    if total:
+        shares = ", ".join(f"{name} {value / total:.0%}" for name, value in times.items() if value / total >= 0.03)
+        parts.append(f"{total:.1f} s/step ({shares}), {logs['tokens_per_second']:,.0f} tokens/s")
+        parts.append(f"{_duration(logs['time/remaining'])} left")
+    return "  ".join(parts)
+
+
+def _rewards(logs: dict, prefix: str) -> str:
+    names = [name for name in logs if name.startswith(f"{prefix}rewards/") and name.endswith("/mean")]
+    parts = [f"reward {logs[f'{prefix}reward']:.3f}"] if logs.get(f"{prefix}reward") is not None else []
+    if len(names) > 1 or (names and "accuracy" in names[0]):
+        parts += [f"{name.split('/')[-2]} {logs[name]:.3f}" for name in names if logs[name] is not None]
+    return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if hours >= 48:
+        return f"{hours / 24:.1f} days"
+    if minutes >= 90:
+        return f"{hours:.1f} h"
+    return f"{minutes:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
