@@ -13,7 +13,7 @@ from pathlib import Path
 
 from peft import LoraConfig
 
-import trl_fork.hub
+import trl_fork.trainer.publishing
 from tests.conftest import FixedRollouts, build_tokenizer, fixed_reward
 from tests.distributed.worker import LORA, prepare_for_cpu
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer

@@ -313,7 +313,9 @@ def run_here(block: Block, scope: dict) -> None:
             # A script sets variables, reads its arguments, and finds modules beside itself
             with patch.dict(os.environ), patch.object(sys, "argv", words), patch.object(sys, "path", sys.path[:]):
                 if command.is_module:
-                    runpy.run_module(".".join(command.script.with_suffix("").parts), run_name="__main__")
+                    name = ".".join(command.script.with_suffix("").parts)
+                    sys.modules.pop(name, None)  # as in a process of its own
+                    runpy.run_module(name, run_name="__main__")
                 else:
                     runpy.run_path(str(command.script), run_name="__main__")
 

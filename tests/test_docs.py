@@ -156,7 +156,9 @@ def test_options_exist():
         name.removeprefix("--") for action in launch_command_parser()._actions for name in action.option_strings
     }
     for script in [
-        path for folder in ("examples", "benchmarks", "docs", "trl_fork") for path in (ROOT / folder).rglob("*.py")
+        path
+        for folder in ("examples", "benchmarks", "docs", "studies", "trl_fork")
+        for path in (ROOT / folder).rglob("*.py")
     ]:
         options |= set(re.findall(r'"--(\w+)"', script.read_text()))
     count = 0

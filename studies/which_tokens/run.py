@@ -90,7 +90,7 @@ def read_rows(path: Path) -> list[dict]:
 
 def make_starts(work_dir: Path, size: str, tasks: Sequence[str] = TASKS) -> None:
     """The warmed-up model of each task, where it is not there yet."""
-    from runs import start_path, warm_up
+    from .runs import start_path, warm_up
 
     for task in tasks:
         if not (start_path(work_dir, size, task) / "model.safetensors").exists():
@@ -100,7 +100,7 @@ def make_starts(work_dir: Path, size: str, tasks: Sequence[str] = TASKS) -> None
 
 def measure_starts(options: argparse.Namespace, tasks: Sequence[str]) -> None:
     """Write what the warmed-up models can do to RESULTS/SIZE-start.json."""
-    from runs import measure_start
+    from .runs import measure_start
 
     path = options.results / f"{options.size}-start.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def measure_starts(options: argparse.Namespace, tasks: Sequence[str]) -> None:
 
 
 def run_cell(cell: Cell, work_dir: Path, take_gradient_apart: bool) -> dict:
-    from runs import run
+    from .runs import run
 
     return run(cell, work_dir, take_gradient_apart)
 

@@ -1,6 +1,5 @@
 """One run of the study: the shared warm-up, and a training by the real trainer."""
 
-import importlib
 import random
 import time
 import warnings
@@ -15,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 from trl_fork.tasks import digit_sums
 
+from . import reach_target
 from .grid import ARMS, Cell
 from .probe import Probe
 from .settings import (
@@ -32,6 +32,8 @@ from .settings import (
 )
 
 
+TASK_MODULES = {"digit_sums": digit_sums, "reach_target": reach_target}
+
 # ---------------------------------------------------------------------- the start of every run
 
 
@@ -41,7 +43,7 @@ def start_path(root: Path, size: str, task: str) -> Path:
 
 def warm_up(root: Path, size: str, name: str) -> None:
     """Supervised fine-tuning of random weights on careless demonstrations: the start of every run of a task."""
-    task, settings = importlib.import_module(name), SIZES[size]
+    task, settings = TASK_MODULES[name], SIZES[size]
     steps = settings.warm_up_factor * WARM_UP_STEPS[name]
     rng = random.Random(WARM_UP_SEED)
     tokenizer = task.make_tokenizer()
@@ -79,7 +81,7 @@ def warm_up(root: Path, size: str, name: str) -> None:
 
 def measure_start(root: Path, size: str, name: str) -> dict:
     """What every run of a task is compared with: the last evaluation of a run, of the model before training."""
-    task, start = importlib.import_module(name), start_path(root, size, name)
+    task, start = TASK_MODULES[name], start_path(root, size, name)
     torch.set_num_threads(1)
     model = Qwen3ForCausalLM.from_pretrained(start).eval()
     cell = Cell(size, name, "all", 1, 0.0, 0)
@@ -138,7 +140,7 @@ def run(cell: Cell, root: Path, take_gradient_apart: bool = False) -> dict:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)  # several runs stand side by side
     started, processor = time.perf_counter(), time.process_time()
-    task, settings = importlib.import_module(cell.task), SIZES[cell.size]
+    task, settings = TASK_MODULES[cell.task], SIZES[cell.size]
     start = start_path(root, cell.size, cell.task)
     tokenizer = AutoTokenizer.from_pretrained(start)
     # A stream for the problems of this seed: the same for every arm and regime, in an order that the seed gives too.

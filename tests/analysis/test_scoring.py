@@ -6,9 +6,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import trl_fork.score_store
+import trl_fork.analysis.score_store
 from tests.conftest import build_model
-from trl_fork import scoring
+from trl_fork.analysis import scoring
 from trl_fork.analysis.responses import Response
 from trl_fork.analysis.score_store import ScoreStore
 from trl_fork.analysis.scoring import score_completions

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from tests.conftest import LETTERS, build_model, build_tokenizer
-from trl_fork import figures, response_files, score_store
+from trl_fork.analysis import figures, score_store
+from trl_fork.analysis import responses as response_files
 from trl_fork.commands import analyze as script
 
 
@@ -470,7 +471,6 @@ def test_decoding_temperatures(files, tmp_path, monkeypatch):
     assert run(files, tmp_path, *more, models=None) == summary
 
 
-@pytest.mark.skipif(importlib.util.find_spec("evaluate") is None, reason="examples/evaluate.py is not there")
 def test_samples_as_evaluate_does(files, tmp_path):
     problems = tmp_path / "problems.jsonl"
     problems.write_text("".join(json.dumps({"question": f"a{i}", "answer": str(i)}) + "\n" for i in range(3)))

@@ -7,7 +7,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 
-DIRECTORY = Path(__file__).resolve().parents[1] / "configs" / "accelerate"
+DIRECTORY = Path(__file__).resolve().parents[2] / "configs" / "accelerate"
 CONFIGS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(DIRECTORY.glob("*.yaml"))}
 
 

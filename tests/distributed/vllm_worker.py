@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vllm.on_cpu import leave_weights_unpacked
+from tests.vllm_engine.on_cpu import leave_weights_unpacked
 from trl_fork import ForkingGRPOTrainer
 from trl_fork.commands import train
 

@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from tests.conftest import LETTERS, build_model
 from tests.trainer.test_features import byte_tokenizer
-from trl_fork import grading, tables
+from trl_fork.evaluation import tables
 from trl_fork.evaluation.metrics import (
     Problem,
     compare,
@@ -31,6 +31,7 @@ from trl_fork.evaluation.metrics import (
 )
 from trl_fork.evaluation.store import FIELDS, CompletionStore, read_completions
 from trl_fork.generation.engines import Sample, TransformersEngine, cut_at_stop
+from trl_fork.rewards import grading
 from trl_fork.rewards.grading import SHOWN, GradingPool
 
 

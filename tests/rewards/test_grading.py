@@ -15,7 +15,7 @@ import pytest
 from trl.rewards import accuracy_reward as trl_accuracy_reward
 from trl.rewards import reasoning_accuracy_reward as trl_reasoning_reward
 
-from trl_fork import grading
+from trl_fork.rewards import grading
 from trl_fork.rewards.functions import get_reward_function
 from trl_fork.rewards.grading import GradingPool, accuracy_reward, reasoning_accuracy_reward
 

@@ -191,7 +191,7 @@ def high_entropy_sum(entropies: np.ndarray, fraction: float = 0.005) -> float:
     Example:
         ```python
         >>> import numpy as np
-        >>> from trl_fork.analysis.statistics import high_entropy_sum
+        >>> from trl_fork.analysis import high_entropy_sum
         >>> high_entropy_sum(np.array([0.0, 2.0, 0.5, 1.5]), fraction=0.5)
         3.5
         ```

@@ -40,6 +40,7 @@ from ..generation.engines import auto_model_class, check_model_path
 from ..report.curves import require_matplotlib
 from ..report.marks import token_texts
 from ..report.page import ReportResponse, write_report_page
+from . import evaluate
 from .options import OptionParser
 
 
@@ -402,9 +403,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def sample_responses(options: argparse.Namespace) -> Path:
-    """Have examples/evaluate.py sample and grade, into the same folder; it continues a run that was killed."""
-    import evaluate
-
+    """Have the command `evaluate` sample and grade, into the same folder; it continues a run that was killed."""
     names = (
         *("model", "output", "num_samples", "temperature", "max_new_tokens", "limit", "batch_size", "seed", "dtype"),
         *("engine", "tensor_parallel_size"),
@@ -416,15 +415,15 @@ def sample_responses(options: argparse.Namespace) -> Path:
     # Not as words of a command line: a text may begin with a dash.
     vars(settings).update({name: getattr(options, name) for name in PROMPT_ARGUMENTS})
     if options.engine == "transformers":
-        evaluate.main(settings)
+        evaluate.run(settings)
     else:  # in a process of its own: an engine gives its memory back when its process ends, and scoring needs it
-        sampler = multiprocessing.get_context("spawn").Process(target=evaluate.main, args=(settings,))
+        sampler = multiprocessing.get_context("spawn").Process(target=evaluate.run, args=(settings,))
         sampler.start()
         sampler.join()
         if sampler.exitcode:
             raise RuntimeError(
                 "Sampling with vLLM has failed; its error is above. Use --engine transformers, or sample with "
-                "examples/evaluate.py and pass its completions.jsonl in --completions."
+                "trl-fork evaluate and pass its completions.jsonl in --completions."
             )
     return Path(options.output) / "completions.jsonl"
 

@@ -58,7 +58,7 @@ from ..tasks import digit_sums as task
 from .options import OptionParser
 
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "examples" / "train.py"
 RECIPE = ROOT / "configs" / "recipes" / "quickstart.yaml"
 MARKER = ".quickstart"  # in every directory that a quickstart has made, and may therefore empty

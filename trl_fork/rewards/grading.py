@@ -271,7 +271,7 @@ def accuracy_reward(
     Example:
 
     ```python
-    >>> from trl_fork.rewards.grading import accuracy_reward
+    >>> from trl_fork.rewards import accuracy_reward
     >>> accuracy_reward([r"\boxed{\frac{1}{3}}", r"\boxed{9^{9^{9^{9}}}}"], [r"\frac{1}{3}", "3"])
     [1.0, 0.0]
     ```

@@ -76,7 +76,7 @@ class ForkReportCallback(GenerationCallback):
 
     Example:
         ```python
-        from trl_fork.trainer.callbacks import ForkReportCallback
+        from trl_fork.trainer import ForkReportCallback
 
         callbacks = [ForkReportCallback(every_n_steps=20)]  # of a ForkingGRPOTrainer
         ```

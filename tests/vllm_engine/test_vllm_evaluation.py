@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from tests.commands.test_evaluate_script import GSM8K, ROWS, arguments_of, lines_of, teach
 from tests.conftest import build_model
 from tests.trainer.test_features import byte_tokenizer
-from tests.vllm.on_cpu import one_engine_at_a_time, weights_can_be_replaced  # noqa: F401
+from tests.vllm_engine.on_cpu import one_engine_at_a_time, weights_can_be_replaced  # noqa: F401
 from trl_fork.commands import analyze as analyze_entropy
 from trl_fork.commands import evaluate
 

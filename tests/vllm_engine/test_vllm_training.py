@@ -23,7 +23,7 @@ from tests.conftest import (
     weight_change,
 )
 from tests.oracles import Rollout, log_probs_and_entropies, select
-from tests.vllm.on_cpu import one_engine_at_a_time, weights_can_be_replaced  # noqa: F401
+from tests.vllm_engine.on_cpu import one_engine_at_a_time, weights_can_be_replaced  # noqa: F401
 from trl_fork import ForkingGRPOConfig
 
 
