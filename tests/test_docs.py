@@ -155,11 +155,8 @@ def test_options_exist():
     options = {
         name.removeprefix("--") for action in launch_command_parser()._actions for name in action.option_strings
     }
-    for script in [
-        path
-        for folder in ("examples", "benchmarks", "docs", "studies", "trl_fork")
-        for path in (ROOT / folder).rglob("*.py")
-    ]:
+    folders = ("examples", "benchmarks", "docs", "studies", "trl_fork")
+    for script in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         options |= set(re.findall(r'"--(\w+)"', script.read_text()))
     count = 0
     for page in PAGES:
