@@ -1,9 +1,8 @@
 """
-The same gradient from smaller batches: no padding that nobody reads, no rows without gradient.
+The same gradient from smaller batches: without padding that is never read, without rows that have no gradient.
 
-Pure functions of TRL's batch dictionaries: `prompt_ids` and `prompt_mask` of shape `(batch, prompt_length)`, padded on
-the left; tensors of shape `(batch, completion_length)`, padded on the right; tensors and lists with one entry per row;
-scalars. A loss that is a sum over tokens divided by a count that does not depend on the micro-batch has the same
+Pure functions of TRL's batch dictionaries: tensors with one column per token, padded as `batch.LAYOUT` says; tensors
+and lists with one entry per row; scalars. A loss that is a sum over tokens divided by a count that does not depend on the micro-batch has the same
 gradient for any distribution of its rows over the micro-batches of an optimizer step.
 """
 
@@ -11,8 +10,10 @@ from itertools import accumulate, pairwise
 
 import torch
 
+from .batch import LAYOUT, Padding
 
-def cut_padding(batch: dict) -> dict:
+
+def cut_padding(batch: dict, layout: dict[str, Padding] = LAYOUT) -> dict:
     """
     Cut a batch to its own longest prompt and completion.
 
@@ -22,26 +23,27 @@ def cut_padding(batch: dict) -> dict:
     Args:
         batch (`dict`):
             Batch of at least one row.
+        layout (`dict[str, Padding]`, *optional*):
+            Padding of each tensor; those that it does not name stay as they are.
 
     Returns:
-        `dict`: the batch with views of its tensors. At least one position of each part stays.
+        `dict`: the batch with views of its tensors. At least one column of each stays.
     """
-    prompt_length, completion_length = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]
-    prompt = max(int(batch["prompt_mask"].sum(1).max()), 1)
-    completion = max(_last_valid(batch["completion_mask"]), 1)
-    cut = {}
-    for key, value in batch.items():
-        if key in ("prompt_ids", "prompt_mask"):
-            value = value[:, prompt_length - prompt :]
-        elif isinstance(value, torch.Tensor) and value.dim() == 2 and value.shape[1] == completion_length:
-            value = value[:, :completion]
-        cut[key] = value
+    used = {padding: _columns_in_use(batch[padding.mask], padding.side) for padding in set(layout.values())
+            if padding.mask in batch}  # fmt: skip
+    cut = dict(batch)
+    for key in batch.keys() & layout.keys():
+        padding = layout[key]
+        if batch[key] is not None and batch[key].dim() == 2:
+            cut[key] = batch[key][:, -used[padding] :] if padding.side == "left" else batch[key][:, : used[padding]]
     return cut
 
 
-def _last_valid(mask: torch.Tensor) -> int:
-    positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    return int((mask.bool() * positions).max()) if mask.numel() else 0
+def _columns_in_use(mask: torch.Tensor, side: str) -> int:
+    """Columns from the first token of any row, or up to the last one; at least one."""
+    columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    counted = columns.flip(0) if side == "left" else columns
+    return max(int((mask.bool() * counted).max()), 1) if mask.numel() else 1
 
 
 def inert_rows(batch: dict, weights: torch.Tensor | None) -> torch.Tensor:
