@@ -7,6 +7,7 @@ the batch is full of groups that have one, or a number of rounds is spent.
 
 import random
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, gcd, sqrt
 
@@ -15,8 +16,8 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import ProcessorMixin
 
-from .._logging import logger
 from ._trl import TrainerMixin, nanstd
+from .context import FinalBatch, WithContext
 from .metrics import LENGTH_METRICS, combine_rounds, reward_metrics, weighted_sum
 
 
@@ -32,7 +33,7 @@ def rows_without_spread(rewards: torch.Tensor, num_generations: int) -> torch.Te
 
     Args:
         rewards (`torch.Tensor` of shape `(num_groups * num_generations,)` or `(..., num_rewards)`):
-            Rewards of whole groups, each in consecutive rows. NaN is a completion that nobody could score, and does
+            Rewards of whole groups, each in consecutive rows. NaN is a completion that could not be scored, and does
             not count. With several columns, a group must be uniform in each.
         num_generations (`int`):
             Completions per group.
@@ -56,7 +57,7 @@ def rows_without_signal(rewards: torch.Tensor, num_generations: int, *, scale: b
 
     Args:
         rewards (`torch.Tensor` of shape `(num_groups * num_generations,)`):
-            Rewards of whole groups, each in consecutive rows. NaN is a completion that nobody could score.
+            Rewards of whole groups, each in consecutive rows. NaN is a completion that could not be scored.
         num_generations (`int`):
             Completions per group.
         scale (`bool`):
@@ -123,7 +124,25 @@ def _epoch_order(num_prompts: int, seed: int, epoch: int) -> list[int]:
 # ---------------------------------------------------------------------- trainer
 
 
-class DynamicSamplingMixin(TrainerMixin):
+@dataclass
+class RefillStream:
+    """
+    Where a run stands in its stream of fresh prompts.
+
+    Args:
+        drawn (`int`): Prompts taken from the stream so far, over all processes.
+    """
+
+    drawn: int = 0
+
+    def state_dict(self) -> dict:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.drawn = state["drawn"]
+
+
+class DynamicSamplingMixin(WithContext, TrainerMixin):
     """
     What [`ForkingGRPOTrainer`] does with groups that carry no signal: their advantage is exactly zero and, with
     `dynamic_sampling=True`, they are replaced.
@@ -135,13 +154,7 @@ class DynamicSamplingMixin(TrainerMixin):
     """
 
     def _init_dynamic_sampling(self):
-        self._refills_drawn = 0  # prompts taken from the stream of refills, over all ranks; saved in checkpoints
-        self._final_rows = None  # rows of this rank, while TRL makes its batch of them
-        self._final_rewards = None  # (rows of all ranks, reward functions), likewise
-        self._generation_rewards = None  # (rows of all ranks, reward functions), of the latest generation batch
-        self._has_topped_up = False
-        self._has_met_infinity = False
-        self._deciding_column = None
+        self._refills = self._resumable["refills"] = RefillStream()
         name = self.args.dynamic_sampling_reward
         if self.args.dynamic_sampling and name is not None:
             if name not in self.reward_func_names:
@@ -151,6 +164,9 @@ class DynamicSamplingMixin(TrainerMixin):
                 )
             self._deciding_column = self.reward_func_names.index(name)
 
+    _deciding_column: int | None = None  # of the rewards, the one whose spread makes a group informative
+    _rewards: torch.Tensor | None = None  # (rows of all processes, reward functions), of the latest batch
+
     def _generate_and_score_completions(self, inputs):
         mode = "train" if self.model.training else "eval"
         with self._keeping_rewards() as kept:
@@ -158,7 +174,7 @@ class DynamicSamplingMixin(TrainerMixin):
                 output = self._generate_informative_groups(inputs)
             else:
                 output = super()._generate_and_score_completions(inputs)
-        self._generation_rewards = rewards = kept[-1]
+        self._rewards = rewards = kept[-1]
         self._warn_of_infinite_rewards(rewards)
         if self.args.selects_tokens or self.args.skip_inert_compute:
             size = self.num_generations if mode == "train" else self.num_generations_eval
@@ -176,13 +192,13 @@ class DynamicSamplingMixin(TrainerMixin):
 
     def _warn_of_infinite_rewards(self, rewards):
         infinite = rewards.isinf().any(0).tolist()
-        if any(infinite) and not self._has_met_infinity and self.accelerator.is_main_process:
-            self._has_met_infinity = True
+        if any(infinite) and self.accelerator.is_main_process:
             names = [name for name, found in zip(self.reward_func_names, infinite, strict=True) if found]
-            logger.warning(
+            self._warn_once(
+                "infinite reward",
                 f"Step {self.state.global_step}: an infinite reward of {names}. Its group has no finite advantage and "
                 "is not trained on, here and wherever this happens again. Return a large finite number, or None for "
-                "a completion that cannot be scored."
+                "a completion that cannot be scored.",
             )
 
     @contextmanager
@@ -201,9 +217,10 @@ class DynamicSamplingMixin(TrainerMixin):
             del self._calculate_rewards
 
     def _generate(self, prompts):
-        if self._final_rows is None:
+        final = self._context.final_batch
+        if final is None or final.rows_given:
             return super()._generate(prompts)
-        rows, self._final_rows = self._final_rows, None
+        rows, final.rows_given = final.rows, True
         for name in {name for row in rows for name in row["logged"]}:
             self._pending_extra_logs[name] = [row["logged"].get(name) for row in rows]
         prompt_ids, completion_ids, tool_mask, completions, logprobs = (
@@ -222,10 +239,11 @@ class DynamicSamplingMixin(TrainerMixin):
         )
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        rewards, self._final_rewards = self._final_rewards, None
-        if rewards is None:
+        final = self._context.final_batch
+        if final is None or final.rewards_given:
             return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        return rewards
+        final.rewards_given = True
+        return final.rewards
 
     def _generate_informative_groups(self, inputs):
         num_ranks, size = self.accelerator.num_processes, self.num_generations
@@ -251,18 +269,17 @@ class DynamicSamplingMixin(TrainerMixin):
             inputs = self._refill(refill_size(sum(informative), len(informative), wanted, multiple))
         rewards = torch.cat(rewards)
         groups = choose_groups(informative, wanted)
-        self._final_rows = self._exchange(rounds, [group * size + i for group in groups for i in range(size)])
         chosen = torch.tensor(groups, device=rewards.device)
-        self._final_rewards = rewards.view(len(informative), size, -1)[chosen].flatten(0, 1)
+        final = FinalBatch(
+            rows=self._exchange(rounds, [group * size + i for group in groups for i in range(size)]),
+            rewards=rewards.view(len(informative), size, -1)[chosen].flatten(0, 1),
+        )
         for name, value in combine_rounds(lengths, [len(rows) for rows in rounds]).items():
             self._metrics["train"][name].append(value)
         self._report_sampling(len(rounds), informative, wanted)
-        try:
-            output = super()._generate_and_score_completions([row["input"] for row in self._final_rows])
-            ignored = self._final_rows is not None or self._final_rewards is not None
-        finally:
-            self._final_rows = self._final_rewards = None
-        if ignored:
+        with self._within(final_batch=final):
+            output = super()._generate_and_score_completions([row["input"] for row in final.rows])
+        if not (final.rows_given and final.rewards_given):
             raise NotImplementedError(
                 f"{type(self).__name__} overrides _generate or _calculate_rewards without calling super(): dynamic "
                 "sampling would train on completions that it has not looked at. Pass a rollout_func or reward "
@@ -303,8 +320,8 @@ class DynamicSamplingMixin(TrainerMixin):
     def _refill(self, num_groups: int) -> list[dict]:
         """Examples of this rank for `num_groups` fresh prompts over all ranks."""
         dataset, size = self._refill_dataset, self.num_generations
-        prompts = draw_prompts(len(dataset), self.args.seed, self._refills_drawn, num_groups)
-        self._refills_drawn += num_groups
+        prompts = draw_prompts(len(dataset), self.args.seed, self._refills.drawn, num_groups)
+        self._refills.drawn += num_groups
         num_rows = num_groups * size // self.accelerator.num_processes
         first = self.accelerator.process_index * num_rows
         # One dictionary per row: what a rollout function adds to one must not reach the others.
@@ -353,14 +370,14 @@ class DynamicSamplingMixin(TrainerMixin):
         metrics["dynamic_sampling/rounds"].append(float(rounds))
         metrics["dynamic_sampling/informative_group_fraction"].append(found / len(informative))
         metrics["dynamic_sampling/surplus_groups"].append(float(max(found - wanted, 0)))
-        if found < wanted and not self._has_topped_up and self.accelerator.is_main_process:
-            self._has_topped_up = True
-            logger.warning(
+        if found < wanted and self.accelerator.is_main_process:
+            self._warn_once(
+                "topped up",
                 f"dynamic_sampling: step {self.state.global_step} found {found} informative groups of {wanted} in "
                 f"{rounds} rounds ({len(informative)} groups). The batch is topped up with groups that have no "
                 "advantage, here and wherever this happens again; dynamic_sampling/informative_group_fraction shows "
                 "how rare the others are. Raise dynamic_sampling_max_rounds, or take prompts that the model solves "
-                "sometimes, but not always."
+                "sometimes, but not always.",
             )
 
 
