@@ -226,6 +226,10 @@ def test_named_reward_decides(tokenizer, tmp_path):
     log, rollouts = run_with_rewards(tokenizer, tmp_path, accuracy_and_length)
     assert log["dynamic_sampling/informative_group_fraction"] == 1.0
     assert len(rollouts.generated) == 1
+    # The sum that decides is the weighted one.
+    log, _ = run_with_rewards(tokenizer, tmp_path, accuracy_and_length, reward_weights=[3.0, 0.0])
+    assert log["dynamic_sampling/informative_group_fraction"] == 0.5
+    assert log["reward"] == pytest.approx(3 * 0.5 / NUM_GENERATIONS)
 
 
 def test_unscorable_groups_are_uninformative(tokenizer, tmp_path, recwarn):

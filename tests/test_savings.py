@@ -17,6 +17,7 @@ from trl.trainer.utils import add_fused_lm_head
 import trl_fork.lm_head as lm_head
 from trl_fork import ForkingGRPOConfig
 from trl_fork.batching import cut_padding, inert_rows, plan_window, take_rows
+from trl_fork.metrics import partial_metrics
 from trl_fork.savings import plan_savings, rescales_with_length
 
 
@@ -211,6 +212,16 @@ def test_metrics_keep_their_meaning(tokenizer, tmp_path):
     # Eight steps on one batch, which is scored once: then no entropy, rather than an empty one
     assert ["entropy" in entry for entry in ours[:8]] == [True] + [False] * 7
     assert {name for name in theirs[0] if "clip_ratio" in name} >= {"clip_ratio/low_mean", "clip_ratio/high_max"}
+
+
+def test_ratios_over_valid_tokens_become_ratios_over_those_seen():
+    # Of 50 tokens 10 were seen; 4, 3 and 1 of them were clipped.
+    logged = {"clip_ratio/region_mean": [0.08, 0.06], "cispo_clip_ratio": [0.02], "kl": [0.5], "entropy": [0.7]}
+    assert partial_metrics(logged, 50, 10) == {
+        "forking/clip_ratio/region_mean": pytest.approx([0.4, 0.3]),
+        "forking/cispo_clip_ratio": pytest.approx([0.1]),
+        "kl": [0.5],
+    }
 
 
 @pytest.mark.parametrize(("loss_type", "name"), [("cispo", "cispo_clip_ratio"), ("vespo", "vespo/phi_seq_mean")])
