@@ -178,10 +178,10 @@ def test_correctness_and_scope():
 
 
 def test_correlations():
-    # One pair of equal lengths, by hand: ranks 0, 1.5, 1.5, 3 against 3, 2, 1, 0
-    rows = [[4.0], [3.0, 3.0], [2.0, 2.0], [1.0, 1.0, 1.0]]
-    result = analysis.length_summary(flat(rows), np.array([1, 2, 2, 3]))
-    assert result["mean"] == 2
+    # One pair of equal lengths, by hand: ranks 0, 1.5, 1.5, 3 against 3, 2, 1, 0. An empty response has no entropy.
+    rows = [[4.0], [2.0, 4.0], [], [2.5, 1.5], [0.25, 0.5, 2.25]]
+    result = analysis.length_summary(flat(rows), np.array([1, 2, 0, 2, 3]))
+    assert result["mean"] == 8 / 5
     assert result["pearson_with_mean_entropy"] == pytest.approx(-3 / math.sqrt(10))
     assert result["spearman_with_mean_entropy"] == pytest.approx(-4.5 / math.sqrt(4.5 * 5))
     assert math.isnan(analysis.correlation(np.ones(4), np.arange(4)))

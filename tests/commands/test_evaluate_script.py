@@ -356,10 +356,14 @@ class StandInLLM:
         assert max_lora_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)
         assert (dtype, tensor_parallel_size) == ("auto", 1)
         self.model, self.enable_lora, self.max_model_len = str(model), enable_lora, max_model_len
+        self.max_lora_rank = max_lora_rank
 
     def generate(self, prompts, sampling_params, *, use_tqdm=True, lora_request=None):
         assert self.enable_lora or lora_request is None
         name = lora_request[2] if lora_request else self.model
+        if lora_request:  # vLLM refuses ids below 1 and larger ranks, and sets memory aside for the largest
+            rank = json.loads((Path(name) / "adapter_config.json").read_text())["r"]
+            assert lora_request[1] >= 1 and self.max_lora_rank == {4: 8}[rank]
         for prompt, parameters in zip(prompts, sampling_params, strict=True):
             assert set(prompt) == {"prompt_token_ids"}
             assert len(prompt["prompt_token_ids"]) + parameters.max_tokens <= self.max_model_len

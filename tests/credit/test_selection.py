@@ -310,15 +310,17 @@ def test_metrics_by_hand():
     ("scope", "threshold"), [("batch", 0.4), ("micro_batch", 0.4), ("local", 0.65), ("sequence", 0.6)]
 )
 def test_metrics_over_ranks(scope, threshold):
-    entropies = torch.tensor([[0.1, 0.9, 0.3], [0.5, 0.2, 7.0], [0.4, 7.0, 7.0]])
-    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]])
+    entropies = torch.tensor([[0.1, 0.9, 0.3], [0.5, 0.2, 0.05], [0.4, 7.0, 7.0]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 0, 0]])
     selected = torch.tensor([[0, 1, 0], [1, 0, 0], [1, 0, 0]])
     advantages = torch.tensor([1.0, 0.0, 2.0])
     parts = [tuple(t[rows] for t in (entropies, mask, selected, advantages)) for rows in ([0], [1, 2], [])]
     results, errors = on_ranks(lambda *a: all_metrics(*a[:4], "high_entropy", scope, a[4]), parts)
     assert errors == [None] * len(parts)
     for metrics in results:
-        assert metrics["selected_fraction"] == pytest.approx(0.5)
+        assert metrics["selected_fraction"] == pytest.approx(3 / 7)
+        assert metrics["selected_entropy_mean"] == pytest.approx(1.8 / 3)
+        assert metrics["unselected_entropy_mean"] == pytest.approx(0.65 / 4)
         assert metrics["inert_row_fraction"] == pytest.approx(1 / 3)
         assert metrics["entropy_p50"] == pytest.approx(0.3)
         assert metrics["entropy_threshold"] == pytest.approx(threshold)

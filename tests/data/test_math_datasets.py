@@ -219,9 +219,9 @@ def test_benchmark_files(tmp_path):
     assert first["prompt"][:] == ["0?", "1?", "2?"]
     assert {row["prompt"]: row["id"] for row in first} == {row["prompt"]: row["id"] for row in second}
     assert len(set(first["id"])) == 3
-    # One question with two answers is two problems.
-    Dataset.from_list([verl("a?", "1"), verl("a?", "2")]).to_parquet(tmp_path / "c.parquet")
-    assert len(set(load_benchmark(str(tmp_path / "c.parquet"))["id"])) == 2
+    # One question with two answers is two problems, and so are two questions with one answer.
+    Dataset.from_list([verl("a?", "1"), verl("a?", "2"), verl("b?", "1")]).to_parquet(tmp_path / "c.parquet")
+    assert len(set(load_benchmark(str(tmp_path / "c.parquet"))["id"])) == 3
 
 
 def test_a_benchmark_of_another_size_is_reported(hub, caplog, monkeypatch):

@@ -67,23 +67,23 @@ def test_pass_at_k_of_many_samples_does_not_overflow():
 
 
 def test_summary():
-    rows = samples_of({"a": [1, 1, 0], "b": [0, 0, 0], "c": [1, 0, 0]})
-    for row, length in zip(rows, range(10, 19), strict=True):
-        row["length"], row["truncated"] = length, length > 16
+    rows = samples_of({"a": [1, 1, 0], "b": [0, 0, 0], "c": [1, 0, 0], "e": [0, 1, 1]})
+    for row, length in zip(rows, [*range(10, 20), 30, 40], strict=True):
+        row["length"], row["truncated"] = length, length > 17
     rows[3]["grading_failure"] = "timeout"
     result = summarize([*rows[::-1], *samples_of({"a": [1]}, "single")])
     assert list(result) == ["d", "single"]
-    accuracies = [2 / 3, 0.0, 1 / 3]
+    accuracies = [2 / 3, 0.0, 1 / 3, 2 / 3]
     assert result["d"] == pytest.approx(
         {
-            "avg@3": 1 / 3,
-            "avg@3_stderr": statistics.stdev(accuracies) / math.sqrt(3),
-            "pass@1": 1 / 3,
-            "pass@2": (1 + 0 + 2 / 3) / 3,
-            "pass@3": 2 / 3,
-            "mean_length": 14.0,
-            "truncated_fraction": 2 / 9,
-            "num_problems": 3,
+            "avg@3": 5 / 12,
+            "avg@3_stderr": statistics.stdev(accuracies) / math.sqrt(4),
+            "pass@1": 5 / 12,
+            "pass@2": (1 + 0 + 2 / 3 + 1) / 4,
+            "pass@3": 3 / 4,
+            "mean_length": 215 / 12,
+            "truncated_fraction": 4 / 12,
+            "num_problems": 4,
             "num_samples": 3,
             "grading_failures": 1,
         }
@@ -109,6 +109,9 @@ def test_comparison_is_paired_by_problem():
     difference = compare(samples_of(right), samples_of(dict(reversed(better.items()))))["d"]
     assert (difference.num_problems, difference.mean) == (40, 0.25)
     assert (difference.low, difference.high) == (0.25, 0.25)
+    # A mean, and not the most common difference
+    difference = compare(samples_of({"1": [0], "2": [1], "3": [0]}), samples_of({"1": [0], "2": [1], "3": [1]}))["d"]
+    assert difference.mean == pytest.approx(1 / 3)
     # Only common problems and data sets count
     difference = compare(samples_of({"1": [1], "2": [0]}), samples_of({"2": [1], "3": [1]}))["d"]
     assert (difference.num_problems, difference.mean, difference.low) == (1, 1.0, None)
@@ -158,7 +161,7 @@ def test_store_merges_parts_and_drops_a_half_written_line(tmp_path):
     with open(stores[0].path, "ab") as file:
         file.write(json.dumps(rows[1]).encode() + b"\n" + json.dumps(rows[5]).encode()[:-1])  # killed while merging
     merged = stores[0].merge()
-    assert sorted(merged, key=lambda row: row["problem_id"]) == rows
+    assert merged == [rows[i] for i in (0, 3, 1, 4, 2, 5)], "by rank, whatever order the file system lists them in"
     assert read_completions(stores[0].path) == merged == stores[0].merge()
     assert [path.name for path in tmp_path.iterdir()] == ["completions.jsonl"]
     stores[0].path.write_text("{}\nbroken\n{}\n")

@@ -226,6 +226,10 @@ def test_named_reward_decides(tokenizer, tmp_path):
     log, rollouts = run_with_rewards(tokenizer, tmp_path, accuracy_and_length)
     assert log["dynamic_sampling/informative_group_fraction"] == 1.0
     assert len(rollouts.generated) == 1
+    # The sum that decides is the weighted one.
+    log, _ = run_with_rewards(tokenizer, tmp_path, accuracy_and_length, reward_weights=[3.0, 0.0])
+    assert log["dynamic_sampling/informative_group_fraction"] == 0.5
+    assert log["reward"] == pytest.approx(3 * 0.5 / NUM_GENERATIONS)
 
 
 def test_unscorable_groups_are_uninformative(tokenizer, tmp_path, recwarn):
@@ -496,19 +500,21 @@ def test_rows_without_signal():
 
 
 def test_lengths_of_several_rounds_are_those_of_one():
-    lengths, truncated = [[3, 8, 8, 5], [2, 6]], [[0, 1, 1, 0], [0, 0]]
+    # Another mean, another size and another share of truncated ones in each round; in the last nothing has terminated.
+    lengths = [[3, 9, 8, 5], [2, 7, 6], [1, 11]]
+    truncated = [[0, 1, 1, 0], [0, 0, 0], [1, 1]]
     rounds = {name: [] for name in LENGTH_METRICS}
     for values, cut in zip(lengths, truncated, strict=True):
         ended = [n for n, c in zip(values, cut, strict=True) if not c]
         for prefix, sample in (("", values), ("terminated_", ended)):
-            rounds[f"completions/mean_{prefix}length"].append(sum(sample) / len(sample))
-            rounds[f"completions/min_{prefix}length"].append(min(sample))
-            rounds[f"completions/max_{prefix}length"].append(max(sample))
+            rounds[f"completions/mean_{prefix}length"].append(sum(sample) / max(len(sample), 1))
+            rounds[f"completions/min_{prefix}length"].append(min(sample, default=0))  # 0 is TRL's value
+            rounds[f"completions/max_{prefix}length"].append(max(sample, default=0))
         rounds["completions/clipped_ratio"].append(sum(cut) / len(cut))
-    assert combine_rounds(rounds, [4, 2]) == pytest.approx({
-        "completions/mean_length": 32 / 6, "completions/min_length": 2, "completions/max_length": 8,
-        "completions/clipped_ratio": 2 / 6, "completions/mean_terminated_length": 16 / 4,
-        "completions/min_terminated_length": 2, "completions/max_terminated_length": 6,
+    assert combine_rounds(rounds, [4, 3, 2]) == pytest.approx({
+        "completions/mean_length": 52 / 9, "completions/min_length": 1, "completions/max_length": 11,
+        "completions/clipped_ratio": 4 / 9, "completions/mean_terminated_length": 23 / 5,
+        "completions/min_terminated_length": 2, "completions/max_terminated_length": 7,
     })  # fmt: skip
 
 

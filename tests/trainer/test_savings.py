@@ -17,6 +17,7 @@ from tests.conftest import FixedRollouts, SpyTrainer, build_model, relative_diff
 from tests.oracles import naive_head
 from trl_fork import ForkingGRPOConfig
 from trl_fork.trainer.batching import cut_padding, inert_rows, plan_window, take_rows
+from trl_fork.trainer.metrics import partial_metrics
 from trl_fork.trainer.savings import plan_savings, rescales_with_length
 
 
@@ -25,13 +26,18 @@ class Spy(SpyTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.positions = self.rows = 0
+        self.positions = self.rows = self.useful = self.head_rows = 0
 
     def compute_loss(self, model, inputs, *args, **kwargs):
+        before = lm_head.rows_projected["forward"]
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
         if self.model.training:
             self.rows += len(inputs["prompt_ids"])
             self.positions += inputs["prompt_ids"].numel() + inputs["completion_ids"].numel()
-        return super().compute_loss(model, inputs, *args, **kwargs)
+            weights = self.weights[-1] if self.args.selects_tokens else inputs["completion_mask"]
+            self.useful += int(((weights != 0) & (inputs["advantages"] != 0).unsqueeze(1)).sum())
+            self.head_rows += lm_head.rows_projected["forward"] - before
+        return loss
 
 
 def compare(tokenizer, tmp_path, build=build_model, rewards=None, **settings):
@@ -92,8 +98,19 @@ def test_all_savings_keep_the_gradient(settings, updates, tokenizer, tmp_path):
     steps = updates.get("num_iterations", 1)
     assert full.rows == 32 * steps and lean.rows <= 24 * steps
     assert lean.positions < 0.7 * full.positions
-    assert 0 < lean.projected["backward"] <= sum(int((w != 0).sum()) for w in lean.weights)
+    assert 0 < lean.projected["backward"] <= lean.useful == lean.head_rows
     assert full.projected == {"forward": 0, "backward": 0}
+
+
+@pytest.mark.parametrize("updates", [ON_POLICY, OFF_POLICY], ids=["on_policy", "off_policy"])
+def test_rows_that_fill_up_a_batch_cost_no_head_row(updates, tokenizer, tmp_path):
+    """Two of 32 rows have an advantage, and no micro-batch may be empty: the rows beside them stay without head."""
+    rewards = [[0.5] * 8, [0.0, 1.0] + [0.5] * 6, [0.25] * 8, [0.75] * 8]
+    difference, lean, full = compare(tokenizer, tmp_path, rewards=rewards, **updates)
+    assert difference < 1e-5
+    steps = updates.get("num_iterations", 1)
+    assert full.rows == 32 * steps and 2 * steps < lean.rows <= 5 * steps
+    assert 0 < lean.useful == lean.head_rows < sum(int((w != 0).sum()) for w in lean.weights)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +150,10 @@ def test_what_is_not_exact_is_off(settings, off, tokenizer, tmp_path, caplog, mo
     assert difference < 1e-5
     for name in ("padding", "head_backward"):
         assert getattr(lean._savings, name)
+    # Rows without advantage are in these batches where `inert_rows` is off: the head leaves them out all the same.
+    assert (lean.rows == 32) == ("inert_rows" in off)
+    if lean._savings.head_forward:
+        assert 0 < lean.useful == lean.head_rows
 
 
 def test_reordering_would_change_the_pool_of_a_micro_batch(tokenizer, tmp_path, monkeypatch):
@@ -191,6 +212,16 @@ def test_metrics_keep_their_meaning(tokenizer, tmp_path):
     # Eight steps on one batch, which is scored once: then no entropy, rather than an empty one
     assert ["entropy" in entry for entry in ours[:8]] == [True] + [False] * 7
     assert {name for name in theirs[0] if "clip_ratio" in name} >= {"clip_ratio/low_mean", "clip_ratio/high_max"}
+
+
+def test_ratios_over_valid_tokens_become_ratios_over_those_seen():
+    # Of 50 tokens 10 were seen; 4, 3 and 1 of them were clipped.
+    logged = {"clip_ratio/region_mean": [0.08, 0.06], "cispo_clip_ratio": [0.02], "kl": [0.5], "entropy": [0.7]}
+    assert partial_metrics(logged, 50, 10) == {
+        "forking/clip_ratio/region_mean": pytest.approx([0.4, 0.3]),
+        "forking/cispo_clip_ratio": pytest.approx([0.1]),
+        "kl": [0.5],
+    }
 
 
 @pytest.mark.parametrize(("loss_type", "name"), [("cispo", "cispo_clip_ratio"), ("vespo", "vespo/phi_seq_mean")])
