@@ -144,7 +144,7 @@ class ChosenTokens(SpyTrainer):
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
-        self.chosen = {(int(row), int(token)) for row, token in output["selection_weights"].nonzero()}
+        self.chosen = {(int(row), int(token)) for row, token in output["credit_weights"].nonzero()}
         return output
 
 

@@ -1,6 +1,7 @@
 """What comes after the last step, and fails, does not cost the model."""
 
 import json
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -66,7 +67,7 @@ def saved_is(trainer) -> bool:
 
 @pytest.mark.parametrize("event", ["on_train_end", "on_log", "on_step_end", "on_epoch_end", "on_evaluate"])
 def test_a_callback_that_fails_after_the_last_step(event, build, caplog, monkeypatch):
-    monkeypatch.setattr("trl_fork.commands.finishing.logger.propagate", True)
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     trainer = build(Failing(event), eval_strategy="steps" if event == "on_evaluate" else "no", eval_steps=2)
     train_and_save(trainer)
     assert trainer.state.global_step == 2
@@ -176,7 +177,7 @@ def test_curves_with_gaps(values, tmp_path):
 
 
 def test_what_a_finished_run_can_do_without(caplog, monkeypatch, tmp_path):
-    monkeypatch.setattr("trl_fork.commands.finishing.logger.propagate", True)
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     assert attempt("adding", lambda: 1 + 1) == 2 and not caplog.text
     assert attempt("drawing a.png", lambda: plot_training([], tmp_path / "gone" / "a.png")) is None
     assert "The model is saved, but drawing a.png failed (FileNotFoundError: " in caplog.text

@@ -1,6 +1,7 @@
 """`examples/train.py` as a user runs it: real text, real parsing, real processes."""
 
 import json
+import logging
 import math
 import re
 import shlex
@@ -248,7 +249,7 @@ def test_nothing_after_training_costs_the_model(recipe, own_rewards, tmp_path, m
         monkeypatch.setattr(script, name, fail)
     monkeypatch.setattr(script, "LastLogCallback", Tracker)
     monkeypatch.setattr(script.ForkingGRPOTrainer, "save_state", fail)
-    monkeypatch.setattr("trl_fork.commands.finishing.logger.propagate", True)
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     recipe |= {"reward_funcs": [f"{own_rewards}.infinite"], "save_strategy": "no", "gradient_accumulation_steps": 1}
     script.run(*parse("--config", write(recipe, tmp_path)))
     assert len(load_file(tmp_path / "run" / "model.safetensors")) > 5
@@ -346,7 +347,7 @@ def test_evaluation_needs_problems_that_are_not_trained_on(change, message, reci
 
 
 def test_evaluation_on_other_problems(recipe, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("trl_fork.trainer.checks.logger.propagate", True)
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     rows = [json.loads(line) for line in GSM8K.read_text().splitlines()]
     Dataset.from_list([{"Problem": rows[0]["question"], "Answer": "1"}, {"Problem": "2?", "Answer": "2"}]).to_json(
         tmp_path / "held_out.jsonl"

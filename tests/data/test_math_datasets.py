@@ -5,6 +5,7 @@ The tables of data sets, and the real loading code on a local mirror of the Hub.
 published ones have; the rows are made up.
 """
 
+import logging
 import re
 
 import datasets
@@ -225,7 +226,7 @@ def test_benchmark_files(tmp_path):
 
 
 def test_a_benchmark_of_another_size_is_reported(hub, caplog, monkeypatch):
-    monkeypatch.setattr("trl_fork.data.loading.logger.propagate", True)
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     load_benchmark("aime25")
     assert "aime25: 1 problems where 30 are known" in caplog.text
 

@@ -5,6 +5,7 @@ A gold that is left out has no right answer. The list of differences in `docs/gr
 """
 
 import json
+import logging
 import re
 import time
 from pathlib import Path
@@ -470,7 +471,7 @@ def test_preprocessing_is_linear():
 
 
 def test_unreadable_golds_are_reported_once(caplog, monkeypatch, tmp_path):
-    monkeypatch.setattr("trl_fork.data.loading.logger.propagate", True)
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     golds = ["5", "proof", "proof", "N/A", "x+1", "", r"So \boxed{3}."]
     data = Dataset.from_list([{"question": f"{n}?", "answer": gold} for n, gold in enumerate(golds)])
     loaded = to_prompt_and_solution(data)
@@ -492,7 +493,7 @@ def test_unreadable_golds_are_reported_once(caplog, monkeypatch, tmp_path):
 
 
 def test_only_the_first_process_reports(caplog, monkeypatch):
-    monkeypatch.setattr("trl_fork.data.loading.logger.propagate", True)
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     monkeypatch.setenv("RANK", "1")
     to_prompt_and_solution(Dataset.from_list([{"question": "1?", "answer": "proof"}]))
     assert not caplog.records

@@ -269,7 +269,7 @@ def test_another_trainer_is_refused(model, tokenizer, tmp_path):
 
 
 def test_a_page_that_cannot_be_written_ends_no_run(model, tokenizer, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(callbacks.logger, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     (tmp_path / "pages").write_text("a file")
     callback = ForkReportCallback(1, output_dir=tmp_path / "pages")
     with caplog.at_level(logging.WARNING):

@@ -142,7 +142,7 @@ def cut(path):
 
 @pytest.mark.parametrize("broken", ["trainer_state.json", "rng_state.pth", "forking_state_0.pt", "missing"])
 def test_newest_complete_checkpoint_is_taken(broken, run_directory, tokenizer, caplog, monkeypatch):
-    monkeypatch.setattr(checkpoints.logger, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     newest = run_directory / "checkpoint-3"
     if broken == "missing":
         (newest / "trainer_state.json").unlink()
@@ -177,7 +177,7 @@ def test_named_half_written_checkpoint_is_refused(run_directory, tokenizer):
 
 
 def test_other_settings_start_a_new_generation_batch(run_directory, tokenizer, caplog, monkeypatch):
-    monkeypatch.setattr(checkpoints.logger, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     with caplog.at_level(logging.WARNING):
         run(tokenizer, run_directory, resume=True, max_steps=4, entropy_threshold_scope="micro_batch", beta=0.0)
     assert "saved within a generation batch by other settings (entropy_threshold_scope was batch, is micro_batch)" in (

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import inspect
+import logging
 
 import pytest
 from datasets import Dataset
@@ -158,7 +159,7 @@ def test_columns_that_would_be_removed(tmp_path):
 
 
 def test_a_wrapper_that_may_need_more_is_warned_of(caplog, monkeypatch, tmp_path):
-    monkeypatch.setattr("trl_fork.trainer.checks.logger.propagate", True)
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     args = ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=8)
     data = Dataset.from_dict({"prompt": ["p"] * 8})
     for function, warned in (
@@ -227,7 +228,7 @@ def test_messages_in_the_format_of_this_template():
 
 
 def test_problems_in_both_sets_are_counted(caplog, monkeypatch):
-    monkeypatch.setattr("trl_fork.trainer.checks.logger.propagate", True)
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     train, held_out = (Dataset.from_dict({"prompt": texts}) for texts in (["a", "b", "c"], ["c", "d"]))
     warn_of_overlap(train, held_out)
     assert "eval_dataset: 1 of its 2 prompts are in the training data too" in caplog.text

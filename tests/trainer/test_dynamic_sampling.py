@@ -61,7 +61,7 @@ def naive_gradient(start, batch):
 def test_step_is_that_of_the_informative_groups(
     micro_batch, skip_inert_compute, model, start, tokenizer, tmp_path, caplog, monkeypatch
 ):
-    monkeypatch.setattr(dynamic_sampling.logger, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     informative = [False, True, False, False, True, False, True, True, False, True, True, False]
     rollouts = rollouts_with(tokenizer, informative)
     steps = 32 // micro_batch
@@ -121,7 +121,7 @@ def test_padding_is_that_of_the_final_batch(model, start, tokenizer, tmp_path):
 
 
 def test_batch_is_topped_up_after_the_last_round(model, start, tokenizer, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(dynamic_sampling.logger, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     rollouts = rollouts_with(tokenizer, [False, True, False, False, False, False])
     with caplog.at_level(logging.WARNING):
         trainer = train(
@@ -286,7 +286,7 @@ def test_groups_without_a_finite_advantage_change_nothing(
     kind, scale_rewards, model, start, tokenizer, tmp_path, caplog, monkeypatch, recwarn
 ):
     """Without dynamic sampling, too. TRL writes 3.4e38 for an advantage of infinity."""
-    monkeypatch.setattr(dynamic_sampling.logger, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     rollouts = FixedRollouts(tokenizer, rewards=[HOPELESS[kind]] * 4)
     train(model, tokenizer, rollouts, tmp_path, scale_rewards=scale_rewards, max_steps=2)
     assert weight_change(start, model).abs().max() == 0
@@ -381,9 +381,7 @@ def test_columns_that_begin_between_two_logs(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_columns_of_the_wrong_length_stay_empty(dynamic, tokenizer, tmp_path, caplog, monkeypatch):
-    import trl_fork.trainer.completions_log as completions_log
-
-    monkeypatch.setattr(completions_log.logger, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
 
     def reward(completions, prompts, log_extra, **kwargs):
         log_extra("text", list(prompts)[:5])

@@ -198,7 +198,7 @@ def test_tool_results_are_never_selected(scope, tmp_path):
         assert sorted(selected.sum(1).tolist()) == sorted(forking_count_of(n, 0.2) for n in sizes)
     assert selected.sum() == sum(forking_count_of(n, 0.2) for n in (sizes if scope == "sequence" else [sum(sizes)]))
     if scope != "micro_batch":
-        assert not ((output["selection_weights"] > 0) & (mask == 0)).any()
+        assert not ((output["credit_weights"] > 0) & (mask == 0)).any()
 
 
 class Counter:
@@ -244,7 +244,7 @@ def test_environment(tmp_path):
     )
     trainer.train()
     mask = trainer.output["completion_mask"] * trainer.output["tool_mask"]
-    weights = trainer.output["selection_weights"]
+    weights = trainer.output["credit_weights"]
     assert (trainer.output["tool_mask"] == 0).any()
     assert (weights > 0).sum() == forking_count_of(int(mask.sum()), 0.2)
     assert not ((weights > 0) & (mask == 0)).any()

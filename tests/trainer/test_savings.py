@@ -16,6 +16,7 @@ import trl_fork.trainer.lm_head as lm_head
 from tests.conftest import FixedRollouts, SpyTrainer, build_model, relative_difference, train, weight_change
 from tests.oracles import naive_head
 from trl_fork import ForkingGRPOConfig
+from trl_fork.trainer.batch import LAYOUT, Padding
 from trl_fork.trainer.batching import cut_padding, inert_rows, plan_window, take_rows
 from trl_fork.trainer.metrics import partial_metrics
 from trl_fork.trainer.savings import plan_savings, rescales_with_length
@@ -351,6 +352,17 @@ def test_cut_padding():
     assert cut["prompt_ids"].tolist() == [[0, 5], [6, 7]]
     empty = {**some_batch(), "completion_mask": torch.zeros(2, 4, dtype=torch.long)}
     assert cut_padding(empty)["completion_ids"].shape == (2, 1)
+
+
+def test_a_tensor_is_cut_by_its_declared_padding_alone():
+    """A prompt padded on the left may be as wide as the completions: `[0, 0, 11, 12]` once became `[0, 0, 11]`."""
+    other = torch.tensor([[0, 0, 11, 12], [0, 13, 14, 15]])
+    batch = {**some_batch(), "other_ids": other, "other_mask": (other > 0).long(), "unknown": other}
+    assert torch.equal(cut_padding(batch)["other_ids"], other)
+    layout = {**LAYOUT, **dict.fromkeys(["other_ids", "other_mask"], Padding("left", "other_mask"))}
+    cut = cut_padding(batch, layout)
+    assert cut["other_ids"].tolist() == [[0, 11, 12], [13, 14, 15]] and torch.equal(cut["unknown"], other)
+    assert cut["completion_ids"].shape == (2, 3)
 
 
 def test_inert_rows():

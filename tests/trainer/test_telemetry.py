@@ -61,7 +61,7 @@ def test_times_add_up_to_the_step(tokenizer, tmp_path):
 
 def watch(tokenizer, tmp_path, caplog, monkeypatch, entropies):
     """Warnings of a run whose logged entropies are the given ones."""
-    monkeypatch.setattr(telemetry.logger, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
 
     class Told(SpyTrainer):
         def log(self, logs, start_time=None):
@@ -96,7 +96,7 @@ def test_healthy_entropy_is_not_talked_about(tokenizer, tmp_path, caplog, monkey
 
 def test_loss_that_is_no_number_is_told_once(tokenizer, tmp_path, caplog, monkeypatch):
     """transformers leaves such losses out of the log by default (`logging_nan_inf_filter`): the log shows 0.0."""
-    monkeypatch.setattr(telemetry.logger, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
 
     class Broken(SpyTrainer):
         def compute_loss(self, *args, **kwargs):

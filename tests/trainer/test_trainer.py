@@ -289,7 +289,7 @@ def test_lora(model, start, tokenizer, tmp_path):
     output = trainer._generate_and_score_completions(batch_inputs)
     batch = rollouts.generated[-1]
     _, selected, num_valid = batch_selection(before, batch)
-    weights = output["selection_weights"]
+    weights = output["credit_weights"]
     chosen = {(int(row), int(token)) for row, token in weights.nonzero()}
     assert chosen == selected
     assert torch.allclose(weights[weights > 0], torch.tensor(num_valid / len(selected)))
@@ -312,7 +312,7 @@ def test_lora_with_kl_never_selects_by_the_reference(model, tokenizer, tmp_path)
         trainer.scoring_passes = 0
         output = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
         assert trainer.scoring_passes == passes  # reference, and old log-probabilities or our own scoring
-        chosen = {(int(row), int(token)) for row, token in output["selection_weights"].nonzero()}
+        chosen = {(int(row), int(token)) for row, token in output["credit_weights"].nonzero()}
         assert chosen == batch_selection(before, rollouts.generated[-1])[1]
         with before.disable_adapter():
             assert chosen != batch_selection(before, rollouts.generated[-1])[1], "the reference must select otherwise"

@@ -6,6 +6,7 @@ When a new release fails here, look at `trl_fork/trainer/_trl.py` and `trl_fork/
 
 import inspect
 import logging
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,11 +14,13 @@ import transformers
 import trl.trainer.grpo_trainer as trl_grpo_trainer
 from packaging.version import Version
 from peft import LoraConfig
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
 import trl_fork.trainer._trl as contract
 from tests.conftest import FixedRollouts, SpyTrainer, build_model, train
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
+from trl_fork.trainer.batch import Padding
+from trl_fork.trainer.completions_table import CompletionMarks
 
 
 def test_hooks_are_in_place():
@@ -50,10 +53,66 @@ def test_printer_of_completions_takes_what_ours_does():
     """The seam replaces it by name, and TRL calls it by position."""
     original = trl_grpo_trainer.print_prompt_completions_sample
     names = list(inspect.signature(original).parameters)
-    assert names == list(inspect.signature(ForkingGRPOTrainer._print_completions).parameters)[1:]
+    assert names == list(inspect.signature(CompletionMarks.print_table).parameters)[2:]
     with contract.completions_printer(print):
         assert trl_grpo_trainer.print_prompt_completions_sample is print
     assert trl_grpo_trainer.print_prompt_completions_sample is original
+
+
+def test_attributes_are_in_place(tokenizer, tmp_path, monkeypatch):
+    trainer = GRPOTrainer(
+        build_model(tokenizer),
+        lambda completions, **kwargs: [0.0] * len(completions),
+        GRPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none"),
+        FixedRollouts(tokenizer).dataset,
+        processing_class=tokenizer,
+    )
+    contract.check_attributes(trainer)
+    monkeypatch.setattr(contract, "ATTRIBUTES", (*contract.ATTRIBUTES, "_gone"))
+    with pytest.raises(ImportError, match=r"its GRPOTrainer has no _gone\."):
+        contract.check_attributes(trainer)
+
+
+class TestOutsideItsContext:
+    """A trainer without `__init__`, and a mock of one, do what TRL's do: subclasses and tests build such."""
+
+    @pytest.mark.parametrize("build", [object.__new__, lambda cls: Mock(spec=cls)], ids=["bare", "mock"])
+    def test_mask(self, build):
+        entropies = torch.tensor([[0.1, 0.7, 0.3, 0.9], [0.2, 0.8, 0.4, 0.6]])
+        mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+        found = {}
+        for cls in (GRPOTrainer, ForkingGRPOTrainer):
+            trainer = build(cls)
+            trainer.accelerator = Mock(num_processes=1, pad_across_processes=lambda x, **_: x, gather=lambda x: x)
+            found[cls] = cls.get_high_entropy_mask(trainer, entropies, mask, 0.7)
+        assert torch.equal(*found.values()) and found[GRPOTrainer].sum() == 3
+
+    def test_generation_and_rewards(self, tokenizer):
+        prompts = ["ab", "cde"]
+        for cls in (GRPOTrainer, ForkingGRPOTrainer):
+            with pytest.raises(AttributeError) as generating:
+                cls._generate(object.__new__(cls), prompts)
+            with pytest.raises(AttributeError) as rewarding:
+                cls._calculate_rewards(object.__new__(cls), [{}], prompts, prompts, [[1]])
+            if cls is GRPOTrainer:  # the first thing that TRL itself looks for
+                expected = str(generating.value), str(rewarding.value)
+        found = tuple(
+            text.replace("ForkingGRPOTrainer", "GRPOTrainer") for text in map(str, (generating.value, rewarding.value))
+        )
+        assert found == expected
+
+    def test_scores(self, tokenizer):
+        model = build_model(tokenizer)
+        ids = torch.tensor([[4, 5, 6, 7, 8], [0, 9, 10, 11, 12]])
+        found = []
+        for cls in (GRPOTrainer, ForkingGRPOTrainer):
+            trainer = object.__new__(cls)
+            trainer.model = model
+            trainer.temperature, trainer.model_kwarg_keys = 1.0, set()
+            with pytest.raises(AttributeError) as error:
+                cls._get_per_token_logps_and_entropies(trainer, model, ids, (ids > 0).long(), 3)
+            found.append(str(error.value).replace("ForkingGRPOTrainer", "GRPOTrainer"))
+        assert found[0] == found[1]
 
 
 def test_untested_minor_warns_once(monkeypatch, caplog):
@@ -152,6 +211,8 @@ def test_batches_carry_added_tensors_and_keep_their_rows(tokenizer, tmp_path):
     """Shuffling and splitting a generation batch moves an added `(batch, seq)` tensor with its rows."""
 
     class Tagged(SpyTrainer):
+        batch_layout = SpyTrainer.batch_layout | {"tag": Padding("right", "completion_mask")}
+
         def _generate_and_score_completions(self, inputs):
             output = super()._generate_and_score_completions(inputs)
             output["tag"] = output["completion_ids"].clone()

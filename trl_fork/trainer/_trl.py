@@ -49,6 +49,7 @@ HOOKS = {
     "_generate_and_score_completions": ("self", "inputs"),
     "_generate": ("self", "prompts"),
     "_generate_single_turn": ("self", "prompt_ids", "images", "multimodal_fields", "num_generations"),
+    "_tool_call_loop": ("self", "prompts", "prompt_ids", "completion_ids", "completions", "logprobs"),
     "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
     "_get_per_token_logps_and_entropies": (
         "self",
@@ -68,6 +69,30 @@ HOOKS = {
     "push_to_hub": ("self", "commit_message", "blocking", "token", "revision"),
     "_push_from_checkpoint": ("self", "checkpoint_folder"),
 }
+
+# Attributes of a trainer, without a promise, that this package reads or writes. Its public ones are not listed.
+ATTRIBUTES = (
+    "_buffered_inputs",  # micro-batches of the generation batch in hand, of this process
+    "_step",  # micro-batches so far, which tells where in the generation batch the run is
+    "_metrics",  # values since the last log, by mode and name
+    "_logs",  # columns of the table of completions
+    "_pending_extra_logs",  # columns that reward functions have added to it since the last generation
+    "_tokenizer",
+    "aux_loss_enabled",
+    "log_completions",
+    "loss_type",
+    "multi_objective_aggregation",
+    "num_generations_eval",
+    "num_iterations",
+    "reward_func_names",
+    "reward_weights",
+    "rollout_func",
+    "scale_rewards",
+    "top_entropy_quantile",
+    "use_vllm",
+    "vllm_importance_sampling_correction",
+    "vllm_importance_sampling_mode",
+)
 
 _warned_untested = False
 
@@ -102,6 +127,21 @@ def check_hooks(trainer_class: type = GRPOTrainer, trl_version: str | None = Non
         logger.warning(
             f"trl_fork was last tested with TRL {LAST_TESTED_TRL}; you have {trl_version}. Its hooks are in place, so "
             "this goes on, but compare a short run before you start a long one."
+        )
+
+
+def check_attributes(trainer: GRPOTrainer) -> None:
+    """
+    Refuse a TRL whose trainer lacks what this package reads of it.
+
+    Raises:
+        `ImportError`: naming the attributes that are missing.
+    """
+    missing = [name for name in ATTRIBUTES if not hasattr(trainer, name)]
+    if missing:
+        raise ImportError(
+            f"trl_fork cannot work with trl {version('trl')}: its GRPOTrainer has no {', '.join(missing)}. The last "
+            f"trl tested is {LAST_TESTED_TRL}: `pip install trl=={LAST_TESTED_TRL}`, or a newer trl_fork."
         )
 
 

@@ -2,8 +2,8 @@
 The same gradient from smaller batches: without padding that is never read, without rows that have no gradient.
 
 Pure functions of TRL's batch dictionaries: tensors with one column per token, padded as `batch.LAYOUT` says; tensors
-and lists with one entry per row; scalars. A loss that is a sum over tokens divided by a count that does not depend on the micro-batch has the same
-gradient for any distribution of its rows over the micro-batches of an optimizer step.
+and lists with one entry per row; scalars. A loss that is a sum over tokens divided by a count that does not depend on
+the micro-batch has the same gradient for any distribution of its rows over the micro-batches of an optimizer step.
 """
 
 from itertools import accumulate, pairwise
@@ -29,8 +29,10 @@ def cut_padding(batch: dict, layout: dict[str, Padding] = LAYOUT) -> dict:
     Returns:
         `dict`: the batch with views of its tensors. At least one column of each stays.
     """
-    used = {padding: _columns_in_use(batch[padding.mask], padding.side) for padding in set(layout.values())
-            if padding.mask in batch}  # fmt: skip
+    used = {
+        padding: _columns_in_use(batch[padding.mask], padding.side)
+        for padding in {layout[key] for key in batch.keys() & layout.keys()}
+    }
     cut = dict(batch)
     for key in batch.keys() & layout.keys():
         padding = layout[key]

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from ..report.marks import token_texts
 from ..report.page import write_report_page
 from ..report.page_responses import score_response
 from ._trl import evaluation_mode
+from .batch import GenerationBatch
 from .forking_grpo_config import ForkingGRPOConfig
 from .metrics import weighted_sum
 
@@ -30,21 +31,19 @@ _NUM_TOKENS = 20  # in the table of the most frequent forking tokens
 class GenerationCallback(TrainerCallback):
     """A [`~transformers.TrainerCallback`] that [`ForkingGRPOTrainer`] also shows its generation batches."""
 
-    def on_generation(self, trainer, batch: dict, mask: torch.Tensor, entropies: torch.Tensor | None) -> None:
+    def on_generation(self, trainer, batch: GenerationBatch) -> None:
         """
         Called on every process when a batch to train on has been generated and scored, before the first update on it.
 
         Args:
             trainer ([`ForkingGRPOTrainer`]):
                 The trainer; its model is the policy that wrote the batch.
-            batch (`dict`):
-                The rows of this process as TRL made them, to be read only: `prompt_ids`, `prompt_mask`,
-                `completion_ids`, `completion_mask`, `advantages` among others.
-            mask (`torch.Tensor` of shape `(batch, seq)`):
-                Nonzero at the valid completion tokens.
-            entropies (`torch.Tensor` of shape `(batch, seq)`, *optional*):
-                Token entropies in nats, where the selection has needed them.
+            batch ([`~trainer.batch.GenerationBatch`]):
+                The rows of this process.
         """
+
+    def on_evaluation_generation(self, trainer, batch: GenerationBatch) -> None:
+        """As `on_generation`, for a batch of an evaluation."""
 
 
 class ForkReportCallback(GenerationCallback):
@@ -112,35 +111,35 @@ class ForkReportCallback(GenerationCallback):
             raise NotImplementedError("ForkReportCallback does not show image inputs: leave it out of this run.")
         self._last_step = None
 
-    def on_generation(self, trainer, batch, mask, entropies):
+    def on_generation(self, trainer, batch):
         step = trainer.state.global_step
         if self._last_step is not None and step // self.every_n_steps == self._last_step // self.every_n_steps:
             return
         self._last_step = step
-        if entropies is None:
-            entropies = trainer.starting_policy_entropies(batch)
-        forks = forks_of_batch(trainer, batch, mask, entropies)
-        responses = self._responses(trainer, batch, mask, entropies)
+        if batch.entropies is None:
+            batch = replace(batch, entropies=trainer.score(batch).entropies)
+        forks = forks_of_batch(trainer, batch)
+        responses = self._responses(trainer, batch)
         if not trainer.accelerator.is_main_process:
             return
         self._write_page(trainer, forks, responses)
         log_forks(trainer, forks)
 
-    def _responses(self, trainer, batch, mask, entropies) -> list:
+    def _responses(self, trainer, batch) -> list:
         """The same on every process: a forward pass that one of them left out would keep the others waiting."""
         drafts: list = [None]
         if trainer.accelerator.is_main_process:
-            drafts = [self._drafts(trainer, batch, mask, entropies)]
+            drafts = [self._drafts(trainer, batch)]
         with evaluation_mode(trainer.model):
             return [
                 score_response(trainer.model, trainer.processing_class, temperature=trainer.args.temperature, **draft)
                 for draft in broadcast_object_list(drafts)[0]
             ]
 
-    def _drafts(self, trainer, batch, mask, entropies) -> list[dict]:
+    def _drafts(self, trainer, batch) -> list[dict]:
+        mask, entropies, rewards = batch.mask, batch.entropies, batch.rewards
         rows = mask.any(1).nonzero().flatten().tolist()
         count = min(self.num_responses, len(rows))
-        rewards = trainer._generation_rewards[: len(mask)]  # rows of the main process come first
         total = weighted_sum(rewards, trainer.reward_weights).tolist()
         right = [None] * len(mask)
         if self.correctness_reward in trainer.reward_func_names:
@@ -148,13 +147,13 @@ class ForkReportCallback(GenerationCallback):
             right = [None if math.isnan(value) else value >= 1 for value in column]
         drafts = []
         for row in (rows[i * len(rows) // count] for i in range(count)):
-            prompt = batch["prompt_mask"][row].bool()
-            completion = batch["completion_mask"][row].bool()
+            prompt = batch.prompt_mask[row].bool()
+            completion = batch.completion_mask[row].bool()
             shown = slice(self.max_response_tokens)
             drafts.append(
                 {
-                    "prompt_ids": batch["prompt_ids"][row][prompt].tolist(),
-                    "completion_ids": batch["completion_ids"][row][completion][shown].tolist(),
+                    "prompt_ids": batch.prompt_ids[row][prompt].tolist(),
+                    "completion_ids": batch.completion_ids[row][completion][shown].tolist(),
                     "entropies": entropies[row][completion][shown].tolist(),
                     "mask": mask[row][completion][shown].bool().tolist(),
                     "correct": right[row],
@@ -214,21 +213,21 @@ class BatchForks:
     table: list[tuple[str, int, int, float]]
 
 
-def forks_of_batch(trainer, batch: dict, mask: torch.Tensor, entropies: torch.Tensor) -> BatchForks:
+def forks_of_batch(trainer, batch: GenerationBatch) -> BatchForks:
     """
-    Count the forks of a generation batch; the arguments are those of [`GenerationCallback.on_generation`].
+    Count the forks of a generation batch whose entropies are known.
 
     What travels between processes are counts, by bin and by token id.
     """
     ranks = Ranks(trainer.accelerator)
     tokenizer = trainer.processing_class
-    mask, entropies = mask.bool(), entropies.float()
+    mask, entropies = batch.mask.bool(), batch.entropies.float()
     forking = select_tokens(entropies, mask, forking_fraction(trainer.args), ranks=ranks)
     infinity = entropies.new_tensor([float("inf")])
     threshold = ranks.gather(torch.cat([entropies[forking], infinity]).min()).min().item()
 
     size = max(trainer.model.config.get_text_config().vocab_size, len(tokenizer))
-    ids = batch["completion_ids"]
+    ids = batch.completion_ids
     forks, occurrences = ranks.sum(
         torch.stack([torch.bincount(ids[forking], minlength=size), torch.bincount(ids[mask], minlength=size)])
     )

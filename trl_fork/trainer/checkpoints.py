@@ -9,6 +9,7 @@ resumed in its second epoch repeats the order of the first.
 import json
 import zipfile
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .._logging import logger
 from ._trl import TrainerMixin
+from .context import WithContext
 
 
 # What the rollouts of an unfinished generation batch depend on: their number and order, and what was computed of them.
@@ -45,14 +47,37 @@ _SETTINGS = (
 )
 
 
-class ResumableGenerationMixin(TrainerMixin):
+@dataclass
+class PromptOrder:
+    """
+    Where a run stands in the order of its prompts.
+
+    Args:
+        epochs (`int`): Epochs whose order has been drawn.
+    """
+
+    epochs: int = 0
+
+    def state_dict(self) -> dict:
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.epochs = state["epochs"]
+
+
+class ResumableGenerationMixin(WithContext, TrainerMixin):
     """
     What [`ForkingGRPOTrainer`] adds to TRL's checkpoints: one file `forking_state_RANK.pt` per process.
 
     It holds the step within the generation batch, that batch's rollouts on this process if updates on it are left, the
-    number of epochs whose order of prompts has been drawn, that of the prompts dynamic sampling has drawn, and the
-    metrics since the last log.
+    metrics since the last log, and the states of the parts of the trainer: how many orders of prompts have been drawn,
+    and how many prompts by dynamic sampling.
     """
+
+    _prompt_order = PromptOrder()
+
+    def _init_checkpoints(self):
+        self._prompt_order = self._resumable["prompt_order"] = PromptOrder()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """
@@ -61,7 +86,8 @@ class ResumableGenerationMixin(TrainerMixin):
         Raises:
             `ValueError`: if there is no complete checkpoint, or the one named is half-written.
         """
-        self._epochs_drawn = self._refills_drawn = 0
+        for state in self._resumable.values():  # a second call of `train` starts anew
+            state.load_state_dict(type(state)().state_dict())
         if resume_from_checkpoint:
             resume_from_checkpoint = self._complete_checkpoint(resume_from_checkpoint)
             self.accelerator.print(f"Continuing from {resume_from_checkpoint}.")
@@ -84,8 +110,8 @@ class ResumableGenerationMixin(TrainerMixin):
             "step": step,
             # At the start of a generation batch the old rollouts are of no use any more.
             "buffered_inputs": _to("cpu", self._buffered_inputs) if step else None,
-            "epochs_drawn": int(self.state.epoch),
-            "refills_drawn": self._refills_drawn,
+            "states": {name: state.state_dict() for name, state in self._resumable.items()}
+            | {"prompt_order": PromptOrder(int(self.state.epoch)).state_dict()},
             "metrics": dict(self._metrics["train"]),
         }
 
@@ -104,8 +130,9 @@ class ResumableGenerationMixin(TrainerMixin):
             )
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
-        self._epochs_drawn = state["epochs_drawn"]
-        self._refills_drawn = state.get("refills_drawn", 0)
+        for name, part in state["states"].items():
+            if name in self._resumable:
+                self._resumable[name].load_state_dict(part)
         now = self._generation_settings()
         changed = [f"{name} was {old}, is {now[name]}" for name, old in state["settings"].items() if old != now[name]]
         if changed and state["step"]:
@@ -121,7 +148,7 @@ class ResumableGenerationMixin(TrainerMixin):
 
     def _get_train_sampler(self, dataset=None):
         sampler = super()._get_train_sampler(dataset)
-        for _ in range(getattr(self, "_epochs_drawn", 0)):
+        for _ in range(self._prompt_order.epochs):
             next(iter(sampler), None)  # draws the order of one epoch
         return sampler
 

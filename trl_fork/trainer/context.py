@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
+
+from .._logging import logger
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,43 @@ class Context:
     final_batch: FinalBatch | None = None
 
 
-class WithContext:
-    """The context of a trainer, and how to enter another one."""
+_NOTHING = Context()
 
-    _context = Context()
+
+class Resumable(Protocol):
+    """A small state that a checkpoint holds."""
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+def context_of(trainer) -> Context:
+    """The context that a trainer is in. Never an attribute of its class, which a mock of the class would make up."""
+    return vars(trainer).get("_entered", _NOTHING)
+
+
+class WithContext:
+    """What the parts of the trainer share: the context, the states that checkpoints hold, warnings given once."""
+
+    @cached_property
+    def _resumable(self) -> dict[str, Resumable]:
+        return {}
+
+    @cached_property
+    def _warned_of(self) -> set[str]:
+        return set()
+
+    def _warn_once(self, what: str, message: str) -> None:
+        if what not in self._warned_of:
+            self._warned_of.add(what)
+            logger.warning(message)
 
     @contextmanager
     def _within(self, **values: Any) -> Iterator[Context]:
-        before = self._context
-        self._context = replace(before, **values)
+        before = context_of(self)
+        self._entered = replace(before, **values)
         try:
-            yield self._context
+            yield self._entered
         finally:
-            self._context = before
+            self._entered = before

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import ProcessorMixin
 
 from ._trl import TrainerMixin, nanstd
-from .context import FinalBatch, WithContext
+from .context import FinalBatch, WithContext, context_of
 from .metrics import LENGTH_METRICS, combine_rounds, reward_metrics, weighted_sum
 
 
@@ -217,7 +217,7 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
             del self._calculate_rewards
 
     def _generate(self, prompts):
-        final = self._context.final_batch
+        final = context_of(self).final_batch
         if final is None or final.rows_given:
             return super()._generate(prompts)
         rows, final.rows_given = final.rows, True
@@ -239,7 +239,7 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
         )
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        final = self._context.final_batch
+        final = context_of(self).final_batch
         if final is None or final.rewards_given:
             return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         final.rewards_given = True

@@ -18,6 +18,7 @@ from ..credit.selection import (
 )
 from ..ranks import Ranks
 from ._trl import (
+    check_attributes,
     check_hooks,
     evaluation_mode,
     get_config_model_id,
@@ -28,20 +29,24 @@ from ._trl import (
     warn_of_cast_weights,
     warn_of_truncated_sampling,
 )
+from .batch import LAYOUT, GenerationBatch
 from .batching import loss_mask, without_advantage
 from .callbacks import GenerationCallback
 from .checkpoints import ResumableGenerationMixin
 from .checks import check_rollouts, check_tokenizer, check_training_data, refuse_frozen_model
-from .completions_log import MarkedCompletionsMixin
+from .completions_table import CompletionMarks, CompletionsTableMixin
+from .context import PolicyScores, context_of
 from .dynamic_sampling import DynamicSamplingMixin, check_dynamic_sampling
 from .forking_grpo_config import ForkingGRPOConfig
+from .health import HealthCallback
 from .lm_head import row_sparse_head
 from .metrics import count_metrics, entropy_metrics, partial_metrics
-from .out_of_memory import OutOfMemoryMixin
+from .out_of_memory import explain_out_of_memory
 from .publishing import PublishingMixin
 from .right_padding import RightPadded
 from .savings import (
     ALL_TOKENS,
+    Savings,
     arrange,
     padding_effect,
     plan_savings,
@@ -49,24 +54,23 @@ from .savings import (
     rounding,
     score_by_length,
 )
-from .telemetry import TelemetryMixin
+from .telemetry import TelemetryMixin, timed_rollouts
 
 
 # What this trainer adds to TRL's batches, for `compute_loss` to take out again.
-_WEIGHTS = "selection_weights"  # (batch, seq) float: multiplies the policy term
-_PRIORITIES = "selection_priorities"  # (batch, seq) long: for random selections from pools that do not exist yet
-_SCALE = "selection_scale"  # scalar: N / K, where the pools are micro-batches
+_WEIGHTS = "credit_weights"  # (batch, seq) float: multiplies the policy term
+_PRIORITIES = "credit_priorities"  # (batch, seq) long: for random selections from pools that do not exist yet
+_SCALE = "credit_scale"  # scalar: N / K, where the pools are micro-batches
 _ARRANGED = "rows_arranged"  # marks micro-batches that have been through `arrange`
 _ADDED = (_WEIGHTS, _PRIORITIES, _SCALE, _ARRANGED)
 
 
 class ForkingGRPOTrainer(
-    OutOfMemoryMixin,
     PublishingMixin,
     ResumableGenerationMixin,
     DynamicSamplingMixin,
     TelemetryMixin,
-    MarkedCompletionsMixin,
+    CompletionsTableMixin,
     GRPOTrainer,
 ):
     """
@@ -113,6 +117,9 @@ class ForkingGRPOTrainer(
     """
 
     _tag_names = ["trl", "grpo", "forking-tokens"]
+    # Padding of every tensor of a batch that has one column per token. A subclass that adds one names it here.
+    batch_layout = LAYOUT
+    _savings = Savings()
 
     def __init__(self, model, reward_funcs=None, args: ForkingGRPOConfig | None = None, *positional, **keywords):
         check_hooks()
@@ -155,22 +162,26 @@ class ForkingGRPOTrainer(
         if isinstance(model, torch.nn.Module) and given.get("peft_config") is None:  # nothing will be added to it
             refuse_frozen_model(model)
         super().__init__(*call.args[1:], **call.kwargs)
+        check_attributes(self)
         refuse_frozen_model(self.model)
         self._check_processing_class(self.processing_class, self.train_dataset, args)
         warn_of_cast_weights(self)
         warn_of_truncated_sampling(self)
+        self._init_checkpoints()
         self._init_dynamic_sampling()
-        self._init_telemetry()
-        self._init_marked_completions()
+        if self.rollout_func is not None:
+            self.rollout_func = timed_rollouts(self.rollout_func)
+        self._health = HealthCallback()
+        self.add_callback(self._health)
+        if self.log_completions:
+            self._marks = CompletionMarks(self.args.generation_batch_size)
+            self.add_callback(self._marks)
         self._ranks = Ranks(self.accelerator)
         self._savings = self._plan_savings(rescales_with_length(self.model.config))
         reasons = [f"{name}: {reason}" for name, reason in self._savings.reasons.items() if reason != ALL_TOKENS]
         if reasons and self.accelerator.is_main_process:
             logger.warning(f"skip_inert_compute: not everything can be left out of this run ({'; '.join(reasons)}).")
         self._checked_width = 0  # of the widest batch in which padding was seen to have no effect
-        # Entropies that TRL's old-log-probability pass has left, with the ids they are of; `None` while nobody asks.
-        self._old_policy_scores: list | None = None
-        self._loss_inputs = None  # batch inside `compute_loss`, where `get_high_entropy_mask` needs it
         self._generation_index = {"train": (-1, 0), "eval": (-1, 0)}  # (global step, generations made at that step)
 
     def _plan_savings(self, length_shows: bool):
@@ -192,18 +203,31 @@ class ForkingGRPOTrainer(
             )
         check_tokenizer(processing_class, dataset)
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """
+        [`~transformers.Trainer.train`]; `resume_from_checkpoint=True` takes the newest checkpoint that is complete.
+
+        Raises:
+            `torch.OutOfMemoryError`: naming what was going on and the settings to turn, the first one first.
+            `ValueError`: if there is no complete checkpoint, or the one named is half-written.
+        """
+        with explain_out_of_memory(self):
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._health.look_at(loss)
+        return loss
+
     # ------------------------------------------------------------------ selection at generation time
 
     def _generate_and_score_completions(self, inputs):
         mode = "train" if self.model.training else "eval"
         # In evaluation the entropies of the evaluation pass itself are those of the policy that is evaluated.
         scores_needed = mode == "train" and self.args.scores_generation_batch
-        self._old_policy_scores = [] if scores_needed and old_logps_are_computed(self) else None
-        try:
+        reused = [] if scores_needed and old_logps_are_computed(self) else None
+        with self._within(old_policy_scores=reused):
             output = super()._generate_and_score_completions(inputs)
-            scores = self._old_policy_scores
-        finally:
-            self._old_policy_scores = None
         if truncates_sampling(self.args) and output.get("sampling_per_token_logps") is not None:
             self._report_kept_mass(mode, output)
         entropies = None
@@ -219,16 +243,27 @@ class ForkingGRPOTrainer(
                     device=output["completion_ids"].device,
                 )
             if mode == "train" and self.args.entropy_threshold_scope in ("batch", "sequence"):
-                entropies = self.starting_policy_entropies(output, scores) if scores_needed else None
+                entropies = self._starting_policy_scores(output, reused).entropies if scores_needed else None
                 output[_WEIGHTS] = self._batch_weights(output, entropies, priorities)
             elif priorities is not None:
                 output[_PRIORITIES] = priorities
-        self._mark_completions(output, output.get(_WEIGHTS))
-        if mode == "train":
-            for callback in self.callback_handler.callbacks:
-                if isinstance(callback, GenerationCallback):
-                    callback.on_generation(self, output, loss_mask(output), entropies)
+        self._show_batch(mode, output, entropies)
         return output
+
+    def _show_batch(self, mode, output, entropies):
+        first = self.accelerator.process_index * len(output["completion_ids"])
+        batch = GenerationBatch(
+            **{name: output[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")},
+            mask=loss_mask(output),
+            advantages=output["advantages"],
+            rewards=self._rewards[first : first + len(output["completion_ids"])],
+            entropies=entropies,
+            weights=output.get(_WEIGHTS),
+        )
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, GenerationCallback):
+                show = callback.on_generation if mode == "train" else callback.on_evaluation_generation
+                show(self, batch)
 
     def _report_kept_mass(self, mode, output):
         """The mean probability mass that truncated sampling has kept: the engine's probabilities are divided by it."""
@@ -256,11 +291,12 @@ class ForkingGRPOTrainer(
             return super()._get_per_token_logps_and_entropies(model, *arguments, compute_entropy, **kwargs)
         # Dropout would change entropies and ratios from one scoring of the same tokens to the next.
         own = model is self.model and self._differs_from_trl
-        reuse = self._old_policy_scores == [] and model is self.model and training_adapter_is_active(model)
+        scores = context_of(self).old_policy_scores
+        reuse = scores == [] and model is self.model and training_adapter_is_active(model)
         with evaluation_mode(model) if own else nullcontext():
             logps, entropies, aux_loss = self._score(model, *arguments, compute_entropy or reuse, **kwargs)
         if reuse:
-            self._old_policy_scores.append((input_ids, entropies))
+            scores.append(PolicyScores(input_ids, logps, entropies))
         return logps, entropies if compute_entropy else None, aux_loss
 
     def _score(self, model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs):
@@ -332,22 +368,26 @@ class ForkingGRPOTrainer(
                     "makes it, and rows keep their micro-batches."
                 )
 
-    def starting_policy_entropies(self, output, scores=None):
+    def score(self, batch: GenerationBatch) -> PolicyScores:
+        """Score a batch with the policy as it is, without gradient. All processes must do so together."""
+        return self._starting_policy_scores(vars(batch))
+
+    def _starting_policy_scores(self, output, reused=None) -> PolicyScores:
         """
-        Token entropies of a generation batch, `(batch, seq)` in nats, by the policy that starts it.
+        Scores of a generation batch by the policy that starts it.
 
         Args:
             output (`dict`):
                 The rows of this process as TRL made them.
-            scores (`list`, *optional*):
+            reused (`list[PolicyScores]`, *optional*):
                 What TRL's own pass has left; without it the rows are scored, which all processes must do together.
         """
         input_ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
         # Not whatever was scored first: a rollout function may score sequences of its own.
-        if scores and torch.equal(scores[0][0], input_ids):
-            return scores[0][1]
+        if reused and torch.equal(reused[0].input_ids, input_ids):
+            return reused[0]
         with torch.no_grad():
-            _, entropies, _ = self._get_per_token_logps_and_entropies(
+            log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
                 self.model,
                 input_ids,
                 torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
@@ -355,7 +395,7 @@ class ForkingGRPOTrainer(
                 batch_size=self.args.per_device_train_batch_size,
                 compute_entropy=True,
             )
-        return entropies
+        return PolicyScores(input_ids, log_probs, entropies)
 
     def _batch_weights(self, output, entropies, priorities):
         mask = loss_mask(output)
@@ -381,7 +421,9 @@ class ForkingGRPOTrainer(
         if self.model.training and self._savings.padding and _ARRANGED not in inputs:
             steps = self.args.steps_per_generation
             window = min(self.args.gradient_accumulation_steps, steps)
-            self._buffered_inputs = arrange(self._buffered_inputs, window, self._savings, _WEIGHTS, self._ranks)
+            self._buffered_inputs = arrange(
+                self._buffered_inputs, window, self._savings, _WEIGHTS, self._ranks, self.batch_layout
+            )
             for batch in self._buffered_inputs:
                 batch[_ARRANGED] = True
             inputs = self._buffered_inputs[self._step % steps]
@@ -428,8 +470,7 @@ class ForkingGRPOTrainer(
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         # A new dictionary: TRL keeps the batch for further iterations over it.
         batch = {key: value for key, value in inputs.items() if key not in _ADDED}
-        self._loss_inputs = inputs
-        try:
+        with self._within(loss_inputs=inputs):
             if not (self._savings.head_backward and self.model.training):
                 return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
             wanted = batch["completion_mask"]
@@ -449,8 +490,6 @@ class ForkingGRPOTrainer(
             for name, values in metrics.items():
                 self._metrics["train"][name] += values
             return loss
-        finally:
-            self._loss_inputs = None
 
     @contextmanager
     def _metrics_of_this_pass(self):
@@ -478,7 +517,7 @@ class ForkingGRPOTrainer(
             `torch.Tensor` of shape `(batch, seq)`: float weights inside [`compute_loss`]; outside of it, where there
             is no batch to select from, TRL's boolean mask.
         """
-        inputs = self._loss_inputs
+        inputs = context_of(self).loss_inputs
         if inputs is None:
             return super().get_high_entropy_mask(entropies, mask, threshold)
         entropies = entropies.detach()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..ranks import Ranks
+from .batch import LAYOUT, Padding
 from .batching import cut_padding, inert_rows, lengths, plan_window, take_rows
 
 
@@ -171,7 +172,14 @@ def rounding(model: torch.nn.Module, *dtypes: torch.dtype) -> float:
     return max(torch.finfo(dtype).eps for dtype in (*dtypes, *found) if dtype.itemsize > 1) ** 0.5
 
 
-def arrange(batches: list[dict], window: int, savings: Savings, weights_key: str, ranks: Ranks) -> list[dict]:
+def arrange(
+    batches: list[dict],
+    window: int,
+    savings: Savings,
+    weights_key: str,
+    ranks: Ranks,
+    layout: dict[str, Padding] = LAYOUT,
+) -> list[dict]:
     """
     Rearrange a generation batch for its updates.
 
@@ -186,6 +194,8 @@ def arrange(batches: list[dict], window: int, savings: Savings, weights_key: str
             Key of the selection weights, if there are any.
         ranks ([`~ranks.Ranks`]):
             All of them keep equally many rows of a window.
+        layout (`dict[str, Padding]`, *optional*):
+            Padding of the batches' tensors.
 
     Returns:
         `list[dict]`: as many micro-batches.
@@ -202,7 +212,7 @@ def arrange(batches: list[dict], window: int, savings: Savings, weights_key: str
             plan = plan_window(torch.cat([lengths(batch) for batch in group]), inert, len(group), num_rows)
             group = [take_rows(group, rows) for rows in plan]
         if savings.padding:
-            group = [cut_padding(batch) for batch in group]
+            group = [cut_padding(batch, layout) for batch in group]
         arranged += group
     return arranged
 

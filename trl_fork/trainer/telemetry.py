@@ -1,27 +1,18 @@
 """What a person watching a run wants to know: where the time goes, how long it will take, and whether to stop it."""
 
-import math
 import time
 from collections import defaultdict, deque
 from contextlib import contextmanager
-from functools import wraps
+from functools import cached_property, wraps
 
 import torch
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from .._logging import logger
 from ._trl import TrainerMixin
 
 
 ACTIVITIES = ("generation", "waiting", "rewards", "scoring", "training")
-
-# Of the mean entropy at the first log. Where entropy is not looked after, 73 % of it buys 76 % of all the gain there
-# will be ("The Entropy Mechanism", arXiv 2505.22617): with 95 % gone, next to nothing is left to buy with.
-COLLAPSE = 0.05
-# Times the mean entropy at the first log, and nats. At 2 nats the average token is three times as uncertain as the
-# paper's threshold for a forking one (0.672, section 3); what STAPO (arXiv 2602.15620) saw then is repetitive text.
-EXPLOSION = (4.0, 2.0)
 
 
 class Stopwatch:
@@ -61,17 +52,16 @@ class TelemetryMixin(TrainerMixin):
     evaluation); `tokens_per_second` (prompts and completions of all processes) and `time/remaining` (seconds for the
     rest), both over at least one generation batch.
 
-    These are the main process's. One warning is given for a loss or gradient that is not a number, and one for an
-    entropy that has collapsed or exploded.
+    These are the main process's.
     """
 
-    def _init_telemetry(self):
-        self._stopwatch = Stopwatch()
-        self._progress: deque[tuple[float, int, int]] = deque()  # (time, optimizer steps, tokens) at each log
-        self._loss_is_finite = True
-        self._warned_of = set()
-        if self.rollout_func is not None:
-            self.rollout_func = _timed_rollouts(self.rollout_func)
+    @cached_property
+    def _stopwatch(self) -> Stopwatch:
+        return Stopwatch()
+
+    @cached_property
+    def _progress(self) -> deque[tuple[float, int, int]]:  # (time, optimizer steps, tokens) at each log
+        return deque()
 
     def train(self, *args, **kwargs):
         self._progress.clear()
@@ -81,10 +71,7 @@ class TelemetryMixin(TrainerMixin):
         if not self._progress:
             self._progress.append(self._position())
         with self._stopwatch.measure("training"):
-            loss = super().training_step(model, inputs, num_items_in_batch)
-        # The logged loss has been through `logging_nan_inf_filter`.
-        self._loss_is_finite = torch.isfinite(loss.detach()) & self._loss_is_finite
-        return loss
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def evaluate(self, *args, **kwargs):
         stopwatch, self._stopwatch = self._stopwatch, Stopwatch()
@@ -123,9 +110,7 @@ class TelemetryMixin(TrainerMixin):
     def log(self, logs, start_time=None):
         if "loss" in logs and self._progress:
             self._log_times()
-        super().log(logs, start_time)  # adds the metrics to `logs`
-        if "loss" in logs and self.accelerator.is_main_process:
-            self._watch(logs)
+        super().log(logs, start_time)
 
     def _position(self):
         return time.perf_counter(), self.state.global_step, self.state.num_input_tokens_seen
@@ -148,42 +133,6 @@ class TelemetryMixin(TrainerMixin):
         seconds, steps, tokens = (new - old for new, old in zip(now, self._progress[0], strict=True))
         metrics["tokens_per_second"] = [tokens / seconds]
         metrics["time/remaining"] = [(self.state.max_steps - now[1]) * seconds / steps]
-
-    def _watch(self, logs: dict) -> None:
-        step = self.state.global_step
-        finite = bool(self._loss_is_finite) and math.isfinite(logs.get("grad_norm") or 0.0)
-        self._loss_is_finite = True
-        if not finite:
-            self._warn_once(
-                "loss",
-                f"Step {step}: the loss or its gradient is not a number. Nothing after this step is worth keeping: "
-                "resume from an earlier checkpoint with a lower learning_rate or max_grad_norm, and train in bf16 or "
-                "fp32 rather than fp16.",
-            )
-        entropy = logs.get("entropy")
-        first = next((entry["entropy"] for entry in self.state.log_history if entry.get("entropy") is not None), None)
-        if entropy is None or first is None:
-            return
-        if entropy < COLLAPSE * first:
-            self._warn_once(
-                "entropy",
-                f"Step {step}: the entropy of the policy has collapsed, from {first:.3f} nats at the first log to "
-                f"{entropy:.3f}. It samples nearly the same completions again and again, and has little left to learn "
-                "from. Resume from an earlier checkpoint with a higher epsilon_high or temperature or a lower "
-                "learning_rate, or with a few more prompts that it solves sometimes.",
-            )
-        elif entropy > max(EXPLOSION[0] * first, EXPLOSION[1]):
-            self._warn_once(
-                "entropy",
-                f"Step {step}: the entropy of the policy has exploded, from {first:.3f} nats at the first log to "
-                f"{entropy:.3f}. Look at some completions (log_completions: true): at this level they are usually "
-                "noise. Resume from an earlier checkpoint with a lower learning_rate or epsilon_high.",
-            )
-
-    def _warn_once(self, what: str, message: str) -> None:
-        if what not in self._warned_of:
-            self._warned_of.add(what)
-            logger.warning(message)
 
 
 class SummaryCallback(ProgressCallback):
@@ -208,7 +157,9 @@ class LastLogCallback(TrainerCallback):
             control.should_log = True
 
 
-def _timed_rollouts(rollout_func):
+def timed_rollouts(rollout_func):
+    """A rollout function whose time counts as generation."""
+
     @wraps(rollout_func)
     def timed(prompts, trainer):
         with trainer._stopwatch.measure("generation"):

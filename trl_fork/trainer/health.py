@@ -1,0 +1,65 @@
+"""Whether a run is worth continuing: a loss that is no number, an entropy that has collapsed or exploded."""
+
+import math
+
+import torch
+from transformers import TrainerCallback
+
+from .._logging import logger
+
+
+# Fraction of the mean entropy at the first log. Where entropy is not looked after, 73 % of it buys 76 % of all the
+# gain there will be ("The Entropy Mechanism", arXiv 2505.22617): with 95 % gone, next to nothing is left to buy with.
+COLLAPSE = 0.05
+# Times the mean entropy at the first log, and nats. At 2 nats the average token is three times as uncertain as the
+# paper's threshold for a forking one (0.672, section 3); what STAPO (arXiv 2602.15620) saw then is repetitive text.
+EXPLOSION = (4.0, 2.0)
+
+
+class HealthCallback(TrainerCallback):
+    """Warn, once each, of a loss that is not a number, and of an entropy that has collapsed or exploded."""
+
+    def __init__(self):
+        self._loss_is_finite = torch.tensor(True)
+        self._warned_of: set[str] = set()
+
+    def look_at(self, loss: torch.Tensor) -> None:
+        """To be called with every loss: the logged one has been through `logging_nan_inf_filter`."""
+        self._loss_is_finite = torch.isfinite(loss.detach()) & self._loss_is_finite.to(loss.device)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or "loss" not in (logs or {}):
+            return
+        finite = bool(self._loss_is_finite) and math.isfinite(logs.get("grad_norm") or 0.0)
+        self._loss_is_finite = torch.tensor(True)
+        if not finite:
+            self._warn_once(
+                "loss",
+                f"Step {state.global_step}: the loss or its gradient is not a number. Nothing after this step is "
+                "worth keeping: resume from an earlier checkpoint with a lower learning_rate or max_grad_norm, and "
+                "train in bf16 or fp32 rather than fp16.",
+            )
+        entropy = logs.get("entropy")
+        first = next((entry["entropy"] for entry in state.log_history if entry.get("entropy") is not None), None)
+        if entropy is None or first is None:
+            return
+        if entropy < COLLAPSE * first:
+            self._warn_once(
+                "entropy",
+                f"Step {state.global_step}: the entropy of the policy has collapsed, from {first:.3f} nats at the "
+                f"first log to {entropy:.3f}. It samples nearly the same completions again and again, and has little "
+                "left to learn from. Resume from an earlier checkpoint with a higher epsilon_high or temperature or a "
+                "lower learning_rate, or with a few more prompts that it solves sometimes.",
+            )
+        elif entropy > max(EXPLOSION[0] * first, EXPLOSION[1]):
+            self._warn_once(
+                "entropy",
+                f"Step {state.global_step}: the entropy of the policy has exploded, from {first:.3f} nats at the "
+                f"first log to {entropy:.3f}. Look at some completions (log_completions: true): at this level they "
+                "are usually noise. Resume from an earlier checkpoint with a lower learning_rate or epsilon_high.",
+            )
+
+    def _warn_once(self, what: str, message: str) -> None:
+        if what not in self._warned_of:
+            self._warned_of.add(what)
+            logger.warning(message)
