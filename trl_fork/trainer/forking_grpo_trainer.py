@@ -120,6 +120,7 @@ class ForkingGRPOTrainer(
     # Padding of every tensor of a batch that has one column per token. A subclass that adds one names it here.
     batch_layout = LAYOUT
     _savings = Savings()
+    _differs_from_trl = False
 
     def __init__(self, model, reward_funcs=None, args: ForkingGRPOConfig | None = None, *positional, **keywords):
         check_hooks()
@@ -181,6 +182,7 @@ class ForkingGRPOTrainer(
         reasons = [f"{name}: {reason}" for name, reason in self._savings.reasons.items() if reason != ALL_TOKENS]
         if reasons and self.accelerator.is_main_process:
             logger.warning(f"skip_inert_compute: not everything can be left out of this run ({'; '.join(reasons)}).")
+        self._differs_from_trl = self.args.selects_tokens or self.args.skip_inert_compute
         self._checked_width = 0  # of the widest batch in which padding was seen to have no effect
         self._generation_index = {"train": (-1, 0), "eval": (-1, 0)}  # (global step, generations made at that step)
 
@@ -312,10 +314,6 @@ class ForkingGRPOTrainer(
 
         batch_size = batch_size or len(input_ids)
         return *score_by_length(score_chunk, input_ids, attention_mask, logits_to_keep, batch_size), None
-
-    @property
-    def _differs_from_trl(self) -> bool:
-        return self.args.selects_tokens or self.args.skip_inert_compute
 
     def _right_padded(self, model, arguments):
         """What TRL is to call in place of `model`. With images, whose tensors are placed by column, the model."""
