@@ -1,0 +1,122 @@
+"""
+Which tokens are selected: the forking set, its complement, or a random set of the same size.
+
+`entropies` are in nats, `mask` is 1 at the tokens that may be selected (completion tokens that are neither padding,
+nor tool output, nor of a completion that is left out); what stands elsewhere is never read.
+"""
+
+import torch
+
+from ..ranks import Ranks
+from .pools import BatchPool
+
+
+TOKEN_SELECTIONS = ("high_entropy", "low_entropy", "random")
+
+
+def select_tokens(
+    entropies: torch.Tensor,
+    mask: torch.Tensor,
+    fraction: float,
+    *,
+    rule: str = "high_entropy",
+    priorities: torch.Tensor | None = None,
+    ranks: Ranks | None = None,
+) -> torch.Tensor:
+    """
+    Select tokens from one pool, all valid tokens of `mask` (over all `ranks`).
+
+    With `N` valid tokens the forking set is the `K = ceil(fraction * N)` of largest entropy: exactly `K`, at least one
+    if there is any valid token, ties broken by row and token index. (The paper's section 5.1 keeps `H >= tau` with
+    `tau` the matching threshold; its released code keeps exactly `K`, which is the same without ties.)
+
+    Args:
+        entropies (`torch.Tensor` of shape `(batch, seq)`):
+            Token entropies in nats.
+        mask (`torch.Tensor` of shape `(batch, seq)`):
+            Nonzero at valid tokens. Entropies elsewhere are ignored, whatever they are.
+        fraction (`float`):
+            `rho` in (0, 1], the fraction of the pool in the forking set.
+        rule (`str`, *optional*, defaults to `"high_entropy"`):
+            `"high_entropy"`: the forking set. `"low_entropy"`: all valid tokens but the forking set (the paper's
+            bottom 80 %). `"random"`: the `K` tokens of largest `priorities`, whatever their entropy.
+        priorities (`torch.Tensor` of shape `(batch, seq)`, *optional*):
+            Required by `"random"`, see [`random_priorities`].
+        ranks ([`~ranks.Ranks`], *optional*):
+            Processes whose tokens form the pool together. A single process by default.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch, seq)`: `True` where selected, `False` at every invalid position.
+
+    Raises:
+        `ValueError`: if `fraction` or `rule` is out of range, if shapes differ, if `priorities` are missing, or if an
+        entropy is NaN at a valid position (naming how many are).
+
+    Example:
+        ```python
+        >>> import torch
+        >>> from trl_fork import select_tokens
+        >>> entropies = torch.tensor([[0.1, 2.0, 0.0], [1.5, 0.3, 9.9]])
+        >>> mask = torch.tensor([[1, 1, 1], [1, 1, 0]])  # the last token is padding
+        >>> select_tokens(entropies, mask, 0.4)
+        tensor([[False,  True, False],
+                [ True, False, False]])
+        ```
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}: pass 0.2 to select the top 20 %.")
+    if rule not in TOKEN_SELECTIONS:
+        raise ValueError(f"rule must be one of {TOKEN_SELECTIONS}, got {rule!r}.")
+    scores = entropies
+    if rule == "random":
+        if priorities is None:
+            raise ValueError("rule='random' needs `priorities`, see `random_priorities`.")
+        scores = priorities
+    if scores.shape != mask.shape or scores.dim() != 2:
+        raise ValueError(
+            f"entropies (or priorities) and mask must share one (batch, seq) shape, got {tuple(scores.shape)} and "
+            f"{tuple(mask.shape)}."
+        )
+    pool = BatchPool(ranks)
+    if entropies is not None:  # a random selection needs none
+        pool.check(entropies, mask, "entropies")
+    selected = pool.top(scores, mask, fraction)
+    return mask.bool() & ~selected if rule == "low_entropy" else selected
+
+
+def random_priorities(
+    seed: int, generation: tuple[int, ...], first_row: int, shape: tuple[int, int], device=None
+) -> torch.Tensor:
+    """
+    Uniform random priorities of tokens, a hash of where a token stands and of nothing else.
+
+    A generator's stream would depend on how many ranks draw from it and on how often it was used before, so that a run
+    on another number of GPUs, or a resumed one, would train on other tokens.
+
+    Args:
+        seed (`int`): Seed of the run.
+        generation (`tuple[int, ...]`): What names the generation batch within the run.
+        first_row (`int`): Index, within the generation batch of all ranks, of the first row wanted.
+        shape (`tuple[int, int]`): `(batch, seq)`.
+        device (`torch.device`, *optional*): Where the result lives.
+
+    Returns:
+        `torch.LongTensor` of shape `shape`.
+    """
+    state = torch.tensor(seed, dtype=torch.int64, device=device)
+    for part in generation:
+        state = _splitmix64(state ^ part)
+    rows = torch.arange(first_row, first_row + shape[0], dtype=torch.int64, device=device)
+    tokens = torch.arange(shape[1], dtype=torch.int64, device=device)
+    return _splitmix64(_splitmix64(state ^ rows)[:, None] ^ tokens)
+
+
+def _splitmix64(x: torch.Tensor) -> torch.Tensor:
+    # Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014), in wrapping int64.
+    def shifted(value, bits):  # logical, where torch's >> is arithmetic
+        return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+    x = x - 0x61C8864680B583EB  # + 0x9E3779B97F4A7C15 modulo 2**64
+    x = (x ^ shifted(x, 30)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
+    x = (x ^ shifted(x, 27)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+    return x ^ shifted(x, 31)
