@@ -49,7 +49,8 @@ def build_credit(spec: str | dict | list | Callable) -> Chain:
             raise ValueError(
                 f"token_credit: there is no preset {spec!r}.{_suggestion(spec, preset_names())} "
                 f"Presets: {', '.join(preset_names())}. A chain is a dictionary such as "
-                "{'top_fraction': {'fraction': 0.5}}; a rule of your own is named by its dotted path, such as my_package.MyRule."
+                "{'top_fraction': {'fraction': 0.5}}; a rule of your own is named by its dotted path, such as "
+                "my_package.MyRule."
             )
         return build_credit(load_preset(spec))
     if isinstance(spec, (dict, list)):

@@ -2,7 +2,7 @@
 Numbers that change over a training run.
 
 `{linear|sigmoid|power: [start, end, horizon]}` stands where a parameter of a rule may be scheduled. The shapes are
-those of Temporal Scheduling (arXiv 2605.25381) and its code. `power` starts at `start` like the others, where that code
+those of Temporal Scheduling (arXiv 2605.25381) and its code. Here `power` starts at `start` like the others; there it
 squares the whole difference and starts elsewhere.
 """
 
