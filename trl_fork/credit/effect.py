@@ -31,7 +31,7 @@ def credit_effect(
     mask = mask.bool()
     wide = accumulator(weights.device)
     weights = weights.to(wide).masked_fill(~mask, 0.0)
-    advantages = advantages.to(wide).reshape(len(weights), -1)
+    advantages = advantages.to(wide) if advantages.dim() == 2 else advantages.to(wide).unsqueeze(1)
     force = (weights * advantages.abs()).masked_fill(weights == 0, 0.0)
     positive = force.masked_fill(advantages <= 0, 0.0)
     sums = torch.stack([weights.sum(), (weights**2).sum(), mask.sum().to(wide), positive.sum(), force.sum()])
