@@ -109,7 +109,8 @@ def test_what_is_known_of_the_total(rules, mass):
 def test_properties_over_all_rules():
     chain = build_credit({"random": {"fraction": 0.5}, "top_fraction": {"fraction": {"linear": [0.1, 1.0, 0.8]}}})
     assert chain.needs == {"priorities", "entropies"} and chain.sparse and chain.scheduled
-    assert not build_credit("forking").scheduled
+    assert not build_credit("forking").scheduled and not build_credit("own_rules.long_rows").scheduled
+    assert build_credit("own_rules.later").scheduled
     assert not build_credit({"top_fraction": {"fraction": {"linear": [0.3, 0.3, 0.8]}}}).scheduled
     assert chain.describe() == [
         {"random": {"fraction": 0.5, "pool": None}},

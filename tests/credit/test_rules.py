@@ -80,6 +80,10 @@ def test_a_score_that_is_not_a_number_is_refused():
     signals = Signals(torch.ones(1, 3), entropies=torch.rand(1, 3), advantages=torch.tensor([float("nan")]))
     with pytest.raises(ValueError, match="3 of 3 valid tokens have a NaN gradient_magnitude"):
         build_credit({"top_fraction": {"score": "gradient_magnitude"}})(signals)
+    infinite = torch.tensor([[float("inf"), 1.0, 1.0]])
+    signals = Signals(torch.ones(1, 3), entropies=infinite, log_probs=-infinite)
+    with pytest.raises(ValueError, match="1 of 3 valid tokens have a NaN relative_surprisal"):
+        build_credit({"top_fraction": {"score": "relative_surprisal"}})(signals)
 
 
 def test_forking_set():

@@ -12,12 +12,13 @@ from .normalise import normalise, total_from_masks, totals
 from .pools import POOLS, NaNSignalError, Pool, forking_count, pool_of
 from .presets import load_preset, preset_names
 from .random_fraction import Random
-from .rules import Rule, UserRule
+from .rules import Rule
 from .schedules import Constant, Schedule, as_schedule
 from .scores import SCORES
 from .selection import TOKEN_SELECTIONS, random_priorities, select_tokens
 from .signals import Signals
 from .top_fraction import TopFraction
+from .user_rules import UserRule
 
 
 __all__ = [

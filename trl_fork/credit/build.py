@@ -9,8 +9,8 @@ from typing import Any
 from .chain import Chain
 from .presets import load_preset, preset_names
 from .random_fraction import Random
-from .rules import UserRule, as_rule
 from .top_fraction import TopFraction
+from .user_rules import UserRule, as_rule
 
 
 RULES: dict[str, type] = {"top_fraction": TopFraction, "random": Random}

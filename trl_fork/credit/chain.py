@@ -7,8 +7,9 @@ import torch
 
 from ..ranks import Ranks
 from .pools import Pool, is_at_loss_time, pool_of
-from .rules import Rule, as_rule, checked_weights, is_scheduled, parameters_of
+from .rules import Rule
 from .signals import Signals
+from .user_rules import as_rule, checked_weights, is_scheduled, parameters_of
 
 
 class Credit(NamedTuple):
@@ -32,7 +33,7 @@ class Chain:
     and the weights multiply: a fraction after a span is a fraction of the span.
 
     Args:
-        rules (`tuple`): Rules of this package, or a user's functions and objects, see [`~rules.UserRule`]. Without any
+        rules (`tuple`): Rules of this package, or a user's functions and objects, see [`UserRule`]. Without any
             rule every valid token has weight 1.
     """
 

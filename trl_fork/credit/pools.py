@@ -113,7 +113,7 @@ class Pool:
         """
         lowest = self._lowest(values.float().masked_fill(~chosen, float("inf")))
         ranks = self.ranks
-        if self.members is self.ranks and ranks.count > 1:
+        if self.members is ranks:
             lowest = ranks.gather(lowest).min().reshape(1)
             ranks = Ranks()  # every rank holds the one value now
         exists = lowest.isfinite()
