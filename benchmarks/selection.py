@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from trl import GRPOTrainer
 
 from trl_fork import select_tokens
-from trl_fork.credit.selection import forking_count
+from trl_fork.credit import forking_count
 from trl_fork.distributed import Ranks
 
 

@@ -130,7 +130,7 @@ def test_large_recipes_differ_in_what_the_model_size_asks_for():
 @pytest.mark.parametrize("name", PROCESSES)
 def test_full_token_twin(name, monkeypatch):
     _, args, _ = parse(name, monkeypatch, "--top_entropy_quantile", "1.0")
-    assert not args.selects_tokens
+    assert args.credit is None
     assert {key: getattr(args, key) for key in PAPER} == {**PAPER, "top_entropy_quantile": 1.0}
 
 

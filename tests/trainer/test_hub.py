@@ -127,7 +127,10 @@ def test_model_arrives_and_loads_back(lora, config, hub, tmp_path):
     assert ModelCard(card).data.model_name == "forks"
     for text in ("2506.01939", "2402.03300", "2503.14476", "| gsm8k | 100 | 51.2 % | 75.0 % | 231 | 2.0 % |"):
         assert text in card
-    assert "| `top_entropy_quantile` | `0.2` |" in card and "![Curves of the run](training.png)" in card
+    assert (
+        '| `token_credit` | `[{"top_fraction": {"fraction": 0.2, ' in card
+        and "![Curves of the run](training.png)" in card
+    )
 
     # The snippet of the card, as a reader runs it
     (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)

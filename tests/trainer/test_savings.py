@@ -16,10 +16,12 @@ import trl_fork.trainer.lm_head as lm_head
 from tests.conftest import FixedRollouts, SpyTrainer, build_model, relative_difference, train, weight_change
 from tests.oracles import naive_head
 from trl_fork import ForkingGRPOConfig
+from trl_fork.ranks import Ranks
 from trl_fork.trainer.batch import LAYOUT, Padding
 from trl_fork.trainer.batching import cut_padding, inert_rows, plan_window, take_rows
 from trl_fork.trainer.metrics import partial_metrics
 from trl_fork.trainer.savings import plan_savings, rescales_with_length
+from trl_fork.trainer.token_credit import TokenCredit
 
 
 class Spy(SpyTrainer):
@@ -35,7 +37,7 @@ class Spy(SpyTrainer):
         if self.model.training:
             self.rows += len(inputs["prompt_ids"])
             self.positions += inputs["prompt_ids"].numel() + inputs["completion_ids"].numel()
-            weights = self.weights[-1] if self.args.selects_tokens else inputs["completion_mask"]
+            weights = self.weights[-1] if self.args.credit is not None else inputs["completion_mask"]
             self.useful += int(((weights != 0) & (inputs["advantages"] != 0).unsqueeze(1)).sum())
             self.head_rows += lm_head.rows_projected["forward"] - before
         return loss
@@ -81,6 +83,7 @@ OFF_POLICY = {
         {},
         {"entropy_threshold_scope": "sequence"},
         {"token_selection": "low_entropy"},
+        {"token_selection": "random"},
         {"loss_denominator": "all"},
         {"loss_type": "cispo", "epsilon_high": 5.0},
         {"mask_truncated_completions": True},
@@ -93,7 +96,8 @@ OFF_POLICY = {
 @pytest.mark.parametrize("updates", [ON_POLICY, OFF_POLICY], ids=["on_policy", "off_policy"])
 def test_all_savings_keep_the_gradient(settings, updates, tokenizer, tmp_path):
     difference, lean, full = compare(tokenizer, tmp_path, **{**updates, **settings})
-    assert difference < 1e-5
+    # At a learning rate of 0.01 the weights, in float32, have lost two digits of their change.
+    assert difference < (1e-5 if updates is ON_POLICY else 2e-5)
     assert lean._savings.inert_rows and lean._savings.head_forward and not lean._savings.reasons
     # It ran: half of the rows, less padding, and of the head only what carries a gradient.
     steps = updates.get("num_iterations", 1)
@@ -126,7 +130,6 @@ def test_rows_that_fill_up_a_batch_cost_no_head_row(updates, tokenizer, tmp_path
         ({"entropy_coef": 0.1}, {"ordering", "inert_rows", "head_forward"}),
         ({"importance_sampling_level": "sequence"}, {"head_forward"}),
         ({"off_policy_mask_threshold": 0.01}, {"head_forward"}),
-        ({"token_selection": "random"}, {"inert_rows", "head_forward"}),
         ({"top_entropy_quantile": 1.0}, {"inert_rows", "head_forward"}),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -161,8 +164,8 @@ def test_reordering_would_change_the_pool_of_a_micro_batch(tokenizer, tmp_path, 
     """Why the scopes of a micro-batch keep their rows: otherwise another selection, and another gradient."""
     import trl_fork.trainer.forking_grpo_trainer as module
 
-    def careless(args, **facts):
-        return dataclasses.replace(plan_savings(args, **facts), ordering=True)
+    def careless(*args, **facts):
+        return dataclasses.replace(plan_savings(*args, **facts), ordering=True)
 
     monkeypatch.setattr(module, "plan_savings", careless)
     difference, _, _ = compare(tokenizer, tmp_path, entropy_threshold_scope="micro_batch", **ON_POLICY)
@@ -415,14 +418,15 @@ def test_steps_over_two_generation_batches_keep_their_rows(tokenizer, tmp_path):
 def test_plan_of_savings(tmp_path):
     args = ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False)
     facts = {"length_shows": False, "image_inputs": False, "auxiliary_loss": False}
-    savings = plan_savings(args, **facts)
+    credit = TokenCredit(args.credit, scope="batch", denominator="selected", loss_type="dapo", ranks=Ranks())
+    savings = plan_savings(args, credit, **facts)
     assert savings.padding and savings.ordering and savings.inert_rows
-    by_length = plan_savings(args, **{**facts, "length_shows": True})
+    by_length = plan_savings(args, credit, **{**facts, "length_shows": True})
     assert not by_length.padding and not by_length.ordering and not by_length.inert_rows and by_length.head_forward
-    images = plan_savings(args, **{**facts, "image_inputs": True})
+    images = plan_savings(args, credit, **{**facts, "image_inputs": True})
     assert not images.padding and not images.inert_rows and images.head_backward
     off = ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, skip_inert_compute=False)
-    assert not any(vars(plan_savings(off, **facts)).values())
+    assert not any(vars(plan_savings(off, credit, **facts)).values())
 
 
 def test_models_that_say_that_their_length_shows():

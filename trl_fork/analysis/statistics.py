@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ..credit.selection import forking_count, select_tokens
+from ..credit import forking_count, select_tokens
 
 
 NEAR_ZERO = 0.01  # nats; the paper counts tokens below it (Fig. 2a)

@@ -1,6 +1,52 @@
-"""Which tokens, with what weight, and when: pure functions of tensors."""
+"""
+Token credit: which tokens are trained on, how much, and when.
 
-from .selection import select_tokens
+A rule is a pure function from [`Signals`] to non-negative weights of shape `(batch, seq)`, which multiply the policy
+term of TRL's loss. This package imports torch and knows neither TRL nor a trainer.
+"""
+
+from .build import RULES, build_credit
+from .chain import Chain, Credit
+from .effect import credit_effect
+from .normalise import normalise, total_from_masks, totals
+from .pools import POOLS, NaNSignalError, Pool, forking_count, pool_of
+from .presets import load_preset, preset_names
+from .random_fraction import Random
+from .rules import Rule
+from .schedules import Constant, Schedule, as_schedule
+from .scores import SCORES
+from .selection import TOKEN_SELECTIONS, random_priorities, select_tokens
+from .signals import Signals
+from .top_fraction import TopFraction
+from .user_rules import UserRule
 
 
-__all__ = ["select_tokens"]
+__all__ = [
+    "POOLS",
+    "RULES",
+    "SCORES",
+    "TOKEN_SELECTIONS",
+    "Chain",
+    "Constant",
+    "Credit",
+    "NaNSignalError",
+    "Pool",
+    "Random",
+    "Rule",
+    "Schedule",
+    "Signals",
+    "TopFraction",
+    "UserRule",
+    "as_schedule",
+    "build_credit",
+    "credit_effect",
+    "forking_count",
+    "load_preset",
+    "normalise",
+    "pool_of",
+    "preset_names",
+    "random_priorities",
+    "select_tokens",
+    "total_from_masks",
+    "totals",
+]

@@ -1,56 +1,17 @@
 """
-Which tokens are trained on: the forking set, its complement, or a random set of the same size.
+Which tokens are selected: the forking set, its complement, or a random set of the same size.
 
-Pure functions of tensors. `entropies` are in nats, `mask` is 1 at the tokens that may be selected (completion tokens
-that are neither padding, nor tool output, nor of a completion that is left out); what stands elsewhere is never read.
-Only this module may assume that a selection is boolean: everything after it multiplies by float weights.
+`entropies` are in nats, `mask` is 1 at the tokens that may be selected (completion tokens that are neither padding,
+nor tool output, nor of a completion that is left out); what stands elsewhere is never read.
 """
-
-from fractions import Fraction
-from math import ceil
 
 import torch
 
-from ..ranks import Ranks, top_k
+from ..ranks import Ranks
+from .pools import BatchPool
 
 
 TOKEN_SELECTIONS = ("high_entropy", "low_entropy", "random")
-ENTROPY_THRESHOLD_SCOPES = ("batch", "micro_batch", "local", "sequence")
-
-
-class NaNEntropyError(ValueError):
-    """Entropies are NaN at tokens that could be selected."""
-
-
-def forking_count(num_tokens: int, fraction: float) -> int:
-    """
-    `K = ceil(fraction * num_tokens)`, the size of the forking set of a pool of `num_tokens`.
-
-    The fraction is taken as the decimal it is written as: in floats `ceil(0.55 * 100)` is 56.
-    """
-    return ceil(Fraction(str(fraction)) * num_tokens)
-
-
-def selected_count(pool_sizes: list[int], fraction: float, rule: str) -> int:
-    """Number of tokens that `rule` selects over pools of the given sizes. Needs no entropies."""
-    total = sum(forking_count(size, fraction) for size in pool_sizes)
-    return sum(pool_sizes) - total if rule == "low_entropy" else total
-
-
-def check_entropies(entropies: torch.Tensor, mask: torch.Tensor, ranks: Ranks | None = None) -> None:
-    """
-    Raise [`NaNEntropyError`] on every rank if any rank holds a NaN entropy at a valid position.
-
-    Comparing with a NaN is always False, so that one of them would silently empty or fill the selection of all ranks.
-    """
-    ranks = ranks or Ranks()
-    mask = mask.bool()
-    counts = torch.stack([(torch.isnan(entropies) & mask).sum(), mask.sum()])
-    num_nan, num_valid = ranks.sum(counts).tolist()
-    if num_nan:
-        raise NaNEntropyError(
-            f"{num_nan} of {num_valid} valid tokens have a NaN entropy: the logits hold NaN or infinite values there."
-        )
 
 
 def select_tokens(
@@ -102,64 +63,25 @@ def select_tokens(
                 [ True, False, False]])
         ```
     """
-    scores, mask, ranks = _checked(entropies, mask, fraction, rule, priorities, ranks)
-    selected = torch.zeros_like(mask)
-    num_valid = int(ranks.sum(mask.sum()))
-    if num_valid:
-        selected[mask] = top_k(scores[mask], forking_count(num_valid, fraction), ranks)
-    return mask & ~selected if rule == "low_entropy" else selected
-
-
-def select_tokens_per_sequence(
-    entropies: torch.Tensor,
-    mask: torch.Tensor,
-    fraction: float,
-    *,
-    rule: str = "high_entropy",
-    priorities: torch.Tensor | None = None,
-    ranks: Ranks | None = None,
-) -> torch.Tensor:
-    """[`select_tokens`] with every row a pool of its own. `ranks` only agree on errors."""
-    scores, mask, ranks = _checked(entropies, mask, fraction, rule, priorities, ranks)
-    lowest = torch.finfo(scores.dtype).min if scores.is_floating_point() else torch.iinfo(scores.dtype).min
-    # Valid tokens first, by falling score. Both sorts are stable, so that ties stay in token order.
-    order = scores.masked_fill(~mask, lowest).argsort(dim=1, descending=True, stable=True)
-    order = order.gather(1, mask.gather(1, order).int().argsort(dim=1, descending=True, stable=True))
-    counts = [forking_count(n, fraction) for n in mask.sum(1).tolist()]
-    places = torch.arange(mask.shape[1], device=mask.device)
-    chosen = places < torch.tensor(counts, device=mask.device).view(-1, 1)
-    selected = torch.zeros_like(mask).scatter(1, order, chosen)
-    return mask & ~selected if rule == "low_entropy" else selected
-
-
-def select_in_scope(entropies, mask, fraction, *, rule, scope, priorities=None, ranks: Ranks) -> torch.Tensor:
-    """Select from the pools of `scope`; the arguments hold the batch or micro-batch of this rank."""
-    if scope == "sequence":
-        return select_tokens_per_sequence(entropies, mask, fraction, rule=rule, priorities=priorities, ranks=ranks)
-    if scope == "local":
-        if entropies is not None:  # over all ranks: one that raises alone would leave the others waiting
-            check_entropies(entropies, mask, ranks)
-        ranks = Ranks()
-    return select_tokens(entropies, mask, fraction, rule=rule, priorities=priorities, ranks=ranks)
-
-
-def _checked(entropies, mask, fraction, rule, priorities, ranks):
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}: pass 0.2 to select the top 20 %.")
     if rule not in TOKEN_SELECTIONS:
         raise ValueError(f"rule must be one of {TOKEN_SELECTIONS}, got {rule!r}.")
-    if rule == "random" and priorities is None:
-        raise ValueError("rule='random' needs `priorities`, see `random_priorities`.")
-    scores = priorities if rule == "random" else entropies
+    scores = entropies
+    if rule == "random":
+        if priorities is None:
+            raise ValueError("rule='random' needs `priorities`, see `random_priorities`.")
+        scores = priorities
     if scores.shape != mask.shape or scores.dim() != 2:
         raise ValueError(
             f"entropies (or priorities) and mask must share one (batch, seq) shape, got {tuple(scores.shape)} and "
             f"{tuple(mask.shape)}."
         )
-    ranks = ranks or Ranks()
-    if entropies is not None:  # a random selection may come before anybody has computed them
-        check_entropies(entropies, mask, ranks)
-    return scores, mask.bool(), ranks
+    pool = BatchPool(ranks)
+    if entropies is not None:  # a random selection needs none
+        pool.check(entropies, mask, "entropies")
+    selected = pool.top(scores, mask, fraction)
+    return mask.bool() & ~selected if rule == "low_entropy" else selected
 
 
 def random_priorities(

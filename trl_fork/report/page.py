@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .._files import write_text
-from ..credit.selection import selected_count
+from ..credit import forking_count
 
 
 _NO_TOKEN = 2**32 - 1  # in place of an alternative that was not given
@@ -119,7 +119,7 @@ def write_report_page(
         )
     all_entropies = np.concatenate(entropies)
     if threshold is None and len(all_entropies):
-        place = len(all_entropies) - selected_count([len(all_entropies)], fraction, "high_entropy")
+        place = len(all_entropies) - forking_count(len(all_entropies), fraction)
         threshold = float(np.partition(all_entropies, place)[place])
     data = {
         "threshold": threshold,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         args: Any  # ForkingGRPOConfig
         model: Any
         num_generations: int
+        token_credit: Any  # TokenCredit | None
 else:
     TrainerMixin = object
 
@@ -258,6 +259,17 @@ def training_adapter_is_active(model) -> bool:
     if model.active_adapter == "ref":
         return False
     return not any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in model.modules())
+
+
+def let_weights_apply(trainer) -> None:
+    """
+    Have TRL ask `get_high_entropy_mask` for weights in every loss.
+
+    `_compute_loss` does so only where the attribute `top_entropy_quantile` is below 1: at 1.0, which a rule of its own
+    or the end of a schedule may well want, weights would silently do nothing. What the attribute is below 1 does not
+    matter, as the override of the method does not read it.
+    """
+    trainer.top_entropy_quantile = min(trainer.top_entropy_quantile, 0.5)
 
 
 @contextmanager

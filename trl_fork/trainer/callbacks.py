@@ -13,7 +13,7 @@ from transformers.integrations import TensorBoardCallback
 
 from .._files import replacing
 from .._logging import logger
-from ..credit.selection import select_tokens
+from ..credit import select_tokens
 from ..ranks import Ranks
 from ..report.marks import token_texts
 from ..report.page import write_report_page
@@ -163,15 +163,15 @@ class ForkReportCallback(GenerationCallback):
         return drafts
 
     def _write_page(self, trainer, forks, responses):
-        args, step = trainer.args, trainer.state.global_step
+        args, credit, step = trainer.args, trainer.token_credit, trainer.state.global_step
         folder = Path(self.output_dir or Path(args.output_dir) / "fork_report")
         page, latest = folder / f"step-{step}.html", folder / "latest.html"
         summary = {
             "Responses shown": f"{len(responses)} of {args.generation_batch_size}",
             "Forking tokens of the batch": f"{sum(forks.forks):,} of {sum(forks.occurrences):,}",
             "Threshold of the batch": f"{forks.threshold:.3f} nats",
-            "Trained on": args.token_selection if args.selects_tokens else "all tokens",
-            **({"Pool": args.entropy_threshold_scope} if args.selects_tokens else {}),
+            "Trained on": "all tokens" if credit is None else credit.chain.in_words,
+            **({} if credit is None else {"Pool": credit.pool.name}),
             "Most frequent forks": ", ".join(f"{row[0]!r} ({row[1]:,})" for row in forks.table[:8]),
         }
         try:
@@ -222,7 +222,7 @@ def forks_of_batch(trainer, batch: GenerationBatch) -> BatchForks:
     ranks = Ranks(trainer.accelerator)
     tokenizer = trainer.processing_class
     mask, entropies = batch.mask.bool(), batch.entropies.float()
-    forking = select_tokens(entropies, mask, forking_fraction(trainer.args), ranks=ranks)
+    forking = select_tokens(entropies, mask, forking_fraction(trainer), ranks=ranks)
     infinity = entropies.new_tensor([float("inf")])
     threshold = ranks.gather(torch.cat([entropies[forking], infinity]).min()).min().item()
 
@@ -248,9 +248,12 @@ def forks_of_batch(trainer, batch: GenerationBatch) -> BatchForks:
     )
 
 
-def forking_fraction(args: ForkingGRPOConfig) -> float:
-    """Of the tokens, what is shown as forking: a run on all tokens is shown beside one on the paper's 20 %."""
-    return args.top_entropy_quantile if args.selects_tokens else ForkingGRPOConfig.top_entropy_quantile
+def forking_fraction(trainer) -> float:
+    """The fraction of tokens that is shown as forking: that of the run if it is one number, else the paper's."""
+    fractions = [] if trainer.token_credit is None else trainer.token_credit.chain.fractions
+    if len(fractions) == 1 and fractions[0].is_constant:
+        return fractions[0](0.0)
+    return ForkingGRPOConfig.top_entropy_quantile
 
 
 def log_forks(trainer, forks: BatchForks) -> None:

@@ -29,8 +29,6 @@ _SETTINGS = (
     "steps_per_generation",
     "num_iterations",
     "num_generations",
-    "top_entropy_quantile",
-    "token_selection",
     "entropy_threshold_scope",
     "loss_denominator",
     "loss_type",
@@ -116,7 +114,12 @@ class ResumableGenerationMixin(WithContext, TrainerMixin):
         }
 
     def _generation_settings(self) -> dict:
-        return {"processes": self.accelerator.num_processes} | {name: getattr(self.args, name) for name in _SETTINGS}
+        settings = {name: getattr(self.args, name) for name in _SETTINGS}
+        chain = None if self.token_credit is None else self.token_credit.chain
+        if chain is not None and chain.scheduled:  # the weights depend on how long the run is
+            settings["max_steps"] = self.args.max_steps
+        settings["token_credit"] = chain and json.dumps(chain.describe(), default=repr)
+        return {"processes": self.accelerator.num_processes, **settings}
 
     def _load_generation_state(self, checkpoint: str) -> None:
         self._step, self._buffered_inputs = 0, None
@@ -134,7 +137,12 @@ class ResumableGenerationMixin(WithContext, TrainerMixin):
             if name in self._resumable:
                 self._resumable[name].load_state_dict(part)
         now = self._generation_settings()
-        changed = [f"{name} was {old}, is {now[name]}" for name, old in state["settings"].items() if old != now[name]]
+        then = state["settings"]
+        changed = [
+            f"{name} was {then.get(name)}, is {now.get(name)}"
+            for name in {**then, **now}
+            if then.get(name) != now.get(name)
+        ]
         if changed and state["step"]:
             logger.warning(
                 f"{checkpoint} was saved within a generation batch by other settings ({'; '.join(changed)}). The "

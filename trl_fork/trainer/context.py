@@ -52,12 +52,15 @@ class Context:
 
     Args:
         loss_inputs (`dict`, *optional*): Inside `compute_loss`, the batch with what this trainer has added to it.
+        loss_log_probs (`list[torch.Tensor]`, *optional*):
+            Inside `compute_loss`, where its pass leaves the log-probabilities that a credit rule needs.
         old_policy_scores (`list[PolicyScores]`, *optional*):
             Inside the making of a batch, where TRL's own pass for old log-probabilities leaves what it has scored.
         final_batch ([`FinalBatch`], *optional*): Inside the last round of dynamic sampling, what TRL is to take.
     """
 
     loss_inputs: dict | None = None
+    loss_log_probs: list[torch.Tensor] | None = None
     old_policy_scores: list[PolicyScores] | None = None
     final_batch: FinalBatch | None = None
 

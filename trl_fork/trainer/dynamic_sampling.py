@@ -176,7 +176,7 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
                 output = super()._generate_and_score_completions(inputs)
         self._rewards = rewards = kept[-1]
         self._warn_of_infinite_rewards(rewards)
-        if self.args.selects_tokens or self.args.skip_inert_compute:
+        if self._differs_from_trl:
             size = self.num_generations if mode == "train" else self.num_generations_eval
             if self.multi_objective_aggregation == "sum_then_normalize":
                 total = weighted_sum(rewards, self.reward_weights)

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import GRPOConfig
 
-from ..credit.selection import ENTROPY_THRESHOLD_SCOPES, TOKEN_SELECTIONS
+from ..credit import POOLS, TOKEN_SELECTIONS, Chain, Random, TopFraction, build_credit
+from ..data.yaml_values import json_object
 
 
 # Losses whose denominator counts tokens, so that it can count the selected ones instead. The others divide by the
 # tokens of each sequence (grpo, sapo), by a constant (dr_grpo) or by sequences (luspo).
 TOKEN_COUNT_LOSSES = ("bnpo", "cispo", "dapo", "vespo")
 LOSS_DENOMINATORS = ("selected", "all")
+EXAMPLE = '{"top_fraction": {"fraction": 0.2}}'  # of `token_credit` on a command line
 SCALES = ("group", "batch", "none")  # TRL's, of rewards
 
 
@@ -33,6 +35,11 @@ class ForkingGRPOConfig(GRPOConfig):
         token_selection (`str`, *optional*, defaults to `"high_entropy"`):
             `"high_entropy"`: train on the forking set. `"low_entropy"`: on its complement (the paper's bottom 80 %).
             `"random"`: on as many tokens drawn uniformly, the control arm.
+        token_credit (`str` or `dict`, *optional*):
+            Which tokens, with what weight, and when, by credit rules in the place of `top_entropy_quantile` and
+            `token_selection`: the name of a preset such as `"temporal_forking"`, a chain of rules such as
+            `{"top_fraction": {"fraction": 0.2, "score": "position"}}` (JSON on a command line), or the dotted path of
+            a rule of yours. See [`~credit.build_credit`] and `docs/credit.md`.
         entropy_threshold_scope (`str`, *optional*, defaults to `"batch"`):
             Pool over which the top fraction is taken. `"batch"`: all ranks and accumulation steps of one generation
             batch, by the entropies of the policy that starts it. `"micro_batch"`: the current micro-batch over all
@@ -81,13 +88,20 @@ class ForkingGRPOConfig(GRPOConfig):
             "choices": list(TOKEN_SELECTIONS),
         },
     )
+    token_credit: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Credit rules in the place of top_entropy_quantile and token_selection: a preset, a chain "
+            "'{rule: {parameter: value}}' as JSON, or the dotted path of a rule."
+        },
+    )
     entropy_threshold_scope: str = field(
         default="batch",
         metadata={
             "help": "Pool over which the top fraction is taken: 'batch' (the generation batch over all ranks), "
             "'micro_batch' (the current micro-batch over all ranks, as TRL), 'local' (the current micro-batch of one "
             "rank, as the paper's code) or 'sequence' (each completion).",
-            "choices": list(ENTROPY_THRESHOLD_SCOPES),
+            "choices": list(POOLS),
         },
     )
     loss_denominator: str = field(
@@ -123,22 +137,24 @@ class ForkingGRPOConfig(GRPOConfig):
         },
     )
 
-    @property
-    def selects_tokens(self) -> bool:
-        """Whether some valid tokens are left out, that is, whether anything differs from GRPO's objective."""
-        return self.top_entropy_quantile < 1.0
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "token_credit"]
 
     @property
-    def scores_generation_batch(self) -> bool:
-        """Whether the selection needs the entropies of the whole generation batch before the first update on it."""
-        return (
-            self.selects_tokens
-            and self.entropy_threshold_scope in ("batch", "sequence")
-            and self.token_selection != "random"
-        )
+    def credit(self) -> Chain | None:
+        """The credit rules of the run; `None` where every token has weight 1, which is GRPO's objective."""
+        if self.token_credit is not None:
+            return build_credit(self.token_credit)
+        if self.top_entropy_quantile == 1.0:
+            return None
+        if self.token_selection == "random":
+            return Chain((Random(self.top_entropy_quantile),))
+        return Chain((TopFraction(self.top_entropy_quantile, complement=self.token_selection == "low_entropy"),))
 
     def __post_init__(self):
+        if isinstance(self.token_credit, str) and self.token_credit.lstrip().startswith("{"):
+            self.token_credit = json_object(self.token_credit, EXAMPLE)
         self._check_selection()
+        self.check_credit(self.credit)
         if self.dynamic_sampling_max_rounds < 1:
             raise ValueError(
                 f"dynamic_sampling_max_rounds must be at least 1, got {self.dynamic_sampling_max_rounds}: the first "
@@ -184,25 +200,46 @@ class ForkingGRPOConfig(GRPOConfig):
             )
         for name, allowed in (
             ("token_selection", TOKEN_SELECTIONS),
-            ("entropy_threshold_scope", ENTROPY_THRESHOLD_SCOPES),
+            ("entropy_threshold_scope", POOLS),
             ("loss_denominator", LOSS_DENOMINATORS),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}.")
-        if self.token_selection == "low_entropy" and not self.selects_tokens:
+        if self.token_credit is not None and (
+            rho not in (type(self).top_entropy_quantile, 1.0) or self.token_selection != type(self).token_selection
+        ):
+            raise ValueError(
+                f"token_credit={self.token_credit!r} says which tokens are trained on, and so do top_entropy_quantile="
+                f"{rho} and token_selection={self.token_selection!r}: leave these two out, or write them as the rule "
+                "{'top_fraction': {'fraction': ..., 'complement': ...}} or {'random': {'fraction': ...}}."
+            )
+        if self.token_selection == "low_entropy" and rho == 1.0:
             raise ValueError(
                 "token_selection='low_entropy' with top_entropy_quantile=1.0 selects no token: it is the complement "
                 "of the top 100 %. Lower top_entropy_quantile (the paper's bottom 80 % is 0.2), or select "
                 "'high_entropy' to train on all tokens."
             )
-        if self.selects_tokens and self.loss_denominator == "selected" and self.loss_type not in TOKEN_COUNT_LOSSES:
+
+    def check_credit(self, chain: Chain | None) -> None:
+        """
+        Refuse credit rules that the other settings cannot go with.
+
+        Args:
+            chain ([`~credit.Chain`], *optional*): The rules; `None` where every token has weight 1.
+
+        Raises:
+            `ValueError`: naming the setting, its value, the rule and the remedy.
+        """
+        if chain is not None:
+            self._check_rules(chain)
+        if chain is not None and self.loss_denominator == "selected" and self.loss_type not in TOKEN_COUNT_LOSSES:
             raise ValueError(
                 f"loss_denominator='selected' is not defined for loss_type={self.loss_type!r}, which does not divide "
                 f"by a number of tokens of the batch. Set loss_denominator='all' (TRL's own denominator), or one of "
                 f"the losses that count tokens: {list(TOKEN_COUNT_LOSSES)}."
             )
         # `epsilon_high=None` without a selection is plain GRPOTrainer, whose own business this is.
-        if self.loss_type == "cispo" and (self.epsilon_high is not None or self.selects_tokens):
+        if self.loss_type == "cispo" and (self.epsilon_high is not None or chain is not None):
             bound = self.epsilon if self.epsilon_high is None else self.epsilon_high
             if bound < 1:
                 raise ValueError(
@@ -210,6 +247,27 @@ class ForkingGRPOConfig(GRPOConfig):
                     "importance ratio itself at epsilon_high, so that a value below 1 scales down every on-policy "
                     "token. The default of 0.28 is meant for the clipped losses; set epsilon_high=5.0 (ScaleRL's "
                     "value)."
+                )
+
+    def _check_rules(self, chain: Chain) -> None:
+        chain.check_pool(self.entropy_threshold_scope)
+        if "contrast_log_probs" in chain.needs:
+            raise ValueError(
+                "token_credit: a rule needs contrast_log_probs, the log-probabilities after another prompt, which no "
+                "pass of this trainer supplies yet. Take a rule that needs other signals."
+            )
+        if chain.mass == "from_masks":
+            return
+        for name, value, conflicts in (
+            ("entropy_coef", self.entropy_coef, self.entropy_coef != 0.0),
+            ("use_adaptive_entropy", self.use_adaptive_entropy, self.use_adaptive_entropy),
+            ("importance_sampling_level", self.importance_sampling_level, self.importance_sampling_level != "token"),
+        ):
+            if conflicts:
+                raise ValueError(
+                    f"{name}={value!r} does not go with token_credit={self.token_credit!r}, whose weights differ from "
+                    "token to token: TRL would weight the entropy bonus by them too, and a ratio of a whole "
+                    "completion reaches every token. Leave it at its default, or take a rule that selects tokens."
                 )
 
     def _check_precision(self):
@@ -223,7 +281,7 @@ class ForkingGRPOConfig(GRPOConfig):
 
     def _check_windows(self):
         accumulation, steps = self.gradient_accumulation_steps, self.steps_per_generation
-        if self.selects_tokens and steps % accumulation and accumulation % steps:
+        if self.credit is not None and steps % accumulation and accumulation % steps:
             raise ValueError(
                 f"steps_per_generation ({steps}) must be a multiple or a divisor of gradient_accumulation_steps "
                 f"({accumulation}): otherwise an optimizer step mixes parts of generation batches, and no token count "

@@ -2,29 +2,24 @@
 
 import inspect
 from collections import defaultdict
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
 from transformers import ProcessorMixin
 from trl import GRPOTrainer
 
 from .._logging import logger
-from ..credit.selection import (
-    NaNEntropyError,
-    check_entropies,
-    random_priorities,
-    select_in_scope,
-    selected_count,
-)
+from ..credit import Chain, Signals, build_credit, random_priorities
 from ..ranks import Ranks
 from ._trl import (
     check_attributes,
     check_hooks,
-    evaluation_mode,
     get_config_model_id,
+    let_weights_apply,
     old_logps_are_computed,
     refuse_unsloth,
-    training_adapter_is_active,
     truncates_sampling,
     warn_of_cast_weights,
     warn_of_truncated_sampling,
@@ -40,32 +35,27 @@ from .dynamic_sampling import DynamicSamplingMixin, check_dynamic_sampling
 from .forking_grpo_config import ForkingGRPOConfig
 from .health import HealthCallback
 from .lm_head import row_sparse_head
-from .metrics import count_metrics, entropy_metrics, partial_metrics
+from .metrics import partial_metrics
 from .out_of_memory import explain_out_of_memory
 from .publishing import PublishingMixin
-from .right_padding import RightPadded
-from .savings import (
-    ALL_TOKENS,
-    Savings,
-    arrange,
-    padding_effect,
-    plan_savings,
-    rescales_with_length,
-    rounding,
-    score_by_length,
-)
+from .savings import ALL_TOKENS, arrange, plan_savings, rescales_with_length
+from .scoring import ScoringMixin
 from .telemetry import TelemetryMixin, timed_rollouts
+from .token_credit import TokenCredit, naming_the_step
 
 
-# What this trainer adds to TRL's batches, for `compute_loss` to take out again.
+# What this trainer adds to TRL's batches, for `compute_loss` to take out again. Those with a column per token are in
+# `batch.LAYOUT`.
 _WEIGHTS = "credit_weights"  # (batch, seq) float: multiplies the policy term
-_PRIORITIES = "credit_priorities"  # (batch, seq) long: for random selections from pools that do not exist yet
-_SCALE = "credit_scale"  # scalar: N / K, where the pools are micro-batches
+_PRIORITIES = "credit_priorities"  # (batch, seq) long: for random draws from pools that do not exist yet
+_SCALE = "credit_scale"  # scalar: N / W, where the pools are micro-batches
+_PROGRESS = "credit_progress"  # scalar: share of the training that was done when the batch was generated, likewise
 _ARRANGED = "rows_arranged"  # marks micro-batches that have been through `arrange`
-_ADDED = (_WEIGHTS, _PRIORITIES, _SCALE, _ARRANGED)
+_ADDED = (_WEIGHTS, _PRIORITIES, _SCALE, _PROGRESS, _ARRANGED)
 
 
 class ForkingGRPOTrainer(
+    ScoringMixin,
     PublishingMixin,
     ResumableGenerationMixin,
     DynamicSamplingMixin,
@@ -74,12 +64,12 @@ class ForkingGRPOTrainer(
     GRPOTrainer,
 ):
     """
-    [`~trl.GRPOTrainer`] whose policy gradient sees the forking tokens only.
+    [`~trl.GRPOTrainer`] whose policy gradient sees the tokens that matter: by default the forking tokens only.
 
     The loss is TRL's own, for any `loss_type`. Its policy term is multiplied by weights: zero at tokens that are not
     selected, `N / K` at the `K` of `N` valid tokens that are, so that TRL's division by `N` becomes one by `K` (paper
     section 5.1, Eq. 6 of v2). The KL term, the entropy bonus and the auxiliary loss keep TRL's scale. Which tokens are
-    selected, and over which pool, is set by [`ForkingGRPOConfig`].
+    selected, with what weight and over which pool, is set by [`ForkingGRPOConfig`].
 
     With `top_entropy_quantile=1.0`, `epsilon_high=None` and `skip_inert_compute=False` this is `GRPOTrainer`, bit for
     bit.
@@ -89,6 +79,9 @@ class ForkingGRPOTrainer(
     Args:
         args ([`ForkingGRPOConfig`], *optional*):
             Configuration of this trainer. Defaults to the paper's selection.
+        token_credit_func (`Callable`, *optional*):
+            A credit rule of yours: takes [`~credit.Signals`] and returns weights of at least 0, shape `(batch, seq)`,
+            see [`~credit.UserRule`]. It takes the place of what the configuration says.
         rollout_func (`RolloutFunc`, *optional*):
             As in TRL; rows and tokens that do not match are refused by name, see [`~trainer.checks.check_rollouts`].
 
@@ -119,10 +112,17 @@ class ForkingGRPOTrainer(
     _tag_names = ["trl", "grpo", "forking-tokens"]
     # Padding of every tensor of a batch that has one column per token. A subclass that adds one names it here.
     batch_layout = LAYOUT
-    _savings = Savings()
-    _differs_from_trl = False
+    token_credit: TokenCredit | None = None  # `None`: every token has weight 1, GRPO's objective
 
-    def __init__(self, model, reward_funcs=None, args: ForkingGRPOConfig | None = None, *positional, **keywords):
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args: ForkingGRPOConfig | None = None,
+        *positional,
+        token_credit_func=None,
+        **keywords,
+    ):
         check_hooks()
         refuse_unsloth(type(self), model)
         if args is None:
@@ -133,6 +133,7 @@ class ForkingGRPOTrainer(
                 f"args must be a ForkingGRPOConfig, got {type(args).__name__}, which does not say which tokens to "
                 "train on. Build a ForkingGRPOConfig with the same arguments."
             )
+        chain = args.credit if token_credit_func is None else _chain_of(token_credit_func, args)
         call = inspect.signature(GRPOTrainer.__init__).bind(self, model, reward_funcs, args, *positional, **keywords)
         if call.arguments.get("rollout_func") is not None:
             call.arguments["rollout_func"] = check_rollouts(call.arguments["rollout_func"])
@@ -153,8 +154,8 @@ class ForkingGRPOTrainer(
             given.get("environment_factory"),
         )
         if given.get("processing_class") is not None:  # before a large model is loaded
-            self._check_processing_class(given["processing_class"], given.get("train_dataset"), args)
-        if args.selects_tokens and args.importance_sampling_level == "sequence":
+            _check_processing_class(given["processing_class"], given.get("train_dataset"), chain)
+        if chain is not None and args.importance_sampling_level == "sequence":
             logger.warning(
                 "importance_sampling_level='sequence': the ratio of a completion averages over all of its tokens, so "
                 "that the gradient reaches them all. The selection only weights each completion by its number of "
@@ -165,9 +166,19 @@ class ForkingGRPOTrainer(
         super().__init__(*call.args[1:], **call.kwargs)
         check_attributes(self)
         refuse_frozen_model(self.model)
-        self._check_processing_class(self.processing_class, self.train_dataset, args)
+        _check_processing_class(self.processing_class, self.train_dataset, chain)
         warn_of_cast_weights(self)
         warn_of_truncated_sampling(self)
+        self._ranks = Ranks(self.accelerator)
+        if chain is not None:
+            self.token_credit = TokenCredit(
+                chain,
+                scope=args.entropy_threshold_scope,
+                denominator=args.loss_denominator,
+                loss_type=self.loss_type,
+                ranks=self._ranks,
+            )
+            let_weights_apply(self)
         self._init_checkpoints()
         self._init_dynamic_sampling()
         if self.rollout_func is not None:
@@ -177,33 +188,21 @@ class ForkingGRPOTrainer(
         if self.log_completions:
             self._marks = CompletionMarks(self.args.generation_batch_size)
             self.add_callback(self._marks)
-        self._ranks = Ranks(self.accelerator)
+        self._differs_from_trl = chain is not None or args.skip_inert_compute
         self._savings = self._plan_savings(rescales_with_length(self.model.config))
         reasons = [f"{name}: {reason}" for name, reason in self._savings.reasons.items() if reason != ALL_TOKENS]
         if reasons and self.accelerator.is_main_process:
             logger.warning(f"skip_inert_compute: not everything can be left out of this run ({'; '.join(reasons)}).")
-        self._differs_from_trl = self.args.selects_tokens or self.args.skip_inert_compute
-        self._checked_width = 0  # of the widest batch in which padding was seen to have no effect
         self._generation_index = {"train": (-1, 0), "eval": (-1, 0)}  # (global step, generations made at that step)
 
     def _plan_savings(self, length_shows: bool):
         return plan_savings(
             self.args,
+            self.token_credit,
             length_shows=length_shows,
             image_inputs=isinstance(self.processing_class, ProcessorMixin),
             auxiliary_loss=self.aux_loss_enabled,
         )
-
-    @staticmethod
-    def _check_processing_class(processing_class, dataset, args):
-        if args.selects_tokens and isinstance(processing_class, ProcessorMixin):
-            raise NotImplementedError(
-                "Image-text models are not supported with top_entropy_quantile < 1.0 yet: the selection has not been "
-                "tested with image inputs. To train on text alone pass a tokenizer, processing_class="
-                "AutoTokenizer.from_pretrained(...), or set text_only (--text_only true of examples/train.py); or set "
-                "top_entropy_quantile=1.0."
-            )
-        check_tokenizer(processing_class, dataset)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """
@@ -221,45 +220,78 @@ class ForkingGRPOTrainer(
         self._health.look_at(loss)
         return loss
 
-    # ------------------------------------------------------------------ selection at generation time
+    # ------------------------------------------------------------------ credit at generation time
 
     def _generate_and_score_completions(self, inputs):
         mode = "train" if self.model.training else "eval"
+        credit = self.token_credit
         # In evaluation the entropies of the evaluation pass itself are those of the policy that is evaluated.
-        scores_needed = mode == "train" and self.args.scores_generation_batch
+        scores_needed = mode == "train" and credit is not None and credit.needs_scores
         reused = [] if scores_needed and old_logps_are_computed(self) else None
         with self._within(old_policy_scores=reused):
             output = super()._generate_and_score_completions(inputs)
         if truncates_sampling(self.args) and output.get("sampling_per_token_logps") is not None:
             self._report_kept_mass(mode, output)
-        entropies = None
-        if self.args.selects_tokens:
-            priorities = None
-            if self.args.token_selection == "random":
-                shape = output["completion_ids"].shape
-                priorities = random_priorities(
-                    self.args.seed,
-                    self._next_generation(mode),
-                    self.accelerator.process_index * shape[0],
-                    shape,
-                    device=output["completion_ids"].device,
-                )
-            if mode == "train" and self.args.entropy_threshold_scope in ("batch", "sequence"):
-                entropies = self._starting_policy_scores(output, reused).entropies if scores_needed else None
-                output[_WEIGHTS] = self._batch_weights(output, entropies, priorities)
-            elif priorities is not None:
-                output[_PRIORITIES] = priorities
-        self._show_batch(mode, output, entropies)
+        scores = self._starting_policy_scores(output, reused) if scores_needed else None
+        if credit is not None:
+            if "priorities" in credit.chain.needs:
+                output[_PRIORITIES] = self._priorities(mode, output)
+            if mode == "train" and not credit.at_loss_time:
+                output[_WEIGHTS] = self._batch_weights(output, scores)
+                output.pop(_PRIORITIES, None)
+        self._show_batch(mode, output, scores)
         return output
 
-    def _show_batch(self, mode, output, entropies):
+    def _priorities(self, mode, output):
+        rows, columns = output["completion_ids"].shape
+        return random_priorities(
+            self.args.seed,
+            self._next_generation(mode),
+            self.accelerator.process_index * rows,
+            (rows, columns),
+            device=output["completion_ids"].device,
+        )
+
+    def _batch_weights(self, output, scores: PolicyScores | None):
+        credit, mask = self.token_credit, loss_mask(output)
+        signals = self._signals(output, mask)
+        if scores is not None:
+            signals = replace(signals, entropies=scores.entropies, log_probs=scores.log_probs)
+        with naming_the_step(self.state.global_step):
+            weights = credit.batch_weights(signals)
+        self._record("train", credit.metrics(signals, weights))
+        if scores is not None:
+            self._record("train", credit.entropy_metrics(scores.entropies, mask, weights))
+            if self._savings.partial_forward:  # in place of the average over what the training pass sees
+                sums = self._ranks.sum(torch.stack([(scores.entropies * mask).sum(), mask.sum()]))
+                self._record("train", {"entropy": (sums[0] / sums[1].clamp(min=1)).item()})
+        return weights
+
+    def _signals(self, batch, mask) -> Signals:
+        """What is known of a batch without a pass over it."""
+        return Signals(
+            mask,
+            completion_ids=batch["completion_ids"],
+            priorities=batch.get(_PRIORITIES),
+            advantages=batch["advantages"],
+            progress=batch.get(_PROGRESS, self._training_progress),
+        )
+
+    @property
+    def _training_progress(self) -> float:
+        steps = self.state.max_steps
+        return min(self.state.global_step / steps, 1.0) if steps > 0 else 0.0
+
+    def _show_batch(self, mode, output, scores: PolicyScores | None):
+        rewards: Any = self._rewards
         first = self.accelerator.process_index * len(output["completion_ids"])
         batch = GenerationBatch(
             **{name: output[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")},
             mask=loss_mask(output),
             advantages=output["advantages"],
-            rewards=self._rewards[first : first + len(output["completion_ids"])],
-            entropies=entropies,
+            rewards=rewards[first : first + len(output["completion_ids"])],
+            entropies=None if scores is None else scores.entropies,
+            log_probs=None if scores is None else scores.log_probs,
             weights=output.get(_WEIGHTS),
         )
         for callback in self.callback_handler.callbacks:
@@ -284,139 +316,21 @@ class ForkingGRPOTrainer(
         self._generation_index[mode] = (self.state.global_step, made)
         return (int(mode == "eval"), self.state.global_step, made)
 
-    def _get_per_token_logps_and_entropies(
-        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
-    ):
-        arguments = (input_ids, attention_mask, logits_to_keep, batch_size)
-        if torch.is_grad_enabled():
-            model = self._right_padded(model, kwargs)
-            return super()._get_per_token_logps_and_entropies(model, *arguments, compute_entropy, **kwargs)
-        # Dropout would change entropies and ratios from one scoring of the same tokens to the next.
-        own = model is self.model and self._differs_from_trl
-        scores = context_of(self).old_policy_scores
-        reuse = scores == [] and model is self.model and training_adapter_is_active(model)
-        with evaluation_mode(model) if own else nullcontext():
-            logps, entropies, aux_loss = self._score(model, *arguments, compute_entropy or reuse, **kwargs)
-        if reuse:
-            scores.append(PolicyScores(input_ids, logps, entropies))
-        return logps, entropies if compute_entropy else None, aux_loss
-
-    def _score(self, model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs):
-        """TRL's pass without gradient; in chunks of similar length where padding can be cut."""
-        model, score = self._right_padded(model, kwargs), super()._get_per_token_logps_and_entropies
-        if not self._savings.padding or kwargs.get("compute_aux_loss"):
-            return score(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs)
-
-        def score_chunk(ids, mask, length):
-            completion_mask = mask[:, -length:]
-            with row_sparse_head(completion_mask, completion_mask):
-                return score(model, ids, mask, length, compute_entropy=compute_entropy, **kwargs)[:2]
-
-        batch_size = batch_size or len(input_ids)
-        return *score_by_length(score_chunk, input_ids, attention_mask, logits_to_keep, batch_size), None
-
-    def _right_padded(self, model, arguments):
-        """What TRL is to call in place of `model`. With images, whose tensors are placed by column, the model."""
-        images = any(value is not None for name, value in arguments.items() if name != "compute_aux_loss")
-        if images or not self._differs_from_trl:
-            return model
-        return RightPadded(model, cut=self._savings.padding)
-
-    def _generate(self, prompts):
-        generated = super()._generate(prompts)
-        if self._savings.padding:
-            self._check_padding(*generated[:2])
-        return generated
-
-    def _check_padding(self, prompt_ids, completion_ids):
-        """
-        Ask the model itself whether padding changes what it makes of a row, whenever a batch is wider than all before.
-
-        Half of the shortest row alone and at the full width, without gradient: two passes of one row, on all ranks
-        together. Half, because a batch may have no padding yet, as where every completion is cut off.
-        """
-        width = torch.tensor(max(map(len, prompt_ids)) + max(map(len, completion_ids)), device=self.accelerator.device)
-        width = int(self._ranks.gather(width).max())
-        if width <= self._checked_width:
-            return
-        self._checked_width = width
-        # Beyond its learned positions a model cannot be run at all; virtual tokens of an adapter take some of them.
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or width
-        limit -= getattr(getattr(self.model, "active_peft_config", None), "num_virtual_tokens", None) or 0
-        row = min((list(p) + list(c) for p, c in zip(prompt_ids, completion_ids, strict=True)), key=len)
-        row = row[: max(len(row) // 2, 2)]
-        score = super()._get_per_token_logps_and_entropies
-        with torch.no_grad(), evaluation_mode(self.model):
-            effect = padding_effect(
-                lambda *batch: score(self.model, *batch)[0],
-                row[: len(row) // 2],
-                row[len(row) // 2 :],
-                min(width, limit),
-                self._tokenizer.pad_token_id,
-                self.accelerator.device,
-            )
-        effect = float(self._ranks.gather(torch.tensor(effect, device=self.accelerator.device)).max())
-        if effect > rounding(self.model, *([torch.bfloat16] * self.args.bf16), *([torch.float16] * self.args.fp16)):
-            self._savings = self._plan_savings(length_shows=True)
-            if self.accelerator.is_main_process:
-                name = type(self.accelerator.unwrap_model(self.model)).__name__
-                logger.warning(
-                    f"skip_inert_compute: padding a row to {width} tokens changes its log-probabilities by "
-                    f"{effect:.2g} nats on average: {name} reads the padded length. From here on padding stays as TRL "
-                    "makes it, and rows keep their micro-batches."
-                )
-
-    def score(self, batch: GenerationBatch) -> PolicyScores:
-        """Score a batch with the policy as it is, without gradient. All processes must do so together."""
-        return self._starting_policy_scores(vars(batch))
-
-    def _starting_policy_scores(self, output, reused=None) -> PolicyScores:
-        """
-        Scores of a generation batch by the policy that starts it.
-
-        Args:
-            output (`dict`):
-                The rows of this process as TRL made them.
-            reused (`list[PolicyScores]`, *optional*):
-                What TRL's own pass has left; without it the rows are scored, which all processes must do together.
-        """
-        input_ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
-        # Not whatever was scored first: a rollout function may score sequences of its own.
-        if reused and torch.equal(reused[0].input_ids, input_ids):
-            return reused[0]
-        with torch.no_grad():
-            log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
-                self.model,
-                input_ids,
-                torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
-                output["completion_ids"].size(1),
-                batch_size=self.args.per_device_train_batch_size,
-                compute_entropy=True,
-            )
-        return PolicyScores(input_ids, log_probs, entropies)
-
-    def _batch_weights(self, output, entropies, priorities):
-        mask = loss_mask(output)
-        selected = self._select(entropies, mask, priorities)
-        self._record("train", count_metrics(mask, selected, output["advantages"], ranks=self._ranks))
-        if entropies is not None:
-            self._record("train", self._entropy_metrics(entropies, mask, selected))
-            if self._savings.partial_forward:  # in place of the average over what the training pass sees
-                sums = self._ranks.sum(torch.stack([(entropies * mask).sum(), mask.sum()]))
-                self._metrics["train"]["entropy"].append((sums[0] / sums[1].clamp(min=1)).item())
-        return selected.float() * self._count_scale(mask, selected)
-
     def _prepare_inputs(self, generation_batch):
         inputs = super()._prepare_inputs(generation_batch)
-        micro_batches = self.args.entropy_threshold_scope in ("micro_batch", "local")
-        if self.model.training and self.args.selects_tokens and micro_batches and _SCALE not in inputs:
-            scale = self._micro_batch_scale(self._buffered_inputs)
+        if not self.model.training:
+            return inputs
+        credit = self.token_credit
+        if credit is not None and credit.at_loss_time and _SCALE not in inputs:
+            progress = self._training_progress
+            scale = credit.scale([loss_mask(batch) for batch in self._buffered_inputs], progress)
             for batch in self._buffered_inputs:
-                batch[_SCALE] = scale
-        if self.model.training and self._savings.padding and not self._checked_width:
+                batch[_SCALE] = torch.tensor(scale, device=batch["completion_mask"].device)
+                batch[_PROGRESS] = progress
+        if self._savings.padding and not self._checked_width:
             # The batch is a checkpoint's, and nothing has been generated since.
             self._check_padding(*map(self._buffered_tokens, ("prompt", "completion")))
-        if self.model.training and self._savings.padding and _ARRANGED not in inputs:
+        if self._savings.padding and _ARRANGED not in inputs:
             steps = self.args.steps_per_generation
             window = min(self.args.gradient_accumulation_steps, steps)
             self._buffered_inputs = arrange(
@@ -427,48 +341,13 @@ class ForkingGRPOTrainer(
             inputs = self._buffered_inputs[self._step % steps]
         return inputs
 
-    def _buffered_tokens(self, part):
-        """Token ids of the prompts or completions of the generation batch in hand, one list per row."""
-        return [
-            row[mask.bool()].tolist()
-            for batch in self._buffered_inputs
-            for row, mask in zip(batch[f"{part}_ids"], batch[f"{part}_mask"], strict=True)
-        ]
-
-    # ------------------------------------------------------------------ denominators
-
-    @property
-    def _divides_by_batch_count(self):
-        # bnpo divides by the tokens of its own micro-batch, which `get_high_entropy_mask` sees for itself.
-        return self.args.loss_denominator == "selected" and self.loss_type != "bnpo"
-
-    def _count_scale(self, mask, selected):
-        """`N / K` over all ranks. Times the selection, it turns TRL's division by `N` into one by `K`."""
-        if not self._divides_by_batch_count:
-            return 1.0
-        num_valid, num_selected = self._ranks.sum(torch.stack([mask.sum(), selected.sum()])).tolist()
-        return num_valid / max(num_selected, 1)
-
-    def _micro_batch_scale(self, batches):
-        """`N / K` of a generation batch whose pools are its micro-batches: a count of masks, no entropy needed."""
-        sizes = torch.stack([loss_mask(batch).sum() for batch in batches])
-        if not self._divides_by_batch_count:
-            return torch.ones((), device=sizes.device)
-        rho, rule = self.args.top_entropy_quantile, self.args.token_selection
-        if self.args.entropy_threshold_scope == "micro_batch":
-            pool_sizes = self._ranks.sum(sizes).tolist()
-            num_valid, num_selected = sum(pool_sizes), selected_count(pool_sizes, rho, rule)
-        else:
-            counts = torch.stack([sizes.sum(), sizes.new_tensor(selected_count(sizes.tolist(), rho, rule))])
-            num_valid, num_selected = self._ranks.sum(counts).tolist()
-        return torch.tensor(num_valid / max(num_selected, 1), device=sizes.device)
-
     # ------------------------------------------------------------------ loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         # A new dictionary: TRL keeps the batch for further iterations over it.
         batch = {key: value for key, value in inputs.items() if key not in _ADDED}
-        with self._within(loss_inputs=inputs):
+        log_probs_needed = self.token_credit is not None and "log_probs" in self.token_credit.chain.needs
+        with self._within(loss_inputs=inputs, loss_log_probs=[] if log_probs_needed else None):
             if not (self._savings.head_backward and self.model.training):
                 return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
             wanted = batch["completion_mask"]
@@ -515,56 +394,52 @@ class ForkingGRPOTrainer(
             `torch.Tensor` of shape `(batch, seq)`: float weights inside [`compute_loss`]; outside of it, where there
             is no batch to select from, TRL's boolean mask.
         """
-        inputs = context_of(self).loss_inputs
+        context = context_of(self)
+        inputs = context.loss_inputs
         if inputs is None:
             return super().get_high_entropy_mask(entropies, mask, threshold)
-        entropies = entropies.detach()
+        entropies, credit = entropies.detach(), self.token_credit
         mode = "train" if self.model.training else "eval"
         weights = inputs.get(_WEIGHTS)
-        if weights is None:
-            selected = self._select(entropies, mask, inputs.get(_PRIORITIES))
-            scale = inputs[_SCALE] if mode == "train" else self._count_scale(mask, selected)
-            weights = selected.float() * scale
-            self._record(mode, count_metrics(mask, selected, inputs["advantages"], ranks=self._ranks))
-            self._record(mode, self._entropy_metrics(entropies, mask, selected))
-        else:
-            with self._naming_the_step():
-                check_entropies(entropies, mask, self._ranks)
-            if self.args.token_selection == "random":  # nobody has looked at entropies yet
-                self._record(mode, self._entropy_metrics(entropies, mask, weights))
-        if self.loss_type == "bnpo" and self.args.loss_denominator == "selected":
-            weights = weights * (mask.sum() / weights.sum().clamp(min=1.0))
-        return weights
-
-    # ------------------------------------------------------------------ calls into selection.py
-
-    def _select(self, entropies, mask, priorities):
-        with self._naming_the_step():
-            return select_in_scope(
-                entropies,
-                mask,
-                self.args.top_entropy_quantile,
-                rule=self.args.token_selection,
-                scope=self.args.entropy_threshold_scope,
-                priorities=priorities,
-                ranks=self._ranks,
-            )
-
-    @contextmanager
-    def _naming_the_step(self):
-        try:
-            yield
-        except NaNEntropyError as error:
-            raise NaNEntropyError(
-                f"Step {self.state.global_step}: {error} The model has diverged or was loaded broken: resume from an "
-                "earlier checkpoint with a lower learning_rate or max_grad_norm, and train in bf16 or fp32 rather "
-                "than fp16."
-            ) from error
-
-    def _entropy_metrics(self, entropies, mask, selected):
-        rule, scope = self.args.token_selection, self.args.entropy_threshold_scope
-        return entropy_metrics(entropies, mask, selected, rule=rule, scope=scope, ranks=self._ranks)
+        with naming_the_step(self.state.global_step):
+            if weights is not None or "entropies" not in credit.chain.needs:
+                credit.check(entropies, mask)
+            known = weights is not None
+            if not known:
+                log_probs = context.loss_log_probs[-1] if context.loss_log_probs else None
+                signals = replace(self._signals(inputs, mask), entropies=entropies, log_probs=log_probs)
+                if mode == "train":
+                    weights = credit.micro_batch_weights(signals, inputs[_SCALE])
+                else:
+                    weights = credit.batch_weights(signals)
+                self._record(mode, credit.metrics(signals, weights))
+        # Where no pass has scored the generation batch, these entropies are the first: if they are of all tokens.
+        if not known or not (credit.needs_scores or self._savings.partial_forward):
+            self._record(mode, credit.entropy_metrics(entropies, mask, weights))
+        return credit.loss_weights(weights, mask)
 
     def _record(self, mode, metrics):
         for name, value in metrics.items():
-            self._metrics[mode][f"forking/{name}"].append(value)
+            self._metrics[mode][name].append(value)
+
+
+def _chain_of(token_credit_func, args: ForkingGRPOConfig) -> Chain:
+    if args.token_credit is not None:
+        raise ValueError(
+            f"token_credit_func and token_credit={args.token_credit!r} both say which tokens are trained on: pass one "
+            "of them."
+        )
+    chain = build_credit(token_credit_func)
+    args.check_credit(chain)
+    return chain
+
+
+def _check_processing_class(processing_class, dataset, chain: Chain | None) -> None:
+    if chain is not None and isinstance(processing_class, ProcessorMixin):
+        raise NotImplementedError(
+            "Image-text models are not supported with top_entropy_quantile < 1.0 yet: the selection has not been "
+            "tested with image inputs. To train on text alone pass a tokenizer, processing_class="
+            "AutoTokenizer.from_pretrained(...), or set text_only (`trl-fork train --text_only true`); or set "
+            "top_entropy_quantile=1.0."
+        )
+    check_tokenizer(processing_class, dataset)

@@ -2,17 +2,18 @@
 
 import torch
 
+from ..credit import Pool
 from ..ranks import Ranks, percentiles
 from ._trl import nanstd
 from .batching import without_advantage
 
 
-def count_metrics(mask, selected, advantages, *, ranks: Ranks) -> dict[str, float]:
+def count_metrics(mask, weights, advantages, *, ranks: Ranks) -> dict[str, float]:
     """
     How much was selected, over all ranks.
 
     Args:
-        mask, selected (`torch.Tensor` of shape `(batch, seq)`): Nonzero at valid and at selected tokens.
+        mask, weights (`torch.Tensor` of shape `(batch, seq)`): Nonzero at valid tokens, and at those with credit.
         advantages (`torch.Tensor` of shape `(batch,)` or `(batch, seq)`): One per completion, or per token.
         ranks ([`~ranks.Ranks`]): The processes that take part.
 
@@ -20,7 +21,7 @@ def count_metrics(mask, selected, advantages, *, ranks: Ranks) -> dict[str, floa
         `dict[str, float]`: `selected_fraction` of the valid tokens, and `inert_row_fraction` of the completions, those
         with zero advantage or without a selected token. NaN where there is nothing to divide by.
     """
-    mask, selected = mask.bool(), selected != 0
+    mask, selected = mask.bool(), weights != 0
     inert = without_advantage(advantages) | ~selected.any(1)
     num_rows = torch.tensor(len(inert), device=mask.device)
     counts = ranks.sum(torch.stack([mask.sum(), selected.sum(), inert.sum(), num_rows]))
@@ -31,22 +32,24 @@ def count_metrics(mask, selected, advantages, *, ranks: Ranks) -> dict[str, floa
     }
 
 
-def entropy_metrics(entropies, mask, selected, *, rule: str, scope: str, ranks: Ranks) -> dict[str, float]:
+def entropy_metrics(entropies, mask, weights, forking, pool: Pool, *, ranks: Ranks) -> dict[str, float]:
     """
     What was selected, over all ranks, in nats.
 
     Args:
         entropies (`torch.Tensor` of shape `(batch, seq)`): Token entropies.
-        mask, selected (`torch.Tensor` of shape `(batch, seq)`): Nonzero at valid and at selected tokens.
-        rule, scope (`str`): How `selected` was taken, see [`~credit.selection.select_tokens`].
+        mask, weights (`torch.Tensor` of shape `(batch, seq)`): Nonzero at valid tokens, and at those with credit.
+        forking (`torch.BoolTensor` of shape `(batch, seq)`, *optional*): Tokens of highest entropy, where the credit
+            rule has looked for them.
+        pool ([`~credit.Pool`]): The pools in which it has.
         ranks ([`~ranks.Ranks`]): The processes that take part.
 
     Returns:
         `dict[str, float]`: `selected_entropy_mean` and `unselected_entropy_mean`; `entropy_p50`, `entropy_p80` and
         `entropy_p95` over all valid tokens; `entropy_threshold`, the smallest entropy in the forking set (its mean
-        over pools where `scope` has several), absent for `"random"`. NaN where there is nothing to average.
+        over pools, where there are several), where there is such a set. NaN where there is nothing to average.
     """
-    mask, selected = mask.bool(), selected != 0
+    mask, selected = mask.bool(), weights != 0
     entropies = entropies.float().masked_fill(~mask, 0.0)
     unselected = mask & ~selected
     counts = ranks.sum(torch.stack([selected.sum(), unselected.sum()])).tolist()
@@ -59,10 +62,8 @@ def entropy_metrics(entropies, mask, selected, *, rule: str, scope: str, ranks: 
         "entropy_p80": p80,
         "entropy_p95": p95,
     }
-    if rule != "random":
-        metrics["entropy_threshold"] = _mean_threshold(
-            entropies, unselected if rule == "low_entropy" else selected, scope, ranks
-        )
+    if forking is not None:
+        metrics["entropy_threshold"] = pool.mean_lowest(entropies, forking)
     return metrics
 
 
@@ -167,15 +168,3 @@ def partial_metrics(metrics: dict[str, list[float]], num_valid: int, num_seen: i
 
 def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else float("nan")
-
-
-def _mean_threshold(entropies: torch.Tensor, forking: torch.Tensor, scope: str, ranks: Ranks) -> float:
-    lowest = entropies.masked_fill(~forking, float("inf")).amin(1) if forking.numel() else entropies.new_zeros(0)
-    if scope != "sequence":  # the pool spans the rows of this rank
-        lowest = lowest.min().reshape(1) if lowest.numel() else entropies.new_full((1,), float("inf"))
-    if scope in ("batch", "micro_batch"):
-        lowest = ranks.gather(lowest).min().reshape(1)
-        ranks = Ranks()  # every rank holds the one threshold now
-    exists = lowest.isfinite()
-    total, count = ranks.sum(torch.stack([lowest[exists].sum(), exists.sum().float()])).tolist()
-    return _ratio(total, count)

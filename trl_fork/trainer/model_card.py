@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..credit import Chain
 from ..data.prompt_file import find_prompt
 
 
@@ -14,8 +15,6 @@ TEMPLATE = Path(__file__).with_name("model_card.md")
 
 # The settings that say what was trained. All of them are in `training_args.bin`.
 SETTINGS = (
-    "top_entropy_quantile",
-    "token_selection",
     "entropy_threshold_scope",
     "loss_denominator",
     "loss_type",
@@ -71,6 +70,7 @@ OTHER_CITATIONS = textwrap.dedent("""\
 
 def build_model_card(
     args,
+    credit: Chain | None,
     *,
     model_name: str,
     repo_id: str | None,
@@ -87,6 +87,7 @@ def build_model_card(
 
     Args:
         args ([`ForkingGRPOConfig`]): Configuration of the run.
+        credit ([`~credit.Chain`], *optional*): Its credit rules; `None` where every token had weight 1.
         model_name (`str`): Title of the card.
         repo_id (`str`, *optional*): `user/name` on the Hub; the output directory before there is one.
         base_model (`str`, *optional*): Hub name of the model that was trained.
@@ -122,13 +123,14 @@ def build_model_card(
         example=repr(example),
         # Of the configuration, not of the file: a run from Python has no file.
         chat_template_kwargs=repr(kwargs) if kwargs else None,
-        all_tokens=not args.selects_tokens,
-        token_selection=args.token_selection,
-        percent=f"{100 * args.top_entropy_quantile:g}",
+        credit=None if credit is None else credit.in_words,
         columns=columns,
         results=results,
         curve="training.png" if (output_dir / "training.png").is_file() else None,
-        settings={name: getattr(args, name) for name in SETTINGS},
+        settings={
+            "token_credit": None if credit is None else json.dumps(credit.describe(), default=repr),
+            **{name: getattr(args, name) for name in SETTINGS},
+        },
         steps=steps,
         versions=installed_versions((*PACKAGES, "peft") if is_adapter else PACKAGES),
         citations=f"{CITATION}\n\n{OTHER_CITATIONS}",

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+from ..credit.pools import is_at_loss_time
+
 
 @contextmanager
 def explain_out_of_memory(trainer) -> Iterator[None]:
@@ -47,7 +49,7 @@ def _advice(trainer) -> dict[str, tuple[str, list[str]]]:
     args = trainer.args
     size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     # There the gradient is of a micro-batch by itself.
-    of_micro_batches = args.entropy_threshold_scope in ("micro_batch", "local") or args.loss_type == "bnpo"
+    of_micro_batches = is_at_loss_time(args.entropy_threshold_scope) or args.loss_type == "bnpo"
     shorter = f"max_completion_length ({args.max_completion_length}): memory grows with it"
     lighter = _lighter(trainer)
     vllm = f"vllm_gpu_memory_utilization ({args.vllm_gpu_memory_utilization}), or vllm_mode: server on another GPU"

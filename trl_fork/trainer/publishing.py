@@ -79,6 +79,7 @@ class PublishingMixin(TrainerMixin):
         names = [dataset_name] if isinstance(dataset_name, str) else dataset_name or _hub_names(self.train_dataset)
         card = build_model_card(
             self.args,
+            None if self.token_credit is None else self.token_credit.chain,
             model_name=model_name or Path(self.args.output_dir).absolute().name,
             repo_id=self.hub_model_id,
             base_model=base_model if base_model and not Path(base_model).exists() else None,

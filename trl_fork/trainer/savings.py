@@ -12,10 +12,11 @@ import torch
 from ..ranks import Ranks
 from .batch import LAYOUT, Padding
 from .batching import cut_padding, inert_rows, lengths, plan_window, take_rows
+from .token_credit import TokenCredit
 
 
-# A reason that is no news: such a run leaves out no token, and asked for no selection that would need a scoring pass.
-ALL_TOKENS = "all tokens are trained on, and no scoring pass supplies the entropies to log"
+# A reason that need not be told: such a run trains on all tokens, and keeps TRL's metrics of all of them.
+ALL_TOKENS = "all tokens are trained on, and TRL's metrics are of all of them"
 
 # Sums over tokens, divided by a count of the generation batch: the same however rows are spread over micro-batches
 _BATCH_COUNT_LOSSES = ("cispo", "dapo", "vespo")
@@ -48,12 +49,15 @@ class Savings:
         return self.inert_rows or self.head_forward
 
 
-def plan_savings(args, *, length_shows: bool, image_inputs: bool, auxiliary_loss: bool) -> Savings:
+def plan_savings(
+    args, credit: TokenCredit | None, *, length_shows: bool, image_inputs: bool, auxiliary_loss: bool
+) -> Savings:
     """
     The savings that are exact for a configuration.
 
     Args:
         args ([`ForkingGRPOConfig`]): The configuration.
+        credit ([`~trainer.token_credit.TokenCredit`], *optional*): Credit of tokens; `None` where all have weight 1.
         length_shows (`bool`): Whether a row is scored differently beside a longer one, see [`padding_effect`].
         image_inputs (`bool`): Whether batches hold tensors that are not one row per completion.
         auxiliary_loss (`bool`): Whether a mixture-of-experts loss is added, which every token reaches.
@@ -63,13 +67,14 @@ def plan_savings(args, *, length_shows: bool, image_inputs: bool, auxiliary_loss
     reasons = {}
 
     def allowed(saving: str, *obstacles: tuple[bool, str]) -> bool:
-        for stands_in_the_way, reason in obstacles:
-            if stands_in_the_way:
+        for is_met, reason in obstacles:
+            if is_met:
                 reasons[saving] = reason
                 return False
         return True
 
     window = min(args.gradient_accumulation_steps, args.steps_per_generation)
+    at_loss_time = credit is not None and credit.at_loss_time
     bonus = args.entropy_coef != 0.0 or args.use_adaptive_entropy
     padding = allowed(
         "padding",
@@ -81,7 +86,7 @@ def plan_savings(args, *, length_shows: bool, image_inputs: bool, auxiliary_loss
         "ordering",
         (not padding, reasons.get("padding", "")),
         (
-            args.selects_tokens and args.entropy_threshold_scope in ("micro_batch", "local"),
+            at_loss_time,
             f"entropy_threshold_scope='{args.entropy_threshold_scope}' pools the rows of a micro-batch",
         ),
         (args.steps_per_generation % window != 0, "an optimizer step spans parts of generation batches"),
@@ -89,16 +94,11 @@ def plan_savings(args, *, length_shows: bool, image_inputs: bool, auxiliary_loss
         (bonus, "the entropy bonus averages over each micro-batch"),
         (auxiliary_loss, "the auxiliary loss averages over each micro-batch"),
     )
-    # Where the training pass sees fewer tokens, the logged entropies have to come from a scoring pass.
-    unscored = (
-        not args.scores_generation_batch,
-        "no scoring pass supplies the entropies to log" if args.selects_tokens else ALL_TOKENS,
-    )
     inert = allowed(
         "inert_rows",
         (not ordering, reasons.get("ordering", "")),
         (args.beta != 0.0, "the KL term (beta) reaches every token"),
-        unscored,
+        (credit is None, ALL_TOKENS),
     )
     head_forward = allowed(
         "head_forward",
@@ -108,7 +108,9 @@ def plan_savings(args, *, length_shows: bool, image_inputs: bool, auxiliary_loss
         (args.importance_sampling_level != "token", "a sequence-level ratio reads every token"),
         (args.off_policy_mask_threshold is not None, "off_policy_mask_threshold reads every token"),
         (args.loss_type == "vespo", "loss_type='vespo' reads every token"),
-        unscored,
+        (at_loss_time, f"entropy_threshold_scope='{args.entropy_threshold_scope}' selects after the forward pass"),
+        (credit is None, ALL_TOKENS),
+        (credit is not None and not credit.chain.sparse, "the credit rules give weight to every token"),
     )
     return Savings(
         padding=padding,

@@ -1,6 +1,5 @@
-"""The selection rule on one pool, per sequence and over simulated ranks, against sorting in Python."""
+"""The selection of tokens from one pool, per sequence and over simulated ranks, against sorting in Python."""
 
-import threading
 from itertools import pairwise
 
 import pytest
@@ -8,17 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.credit.simulated_ranks import all_results, on_ranks
 from tests.oracles import priority, select
-from tests.oracles import top as naive_top
-from trl_fork import select_tokens
-from trl_fork.credit.selection import (
-    NaNEntropyError,
-    forking_count,
-    random_priorities,
-    select_tokens_per_sequence,
-)
-from trl_fork.ranks import Ranks, percentiles, sort_keys, top_k, values_of_keys
-from trl_fork.trainer.metrics import count_metrics, entropy_metrics
+from trl_fork.credit import NaNSignalError, forking_count, random_priorities, select_tokens
+from trl_fork.credit.pools import SequencePool
 
 
 def naive_select(entropies, mask, fraction, pools=None, rule="high_entropy"):
@@ -56,7 +48,9 @@ def test_selects_what_sorting_selects(pool, rule):
     assert torch.equal(selected, naive_select(entropies, mask, fraction, rule=rule))
     forking = forking_count(int(mask.sum()), fraction)
     assert selected.sum() == (forking if rule == "high_entropy" else mask.sum() - forking)
-    per_sequence = select_tokens_per_sequence(entropies, mask, fraction, rule=rule)
+    per_sequence = SequencePool().top(entropies, mask, fraction)
+    if rule == "low_entropy":
+        per_sequence = mask & ~per_sequence
     assert torch.equal(
         per_sequence, naive_select(entropies, mask, fraction, pools=[[r] for r in range(len(mask))], rule=rule)
     )
@@ -118,9 +112,9 @@ def test_mostly_zeros_selects_exactly_k():
 
 def test_empty_pool_selects_nothing():
     nothing = torch.zeros(2, 3)
+    assert not SequencePool().top(nothing, nothing, 0.2).any()
     for rule in ("high_entropy", "low_entropy"):
         assert not select_tokens(torch.full((2, 3), float("nan")), nothing, 0.2, rule=rule).any()
-        assert not select_tokens_per_sequence(nothing, nothing, 0.2, rule=rule).any()
 
 
 def test_more_tokens_than_quantile_takes():
@@ -190,46 +184,6 @@ def test_random_selection_is_uniform():
 # ---------------------------------------------------------------------- several ranks
 
 
-class ThreadRanks(Ranks):
-    """Ranks that are threads of this process: every collective waits for all of them."""
-
-    def __init__(self, index, count, shared, barrier):
-        self.index, self.count, self.shared, self.barrier = index, count, shared, barrier
-
-    def _exchange(self, tensor):
-        self.shared[self.index] = tensor
-        self.barrier.wait()
-        tensors = list(self.shared)
-        self.barrier.wait()
-        return torch.stack(tensors)
-
-    def sum(self, tensor):
-        return self._exchange(tensor).sum(0)
-
-    def gather(self, scalar):
-        return self._exchange(scalar.reshape(()))
-
-
-def on_ranks(function, arguments):
-    """Call `function(*arguments[i], ranks)` on rank i and return all results, or raise the first error."""
-    count = len(arguments)
-    shared, barrier = [None] * count, threading.Barrier(count, timeout=60)
-    results, errors = [None] * count, [None] * count
-
-    def run(index):
-        try:
-            results[index] = function(*arguments[index], ThreadRanks(index, count, shared, barrier))
-        except Exception as error:
-            errors[index] = error
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results, errors
-
-
 @given(pools(), st.lists(st.integers(0, 3), min_size=1, max_size=4), st.sampled_from(["high_entropy", "low_entropy"]))
 @settings(deadline=None, max_examples=50)
 def test_ranks_select_what_one_process_selects(pool, cuts, rule):
@@ -238,89 +192,11 @@ def test_ranks_select_what_one_process_selects(pool, cuts, rule):
     # Any split of the rows, ranks without rows included
     bounds = [0, *sorted(min(c, len(mask)) for c in cuts), len(mask)]
     parts = [(entropies[a:b], mask[a:b]) for a, b in pairwise(bounds)]
-    results, errors = on_ranks(lambda e, m, ranks: select_tokens(e, m, fraction, rule=rule, ranks=ranks), parts)
-    assert errors == [None] * len(parts)
+    results = all_results(lambda e, m, ranks: select_tokens(e, m, fraction, rule=rule, ranks=ranks), parts)
     assert torch.equal(torch.cat(results), whole)
 
 
 def test_nan_on_one_rank_raises_on_every_rank():
     parts = [(torch.ones(1, 3), torch.ones(1, 3)), (torch.full((1, 3), float("nan")), torch.ones(1, 3))]
     _, errors = on_ranks(lambda e, m, ranks: select_tokens(e, m, 0.2, ranks=ranks), parts)
-    assert all(isinstance(error, NaNEntropyError) for error in errors)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])
-def test_top_k_of_any_dtype(dtype):
-    generator = torch.Generator().manual_seed(0)
-    values = (torch.randn(500, generator=generator) * 10).to(dtype)
-    values = torch.cat([values, values[:100], -values[:100]])
-    expected = naive_top({(0, i): v for i, v in enumerate(values.tolist())}, 0.3)
-    assert {(0, i) for i in top_k(values, 210, Ranks()).nonzero()[:, 0].tolist()} == expected
-    if dtype.is_floating_point:
-        assert torch.equal(
-            values_of_keys(sort_keys(values)), values.double() if dtype == torch.float64 else values.float()
-        )
-
-
-def test_percentiles():
-    values = torch.tensor([4.0, 1.0, 3.0, 2.0, 5.0])
-    assert percentiles(values, [0.2, 0.5, 0.8, 1.0], Ranks()) == [1.0, 3.0, 4.0, 5.0]
-    parts = [(values[:1],), (values[1:1],), (values[1:],)]
-    results, _ = on_ranks(lambda v, ranks: percentiles(v, [0.2, 0.5, 0.8], ranks), parts)
-    assert results == [[1.0, 3.0, 4.0]] * 3
-    assert all(p != p for p in percentiles(torch.empty(0), [0.5], Ranks()))
-
-
-# ---------------------------------------------------------------------- metrics
-
-
-def all_metrics(entropies, mask, selected, advantages, rule, scope, ranks):
-    counts = count_metrics(mask, selected, advantages, ranks=ranks)
-    return counts | entropy_metrics(entropies, mask, selected, rule=rule, scope=scope, ranks=ranks)
-
-
-def test_metrics_by_hand():
-    entropies = torch.tensor([[0.1, 0.9, 0.3, 7.0], [0.5, 0.2, 7.0, 7.0], [0.4, 7.0, 7.0, 7.0]])
-    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]])
-    selected = select_tokens(entropies, mask, 0.3)  # 2 of 6: 0.9 and 0.5
-    advantages = torch.tensor([1.0, 0.0, -1.0])  # the second row is inert by advantage, the third by selection
-    metrics = all_metrics(entropies, mask, selected, advantages, "high_entropy", "batch", Ranks())
-    assert metrics == pytest.approx(
-        {
-            "selected_fraction": 2 / 6,
-            "selected_entropy_mean": 0.7,
-            "unselected_entropy_mean": 0.25,
-            "entropy_p50": 0.3,
-            "entropy_p80": 0.5,
-            "entropy_p95": 0.9,
-            "inert_row_fraction": 2 / 3,
-            "entropy_threshold": 0.5,
-        }
-    )
-    low = select_tokens(entropies, mask, 0.3, rule="low_entropy")
-    low_metrics = all_metrics(entropies, mask, low, advantages, "low_entropy", "batch", Ranks())
-    assert low_metrics["entropy_threshold"] == pytest.approx(0.5)
-    assert low_metrics["selected_fraction"] == pytest.approx(4 / 6)
-    per_sequence = select_tokens_per_sequence(entropies, mask, 0.3)  # 0.9, 0.5, 0.4
-    metrics = all_metrics(entropies, mask, per_sequence, advantages, "high_entropy", "sequence", Ranks())
-    assert metrics["entropy_threshold"] == pytest.approx(0.6)
-
-
-@pytest.mark.parametrize(
-    ("scope", "threshold"), [("batch", 0.4), ("micro_batch", 0.4), ("local", 0.65), ("sequence", 0.6)]
-)
-def test_metrics_over_ranks(scope, threshold):
-    entropies = torch.tensor([[0.1, 0.9, 0.3], [0.5, 0.2, 0.05], [0.4, 7.0, 7.0]])
-    mask = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 0, 0]])
-    selected = torch.tensor([[0, 1, 0], [1, 0, 0], [1, 0, 0]])
-    advantages = torch.tensor([1.0, 0.0, 2.0])
-    parts = [tuple(t[rows] for t in (entropies, mask, selected, advantages)) for rows in ([0], [1, 2], [])]
-    results, errors = on_ranks(lambda *a: all_metrics(*a[:4], "high_entropy", scope, a[4]), parts)
-    assert errors == [None] * len(parts)
-    for metrics in results:
-        assert metrics["selected_fraction"] == pytest.approx(3 / 7)
-        assert metrics["selected_entropy_mean"] == pytest.approx(1.8 / 3)
-        assert metrics["unselected_entropy_mean"] == pytest.approx(0.65 / 4)
-        assert metrics["inert_row_fraction"] == pytest.approx(1 / 3)
-        assert metrics["entropy_p50"] == pytest.approx(0.3)
-        assert metrics["entropy_threshold"] == pytest.approx(threshold)
+    assert all(isinstance(error, NaNSignalError) for error in errors)

@@ -1,0 +1,174 @@
+"""From a configuration to a chain, and the messages for those that cannot be built."""
+
+import sys
+
+import pytest
+import torch
+import yaml
+
+from tests.credit import own_rules
+from tests.credit.batches import batch_of_signals
+from trl_fork.credit import RULES, Chain, Random, TopFraction, UserRule, build_credit, load_preset, preset_names
+
+
+PRESETS = {
+    "forking": Chain((TopFraction(0.2),)),
+    "forking_bottom": Chain((TopFraction(0.2, complement=True),)),
+    "random": Chain((Random(0.2),)),
+    "temporal_forking": Chain((TopFraction({"linear": [0.01, 1.0, 0.8]}, pool="sequence"),)),
+    "temporal_position": Chain(
+        (TopFraction({"linear": [0.01, 1.0, 0.8]}, score="position", pool="sequence"),),
+    ),
+    "temporal_random": Chain((Random({"linear": [0.01, 1.0, 0.8]}, pool="sequence"),)),
+}
+
+
+def test_presets():
+    assert preset_names() == sorted(PRESETS)
+    for name, chain in PRESETS.items():
+        assert build_credit(name) == chain
+        chain.check_pool("batch")
+
+
+def test_presets_name_their_source_and_have_a_control(request):
+    for name in preset_names():
+        text = (request.config.rootpath / "configs" / "credit" / f"{name}.yaml").read_text()
+        assert text.startswith("# ") and "arXiv 2" in text.splitlines()[0]
+        assert yaml.safe_load(text) == {"token_credit": load_preset(name)}
+        chain = build_credit(name)
+        if "priorities" not in chain.needs:
+            controls = [other for other in preset_names() if "priorities" in build_credit(other).needs]
+            assert any(build_credit(other).rules[0].fraction == chain.rules[0].fraction for other in controls)
+
+
+def test_presets_come_from_the_package_where_it_holds_them(tmp_path, monkeypatch):
+    # As in an installed wheel: the files are package data, and there is no checkout around the package.
+    package = tmp_path / "site-packages" / "trl_fork"
+    folder = package / "configs" / "credit"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("token_credit: {random: {fraction: 0.4}}")
+    (folder / "__init__.py").touch()
+    monkeypatch.setattr("trl_fork.credit.presets.files", lambda name: package)
+    assert preset_names() == ["mine"]
+    assert build_credit("mine") == Chain((Random(0.4),))
+
+
+def test_ways_to_write_a_chain():
+    expected = Chain((TopFraction(0.5), Random()))
+    assert build_credit({"top_fraction": {"fraction": 0.5}, "random": None}) == expected
+    assert build_credit([{"top_fraction": {"fraction": 0.5}}, {"random": {}}]) == expected
+    assert build_credit(expected) is expected
+    assert build_credit(TopFraction(0.5)) == Chain((TopFraction(0.5),))
+    assert build_credit(TopFraction) == Chain((TopFraction(),))
+    twice = build_credit([{"random": {"fraction": 0.5}}, {"random": {"fraction": 0.1}}])
+    assert [rule.fraction(0) for rule in twice.rules] == [0.5, 0.1]
+    for name, rule in RULES.items():
+        assert build_credit({name: {}}) == Chain((rule(),))
+
+
+def test_rules_of_a_user():
+    by_path = build_credit("tests.credit.own_rules.HalfOfAnswer")
+    assert by_path == Chain((UserRule(own_rules.HalfOfAnswer(), "tests.credit.own_rules.HalfOfAnswer"),))
+    assert by_path == build_credit(own_rules.HalfOfAnswer) == build_credit(own_rules.HalfOfAnswer())
+    assert by_path.describe() == [{"tests.credit.own_rules.HalfOfAnswer": {"marker": 7, "fraction": 0.5}}]
+    with_parameters = build_credit({"tests.credit.own_rules.HalfOfAnswer": {"marker": 9}})
+    assert with_parameters.rules[0].function.marker == 9
+    function = build_credit("tests.credit.own_rules.surprisal")
+    assert function == build_credit(own_rules.surprisal)
+    assert function.describe() == [{"tests.credit.own_rules.surprisal": {}}]
+    rule = function.rules[0]
+    assert rule.needs == {"entropies", "log_probs", "completion_ids"} and rule.sparse and not rule.trusted
+    assert (rule.mass, rule.counted, rule.pool) == ("summed", True, None)
+    rule = build_credit("tests.credit.own_rules.long_rows").rules[0]
+    assert (rule.needs, rule.sparse, rule.mass) == (frozenset(), False, "from_masks")
+
+
+def test_a_function_takes_the_pool_if_it_asks_for_it():
+    def positional(signals, tokens):
+        return tokens.top(signals.entropies, signals.mask, 0.2)
+
+    def optional(signals, pool=None):
+        return pool.top(signals.entropies, signals.mask, 0.2)
+
+    def other_default(signals, scale=2.0):
+        return torch.full_like(signals.entropies, scale)
+
+    signals = batch_of_signals()
+    forking = build_credit("forking")(signals)
+    assert torch.equal(build_credit(positional)(signals), forking)
+    assert torch.equal(build_credit(optional)(signals), forking)
+    assert build_credit(other_default)(signals).max() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("forkin", "there is no preset 'forkin'. Did you mean 'forking'. Presets: forking, forking_bottom, random"),
+        ("", "there is no preset ''"),
+        ({"top_fractoin": {}}, "no rule 'top_fractoin'. Did you mean 'top_fraction'. Rules: top_fraction, random"),
+        ({3: {}}, "no rule 3"),
+        (
+            {"top_fraction": {"fractoin": 0.3}},
+            "no parameter 'fractoin'. Did you mean 'fraction'. Its parameters: fract",
+        ),
+        ({"top_fraction": 0.3}, "the parameters of top_fraction must be a dictionary .*got 0.3"),
+        ({"top_fraction": {"fraction": 3}}, r"token_credit: top_fraction: fraction must be in \(0, 1\], got 3"),
+        ({"random": {"complement": True}}, "random has no parameter 'complement'. Its parameters: fraction, pool"),
+        ({}, "must name at least one rule, got {}"),
+        ([], "must name at least one rule"),
+        (["forking"], "must name at least one rule"),
+        (0.2, "must be the name of a preset, a dictionary of rules or a dotted path, got 0.2"),
+        (None, "got None"),
+        ("no_such_module.Rule", "there is no module 'no_such_module'.*PYTHONPATH"),
+        ("tests.credit.own_rules.no.Rule", "there is no module 'tests.credit.own_rules.no'"),
+        ("my_rule.yaml", "there is no module 'my_rule'.*YAML file goes under token_credit"),
+        (".Rule", "there is no module ''"),
+        ("tests.credit.own_rules.Suprisal", "own_rules has no 'Suprisal'. Did you mean 'surprisal'"),
+        (
+            "tests.credit.own_rules.NOT_A_RULE",
+            "own_rules.NOT_A_RULE must be a function of Signals, got int",
+        ),
+        (
+            "tests.credit.own_rules.three_arguments",
+            r"tests.credit.own_rules.three_arguments\(signals, pool, more\) must take \(signals\) or",
+        ),
+        (
+            {"tests.credit.own_rules.surprisal": {"scale": 2}},
+            "own_rules.surprisal takes no parameters, got {'scale': 2}",
+        ),
+        ({"tests.credit.own_rules.HalfOfAnswer": {"mark": 2}}, "no parameter 'mark'. Did you mean 'marker'"),
+        ("collections.OrderedDict", "not a class whose instances are rules"),
+        ("trl_fork.credit.Schedule", "needs a value for shape, start, end, horizon"),
+    ],
+)
+def test_bad_specs(spec, message):
+    with pytest.raises(ValueError, match=message) as error:
+        build_credit(spec)
+    assert "token_credit" in str(error.value) or "own_rules" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"needs": {"entropy"}}, r"rule.needs names \['entropy'\], which are no signals. There are \['entropies'"),
+        ({"needs": "logits"}, "rule.needs names .'logits'."),
+        ({"mass": "known"}, r"rule.mass must be one of \['from_masks', 'one_per_row', 'summed'\], got 'known'"),
+        ({"pool": "all"}, "pool must be one of"),
+    ],
+)
+def test_bad_attributes_of_a_rule(attributes, message):
+    def rule(signals):
+        return signals.mask
+
+    for name, value in attributes.items():
+        setattr(rule, name, value)
+    with pytest.raises(ValueError, match=message):
+        build_credit(rule)
+
+
+def test_an_error_inside_a_users_module_is_shown(tmp_path, monkeypatch):
+    (tmp_path / "broken_rules.py").write_text("import a_package_that_is_missing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_missing"):
+        build_credit("broken_rules.Rule")
+    assert "broken_rules" not in sys.modules

@@ -1,0 +1,144 @@
+"""From the configuration's `token_credit` to a chain of rules."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+from .chain import Chain
+from .presets import load_preset, preset_names
+from .random_fraction import Random
+from .top_fraction import TopFraction
+from .user_rules import UserRule, as_rule
+
+
+RULES: dict[str, type] = {"top_fraction": TopFraction, "random": Random}
+
+
+def build_credit(spec: str | dict | list | Callable) -> Chain:
+    """
+    Build the chain that a configuration describes.
+
+    Args:
+        spec (`str`, `dict`, `list` or `Callable`):
+            A dictionary is a chain in its order, `{rule: {parameter: value}}`; rules are the keys of `RULES`, or a
+            user's by their dotted paths. So is a list of such dictionaries, in which a rule may stand twice. A text is
+            the name of a preset or, with a dot in it, the path of a user's function or class, `my_package.MyRule`. A
+            function takes [`Signals`] and returns weights.
+
+    Returns:
+        [`Chain`].
+
+    Raises:
+        `ValueError`: for an unknown name, parameter or value, with what there is.
+
+    Example:
+        ```python
+        >>> from trl_fork.credit import build_credit
+        >>> build_credit({"top_fraction": {"fraction": 0.5, "score": "position", "pool": "sequence"}}).mass
+        'from_masks'
+        ```
+    """
+    if isinstance(spec, Chain):
+        return spec
+    if isinstance(spec, str):
+        if "." in spec:
+            return Chain((_user_rule(spec, {}),))
+        if spec not in preset_names():
+            raise ValueError(
+                f"token_credit: there is no preset {spec!r}.{_suggestion(spec, preset_names())} "
+                f"Presets: {', '.join(preset_names())}. A chain is a dictionary such as "
+                "{'top_fraction': {'fraction': 0.5}}; a rule of your own is named by its dotted path, such as "
+                "my_package.MyRule."
+            )
+        return build_credit(load_preset(spec))
+    if isinstance(spec, (dict, list)):
+        links = spec if isinstance(spec, list) else [spec]
+        if not links or not all(isinstance(link, dict) and link for link in links):
+            raise ValueError(
+                f"token_credit must name at least one rule, got {spec!r}. Write {{rule: {{parameter: value}}}} with "
+                f"rules of {list(RULES)}, or leave it out for what top_entropy_quantile and token_selection say."
+            )
+        return Chain(tuple(_rule(name, parameters) for link in links for name, parameters in link.items()))
+    if callable(spec):
+        return Chain((as_rule(spec() if isinstance(spec, type) else spec),))
+    raise ValueError(
+        f"token_credit must be the name of a preset, a dictionary of rules or a dotted path, got {spec!r}. Presets: "
+        f"{', '.join(preset_names())}."
+    )
+
+
+def _rule(name: Any, parameters: Any):
+    if parameters is None:
+        parameters = {}
+    if not isinstance(parameters, dict):
+        raise ValueError(
+            f"token_credit: the parameters of {name} must be a dictionary {{parameter: value}}, got {parameters!r}."
+        )
+    if isinstance(name, str) and "." in name:
+        return _user_rule(name, parameters)
+    if name not in RULES:
+        raise ValueError(
+            f"token_credit: there is no rule {name!r}.{_suggestion(name, RULES)} Rules: {', '.join(RULES)}; a rule of "
+            "your own is named by its dotted path, such as my_package.MyRule."
+        )
+    return _instance(RULES[name], name, parameters)
+
+
+def _instance(rule: Callable, name: str, parameters: dict):
+    try:
+        signature = inspect.signature(rule)
+    except (TypeError, ValueError):
+        raise ValueError(f"token_credit: {name} is not a class whose instances are rules.") from None
+    known = list(signature.parameters)
+    any_name = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    for parameter in parameters:
+        if parameter not in known and not any_name:
+            raise ValueError(
+                f"token_credit: {name} has no parameter {parameter!r}.{_suggestion(parameter, known)} Its parameters: "
+                f"{', '.join(known) or 'none'}."
+            )
+    missing = [
+        p.name
+        for p in signature.parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in parameters
+    ]
+    if missing:
+        raise ValueError(f"token_credit: {name} needs a value for {', '.join(missing)}. Give it in a dictionary.")
+    try:
+        return rule(**parameters)
+    except ValueError as error:
+        raise ValueError(f"token_credit: {name}: {error}") from error
+
+
+def _user_rule(path: str, parameters: dict) -> UserRule:
+    module_name, _, attribute = path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except (ModuleNotFoundError, ValueError, TypeError) as error:  # the last two for an empty name, or a relative one
+        missing = getattr(error, "name", None)
+        if missing is not None and not f"{module_name}.".startswith(f"{missing}."):
+            raise  # the module is there, and something that it imports is not
+        raise ValueError(
+            f"token_credit={path!r}: there is no module {module_name!r}. Name a rule of yours as "
+            "module.function or package.module.Class, in a package that is installed or in a folder of PYTHONPATH; a "
+            "chain of a YAML file goes under token_credit in the file of the run."
+        ) from error
+    if not hasattr(module, attribute):
+        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise ValueError(f"token_credit={path!r}: {module_name} has no {attribute!r}.{_suggestion(attribute, names)}")
+    rule = getattr(module, attribute)
+    if isinstance(rule, type):
+        rule = _instance(rule, path, parameters)
+    elif parameters:
+        raise ValueError(
+            f"token_credit: {path} takes no parameters, got {parameters}: it is a {type(rule).__name__}. Write a "
+            "class whose instances are rules."
+        )
+    return UserRule(rule, path)
+
+
+def _suggestion(name: Any, known) -> str:
+    close = get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,161 @@
+"""Rules one after the other: what each leaves, the next one weighs."""
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from ..ranks import Ranks
+from .pools import Pool, is_at_loss_time, pool_of
+from .rules import Rule
+from .schedules import Constant, Schedule
+from .signals import Signals
+from .user_rules import as_rule, checked_weights, is_scheduled, parameters_of
+
+
+class Credit(NamedTuple):
+    """
+    What a chain gives to the tokens of one process.
+
+    Args:
+        weights (`torch.FloatTensor` of shape `(batch, seq)`): At least 0; 0 at invalid tokens. Not normalised.
+        mass (`torch.FloatTensor` of shape `(batch, seq)`): The weights that the loss is divided by: without those of
+            rules that are not counted.
+    """
+
+    weights: torch.Tensor
+    mass: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Chain:
+    """
+    Rules in the order in which they apply. Each sees as its mask the tokens that those before it have left nonzero,
+    and the weights multiply: a fraction after a span is a fraction of the span.
+
+    Args:
+        rules (`tuple`): Rules of this package, or a user's functions and objects, see [`UserRule`]. Without any
+            rule every valid token has weight 1.
+    """
+
+    rules: tuple[Rule, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "rules", tuple(map(as_rule, self.rules)))
+
+    def apply(self, signals: Signals, pool: Pool, ranks: Ranks) -> Credit:
+        """
+        Weights of the rows of this process. All ranks call it together.
+
+        Args:
+            signals ([`Signals`]): Those that the chain needs; `mask` is nonzero at valid tokens.
+            pool ([`Pool`]): The pool of the rules that name none of their own.
+            ranks ([`~ranks.Ranks`]): The processes that take part.
+
+        Raises:
+            `ValueError`: if a signal is missing, or a user's rule gives a negative weight.
+            [`NaNSignalError`]: on every rank, if a needed signal is NaN at a valid token of any rank.
+        """
+        for name in sorted(self.needs):
+            values = signals.required(name)
+            if values.shape != signals.mask.shape:
+                raise ValueError(
+                    f"Signals.{name} must have the shape of the mask, {tuple(signals.mask.shape)}, got "
+                    f"{tuple(values.shape)}."
+                )
+            if values.is_floating_point():
+                pool.check(values, signals.mask, name)
+        return self._weigh(signals, pool, ranks)
+
+    def _weigh(self, signals: Signals, pool: Pool, ranks: Ranks) -> Credit:
+        weights = mass = signals.mask.bool().float()
+        signals = replace(signals, valid=signals.mask)
+        for rule in self.rules:
+            seen = signals.narrowed(weights != 0)
+            own_pool = pool if rule.pool is None else pool_of(rule.pool, ranks)
+            given = rule(seen, own_pool) if rule.trusted else checked_weights(rule, seen, own_pool, ranks)
+            weights = weights * given
+            if rule.counted:
+                mass = mass * given
+        return Credit(weights, mass)
+
+    def __call__(self, signals: Signals) -> torch.Tensor:
+        """Weights of the batch of one process, shape `(batch, seq)`, before they are normalised; pool `"batch"`."""
+        ranks = Ranks()
+        return self.apply(signals, pool_of("batch", ranks), ranks).weights
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the signals that any of the rules reads."""
+        return frozenset().union(*(rule.needs for rule in self.rules))
+
+    @property
+    def sparse(self) -> bool:
+        """Whether some valid tokens get weight 0, so that work can be left out."""
+        return any(rule.sparse for rule in self.rules)
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the weights depend on the progress of the training, so that `max_steps` has to be known."""
+        return any(map(is_scheduled, self.rules))
+
+    @property
+    def mass(self) -> str:
+        """
+        What is known of the total of [`Credit.mass`]: `"from_masks"`, `"one_per_row"` or `"summed"`.
+
+        The total of a rule may be known from the mask that it sees. Behind a rule that leaves out tokens by their
+        scores, even one that is not counted, that mask itself is not known beforehand.
+        """
+        mass, mask_is_known = "from_masks", True
+        for rule in self.rules:
+            if rule.counted:
+                mass = rule.mass if mask_is_known and mass == "from_masks" else "summed"
+            mask_is_known = mask_is_known and (rule.mass == "from_masks" or not rule.sparse)
+        return mass
+
+    def check_pool(self, name: str) -> None:
+        """
+        Refuse a pool that the rules cannot be used with.
+
+        Args:
+            name (`str`): The pool of the rules that name none of their own, `entropy_threshold_scope`.
+
+        Raises:
+            `ValueError`: if pools of micro-batches meet a rule whose total weight they do not know beforehand, or
+                another kind of pool.
+        """
+        at_loss_time = is_at_loss_time(name)
+        for rule in self.rules:
+            own = name if rule.pool is None else rule.pool
+            if is_at_loss_time(own) != at_loss_time:
+                raise ValueError(
+                    f"token_credit: {rule.name} takes the pool {own!r}, which exists "
+                    f"{'only at the loss' if is_at_loss_time(own) else 'before the first update'}, but "
+                    f"entropy_threshold_scope is {name!r}. Set entropy_threshold_scope={own!r}, or another pool."
+                )
+            if at_loss_time and rule.mass != "from_masks":
+                raise ValueError(
+                    f"token_credit: {rule.name} cannot be used with entropy_threshold_scope={name!r}: the total of "
+                    "its weights depends on scores, and those of later micro-batches do not exist at the first "
+                    "one's loss. Set entropy_threshold_scope to 'batch' or 'sequence'."
+                )
+
+    @property
+    def in_words(self) -> str:
+        """The tokens with weight, as the object of a sentence."""
+        return ", and of these ".join(rule.in_words for rule in self.rules) or "all tokens"
+
+    @property
+    def fractions(self) -> list:
+        """The fractions of the rules that have one, each a [`Constant`] or [`Schedule`]."""
+        found = (getattr(rule, "fraction", None) for rule in self.rules)
+        return [fraction for fraction in found if isinstance(fraction, (Constant, Schedule))]
+
+    def forking_set(self, weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
+        """The tokens whose smallest entropy is the threshold, `(batch, seq)`; `None` if the rules know no such set."""
+        return self.rules[0].forking_set(weights, mask) if len(self.rules) == 1 else None
+
+    def describe(self) -> list[dict[str, dict[str, Any]]]:
+        """The rules and all their parameters in order, `[{rule: {parameter: value}}, ...]`: settings to compare."""
+        return [{rule.name: parameters_of(rule)} for rule in self.rules]

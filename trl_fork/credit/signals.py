@@ -1,0 +1,71 @@
+"""What a credit rule may read about the tokens of a batch."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+
+# The signals that cost something to make, so that a rule has to name those it reads in its `needs`.
+SIGNALS = ("entropies", "log_probs", "contrast_log_probs", "completion_ids", "priorities")
+
+
+@dataclass(frozen=True, eq=False)
+class Signals:
+    """
+    Signals of the rows of one process, without gradient. A signal that no rule of a chain needs is `None`.
+
+    Args:
+        mask (`torch.Tensor` of shape `(batch, seq)`):
+            Nonzero at the tokens that a rule may weigh. What stands elsewhere in the other signals is never read.
+        entropies (`torch.Tensor` of shape `(batch, seq)`, *optional*):
+            Token entropies in nats, float32.
+        log_probs (`torch.Tensor` of shape `(batch, seq)`, *optional*):
+            Log-probabilities of the sampled tokens in nats, float32.
+        contrast_log_probs (`torch.Tensor` of shape `(batch, seq)`, *optional*):
+            Log-probabilities of the same tokens after another prompt, in nats, float32.
+        completion_ids (`torch.Tensor` of shape `(batch, seq)`, *optional*):
+            Token ids.
+        priorities (`torch.LongTensor` of shape `(batch, seq)`, *optional*):
+            Uniform hashes for random draws, see [`~credit.random_priorities`].
+        advantages (`torch.Tensor` of shape `(batch,)`, *optional*):
+            Advantages of the completions.
+        progress (`float`, *optional*, defaults to `0.0`):
+            Share of the training that is done, `global_step / max_steps`, in [0, 1].
+        valid (`torch.Tensor` of shape `(batch, seq)`, *optional*):
+            Nonzero at the valid tokens of the rows, where `mask` has been narrowed by an earlier rule of a chain.
+            Defaults to `mask`.
+    """
+
+    mask: torch.Tensor
+    entropies: torch.Tensor | None = None
+    log_probs: torch.Tensor | None = None
+    contrast_log_probs: torch.Tensor | None = None
+    completion_ids: torch.Tensor | None = None
+    priorities: torch.Tensor | None = None
+    advantages: torch.Tensor | None = None
+    progress: float = 0.0
+    valid: torch.Tensor | None = None
+
+    @property
+    def places(self) -> torch.Tensor:
+        """
+        Index of each token among the valid tokens of its row, from 0; -1 at tokens that are not valid.
+
+        An earlier rule of a chain narrows `mask` but not this count: a token keeps its place in the completion.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch, seq)`.
+        """
+        valid = (self.mask if self.valid is None else self.valid).bool()
+        return (valid.cumsum(1) - 1).masked_fill(~valid, -1)
+
+    def required(self, name: str) -> torch.Tensor:
+        """The signal of that name; an error that names it if it has not been given."""
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(f"Signals.{name} is needed by the credit rule and has not been given: pass {name}=...")
+        return value
+
+    def narrowed(self, mask: torch.Tensor) -> "Signals":
+        """The same signals for a rule that may weigh the tokens of `mask` only."""
+        return replace(self, mask=mask, valid=self.mask if self.valid is None else self.valid)

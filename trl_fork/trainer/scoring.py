@@ -1,0 +1,145 @@
+"""Every pass of the model over a batch: rows from their first token on, without padding and without dropout."""
+
+from contextlib import nullcontext
+
+import torch
+
+from .._logging import logger
+from ._trl import TrainerMixin, evaluation_mode, training_adapter_is_active
+from .batch import GenerationBatch
+from .context import PolicyScores, WithContext, context_of
+from .lm_head import row_sparse_head
+from .right_padding import RightPadded
+from .savings import Savings, padding_effect, rounding, score_by_length
+
+
+class ScoringMixin(WithContext, TrainerMixin):
+    """What [`ForkingGRPOTrainer`] changes in TRL's passes: a row's numbers, whatever rows stand beside it."""
+
+    _savings = Savings()
+    _differs_from_trl = False
+    _checked_width = 0  # columns of the widest batch in which padding was seen to have no effect
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
+    ):
+        arguments = (input_ids, attention_mask, logits_to_keep, batch_size)
+        context = context_of(self)
+        if torch.is_grad_enabled():
+            model = self._right_padded(model, kwargs)
+            found = super()._get_per_token_logps_and_entropies(model, *arguments, compute_entropy, **kwargs)
+        else:
+            # Dropout would change entropies and ratios from one scoring of the same tokens to the next.
+            own = model is self.model and self._differs_from_trl
+            wanted = context.old_policy_scores
+            reuse = wanted == [] and model is self.model and training_adapter_is_active(model)
+            with evaluation_mode(model) if own else nullcontext():
+                found = self._score(model, *arguments, compute_entropy or reuse, **kwargs)
+            if reuse:
+                wanted.append(PolicyScores(input_ids, *found[:2]))
+        log_probs, entropies, aux_loss = found
+        if context.loss_log_probs is not None:
+            context.loss_log_probs.append(log_probs.detach())
+        return log_probs, entropies if compute_entropy else None, aux_loss
+
+    def _score(self, model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs):
+        """TRL's pass without gradient; in chunks of similar length where padding can be cut."""
+        model, score = self._right_padded(model, kwargs), super()._get_per_token_logps_and_entropies
+        if not self._savings.padding or kwargs.get("compute_aux_loss"):
+            return score(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs)
+
+        def score_chunk(ids, mask, length):
+            completion_mask = mask[:, -length:]
+            with row_sparse_head(completion_mask, completion_mask):
+                return score(model, ids, mask, length, compute_entropy=compute_entropy, **kwargs)[:2]
+
+        batch_size = batch_size or len(input_ids)
+        return *score_by_length(score_chunk, input_ids, attention_mask, logits_to_keep, batch_size), None
+
+    def _right_padded(self, model, arguments):
+        """What TRL is to call in place of `model`. With images, whose tensors are placed by column, the model."""
+        images = any(value is not None for name, value in arguments.items() if name != "compute_aux_loss")
+        if images or not self._differs_from_trl:
+            return model
+        return RightPadded(model, cut=self._savings.padding)
+
+    def _generate(self, prompts):
+        generated = super()._generate(prompts)
+        if self._savings.padding:
+            self._check_padding(*generated[:2])
+        return generated
+
+    def _check_padding(self, prompt_ids, completion_ids):
+        """
+        Ask the model itself whether padding changes what it makes of a row, whenever a batch is wider than all before.
+
+        Half of the shortest row alone and at the full width, without gradient: two passes of one row, on all ranks
+        together. Half, because a batch may have no padding yet, as where every completion is cut off.
+        """
+        width = torch.tensor(max(map(len, prompt_ids)) + max(map(len, completion_ids)), device=self.accelerator.device)
+        width = int(self._ranks.gather(width).max())
+        if width <= self._checked_width:
+            return
+        self._checked_width = width
+        # Beyond its learned positions a model cannot be run at all; virtual tokens of an adapter take some of them.
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or width
+        limit -= getattr(getattr(self.model, "active_peft_config", None), "num_virtual_tokens", None) or 0
+        row = min((list(p) + list(c) for p, c in zip(prompt_ids, completion_ids, strict=True)), key=len)
+        row = row[: max(len(row) // 2, 2)]
+        score = super()._get_per_token_logps_and_entropies
+        with torch.no_grad(), evaluation_mode(self.model):
+            effect = padding_effect(
+                lambda *batch: score(self.model, *batch)[0],
+                row[: len(row) // 2],
+                row[len(row) // 2 :],
+                min(width, limit),
+                self._tokenizer.pad_token_id,
+                self.accelerator.device,
+            )
+        effect = float(self._ranks.gather(torch.tensor(effect, device=self.accelerator.device)).max())
+        if effect > rounding(self.model, *([torch.bfloat16] * self.args.bf16), *([torch.float16] * self.args.fp16)):
+            self._savings = self._plan_savings(length_shows=True)
+            if self.accelerator.is_main_process:
+                name = type(self.accelerator.unwrap_model(self.model)).__name__
+                logger.warning(
+                    f"skip_inert_compute: padding a row to {width} tokens changes its log-probabilities by "
+                    f"{effect:.2g} nats on average: {name} reads the padded length. From here on padding stays as TRL "
+                    "makes it, and rows keep their micro-batches."
+                )
+
+    def score(self, batch: GenerationBatch) -> PolicyScores:
+        """Score a batch with the policy as it is, without gradient. All processes must do so together."""
+        return self._starting_policy_scores(vars(batch))
+
+    def _starting_policy_scores(self, output, reused=None) -> PolicyScores:
+        """
+        Scores of a generation batch by the policy that starts it.
+
+        Args:
+            output (`dict`):
+                The rows of this process as TRL made them.
+            reused (`list[PolicyScores]`, *optional*):
+                What TRL's own pass has left; without it the rows are scored, which all processes must do together.
+        """
+        input_ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+        # Not whatever was scored first: a rollout function may score sequences of its own.
+        if reused and torch.equal(reused[0].input_ids, input_ids):
+            return reused[0]
+        with torch.no_grad():
+            log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
+                self.model,
+                input_ids,
+                torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
+                output["completion_ids"].size(1),
+                batch_size=self.args.per_device_train_batch_size,
+                compute_entropy=True,
+            )
+        return PolicyScores(input_ids, log_probs, entropies)
+
+    def _buffered_tokens(self, part):
+        """Token ids of the prompts or completions of the generation batch in hand, one list per row."""
+        return [
+            row[mask.bool()].tolist()
+            for batch in self._buffered_inputs
+            for row, mask in zip(batch[f"{part}_ids"], batch[f"{part}_mask"], strict=True)
+        ]
