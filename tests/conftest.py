@@ -190,7 +190,9 @@ class SpyTrainer(ForkingGRPOTrainer):
 def train(model, tokenizer, rollouts, tmp_path, trainer_class=SpyTrainer, config_class=ForkingGRPOConfig, **settings):
     """Train with plain SGD on fixed rollouts and return the trainer. One step of the whole batch by default."""
     trainer_arguments = {
-        key: settings.pop(key) for key in ("peft_config", "eval_dataset", "callbacks") if key in settings
+        key: settings.pop(key)
+        for key in ("peft_config", "eval_dataset", "callbacks", "token_credit_func")
+        if key in settings
     }
     arguments = {
         "output_dir": str(tmp_path / "run"),

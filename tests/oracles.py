@@ -100,6 +100,36 @@ def select(rollouts, scores, fraction: float, rule: str, pools: list[list[int]])
     return selected
 
 
+def credit(rollouts, chain: list[dict], scores: dict[str, dict], pools: list[list[int]]) -> dict:
+    """
+    Weights of `(row, token)` pairs under a chain of credit rules, before they are normalised.
+
+    Args:
+        rollouts: All of them.
+        chain: Each rule is `{"weight": name of a score}`, the score itself as the weight, or `{"fraction": f, "score":
+            name}` with optional `"complement"` and `"per_row"`: 1 on the top `ceil(f * n)` of what is left of a pool.
+        scores: `{name: {row: list of numbers}}`; `"position"` is made here.
+        pools: Rows of each pool.
+    """
+    valid = {r.row: [t for t, ok in enumerate(r.valid) if ok] for r in rollouts}
+    places = {row: {t: i for i, t in enumerate(tokens)} for row, tokens in valid.items()}
+    scores = {**scores, "position": places}
+    weights = {(row, t): 1.0 for row, tokens in valid.items() for t in tokens}
+    for rule in chain:
+        if "weight" in rule:
+            given = {(row, t): float(scores[rule["weight"]][row][t]) for row, t in weights}
+        else:
+            given = dict.fromkeys(weights, 0.0)
+            for pool in [[r.row] for r in rollouts] if rule.get("per_row") else pools:
+                left = {
+                    key: scores[rule["score"]][key[0]][key[1]] for key in weights if key[0] in pool and weights[key]
+                }
+                chosen = top(left, rule["fraction"])
+                given |= dict.fromkeys(set(left) - chosen if rule.get("complement") else chosen, 1.0)
+        weights = {key: weight * given[key] for key, weight in weights.items()}
+    return {key: weight for key, weight in weights.items() if weight}
+
+
 def gap_at_threshold(rollouts, scores, fraction: float, pools: list[list[int]]) -> float:
     """Smallest distance between a score just inside and just outside a pool's top set."""
     by_row = {rollout.row: rollout for rollout in rollouts}
@@ -144,7 +174,7 @@ def loss(
     model,
     rollouts: list[Rollout],
     row_advantages: dict[int, float],
-    selected: set[tuple[int, int]],
+    selected: set[tuple[int, int]] | dict[tuple[int, int], float],
     divisor: Callable[[list[Rollout]], float] | float,
     *,
     old_log_probs: dict[int, torch.Tensor] | None = None,
@@ -156,11 +186,13 @@ def loss(
     **surrogate_arguments,
 ):
     """
-    Policy loss over selected tokens, divided by `divisor`, plus `beta` times the KL over all valid ones.
+    Policy loss over selected tokens, divided by `divisor`, plus `beta` times the KL over all valid ones. A dictionary
+    gives each of them a weight.
 
     `old_log_probs` maps a row to the log-probabilities at generation; without it the step is on policy.
     """
     total, kl = 0.0, 0.0
+    weights = selected if isinstance(selected, dict) else dict.fromkeys(selected, 1.0)
     for rollout in rollouts:
         log_probs, _ = log_probs_and_entropies(model, rollout)
         old = log_probs.detach() if old_log_probs is None else old_log_probs[rollout.row]
@@ -169,8 +201,8 @@ def loss(
         if sequence_level:
             log_ratios = ((log_ratios * valid).sum() / valid.sum().clamp(min=1)).expand_as(log_ratios)
         for t in range(len(rollout.completion)):
-            if (rollout.row, t) in selected:
-                value = surrogate(
+            if (rollout.row, t) in weights:
+                value = weights[rollout.row, t] * surrogate(
                     log_ratios[t].exp(), log_probs[t], row_advantages[rollout.row], **surrogate_arguments
                 )
                 total = total + value / row_divisor(rollout)

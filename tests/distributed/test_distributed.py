@@ -30,6 +30,7 @@ from tests.distributed.worker import LORA, SCENARIOS, record_of, run_scenario
 from tests.oracles import (
     Rollout,
     advantages,
+    credit,
     gap_at_threshold,
     informative_batch,
     log_probs_and_entropies,
@@ -40,7 +41,7 @@ from tests.oracles import (
 from tests.trainer.test_callbacks import check_page
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LAUNCH_TIMEOUT = 270  # seconds; a quiet launch takes 10 to 40
 ALL = tuple(SCENARIOS)
 
@@ -278,12 +279,12 @@ def saved_weights(model) -> dict[str, torch.Tensor]:
     return get_peft_model_state_dict(model) if hasattr(model, "peft_config") else model.state_dict()
 
 
-def naive_run(model, run: Run) -> tuple[list[float], list[set]]:
+def naive_run(model, run: Run) -> tuple[list[float], list[dict]]:
     """
     Train `model` with the naive objective on the rows of `run`, in the micro-batches that its ranks cut.
 
     Returns:
-        The loss of each optimizer step, and the selected `(row, token)` pairs of each generation batch.
+        The loss of each optimizer step, and the weights of the `(row, token)` pairs of each generation batch.
     """
     settings = run.records[0]["settings"]
     steps, accumulation = settings["steps"], settings["accumulation"]
@@ -299,8 +300,11 @@ def naive_run(model, run: Run) -> tuple[list[float], list[set]]:
                 r.row: [priority(settings["seed"], place, r.row, t) for t in range(len(r.completion))] for r in batch
             }
         pools = pools_of(settings["scope"], batch, cut)
-        selected = select(batch, scores, settings["rho"], settings["rule"], pools)
-        if settings["rule"] != "random":
+        if settings["credit"]:
+            weights = naive_credit(settings["credit"], batch, old, settings["seed"], pools)
+        else:
+            weights = dict.fromkeys(select(batch, scores, settings["rho"], settings["rule"], pools), 1.0)
+        if settings["rule"] != "random" and not settings["credit"]:
             gap = gap_at_threshold(batch, scores, settings["rho"], pools)
             assert gap > 1e-5, "a rounding error could exchange two tokens"
         for first in range(0, steps, accumulation):
@@ -308,16 +312,30 @@ def naive_run(model, run: Run) -> tuple[list[float], list[set]]:
             rows = {row for parts in cut[first : first + accumulation] for part in parts for row in part}
             window = [r for r in batch if r.row in rows]
             # A window of `accumulation` micro-batches is `accumulation / steps` of the generation batch.
-            divisor = len(selected) * accumulation / steps
-            value = loss(model, window, advantages_of(batch), selected, divisor, old_log_probs=old)
+            divisor = sum(weights.values()) * accumulation / steps
+            value = loss(model, window, advantages_of(batch), weights, divisor, old_log_probs=old)
             value.backward()
             losses.append(value.item())
             with torch.no_grad():
                 for parameter in parameters:
                     if parameter.grad is not None:
                         parameter -= settings["learning_rate"] * parameter.grad
-        selections.append(selected)
+        selections.append(weights)
     return losses, selections
+
+
+def naive_credit(chain: dict, batch: list[Rollout], log_probs: dict, seed: int, pools: list[list[int]]) -> dict:
+    """Weights of the scenarios that name their rules, at the first step."""
+    rules = {
+        "top_fraction": {"score": "position", "fraction": 0.4, "per_row": True},
+        "random": {"score": "priority", "fraction": 0.7},
+        "tests.credit.own_rules.surprisal": {"weight": "surprisal"},
+    }
+    scores = {
+        "priority": {r.row: [priority(seed, (0, 0, 0), r.row, t) for t in range(len(r.completion))] for r in batch},
+        "surprisal": {row: (-values).tolist() for row, values in log_probs.items()},
+    }
+    return credit(batch, [rules[name] for name in chain], scores, pools)
 
 
 def by_row(batch: list[Rollout], pairs) -> tuple[dict, dict]:
@@ -385,14 +403,13 @@ def test_equals_naive_objective(engine, scenario, two_processes):
     model = start_of(scenario, run)
     start = copy.deepcopy(saved_weights(model))
     losses, selections = naive_run(model, run)
-    for generation, (batch, selected) in enumerate(zip(run.batches, selections, strict=True)):
+    for generation, (batch, weights) in enumerate(zip(run.batches, selections, strict=True)):
         found = selected_by(run, generation)
-        assert rows_with_gradient(batch, selected) <= set(found), "rows without may be left out, others not"
-        assert {(row, t) for row in found for t in found[row]} == {key for key in selected if key[0] in found}
-        scale = sum(sum(r.valid) for r in batch) / len(selected)
-        assert [w for row in found.values() for w in row.values()] == pytest.approx(
-            [scale] * sum(len(row) for row in found.values())
-        )
+        assert rows_with_gradient(batch, set(weights)) <= set(found), "rows without may be left out, others not"
+        assert {(row, t) for row in found for t in found[row]} == {key for key in weights if key[0] in found}
+        scale = sum(sum(r.valid) for r in batch) / sum(weights.values())
+        given = {(row, t): weight for row, tokens in found.items() for t, weight in tokens.items()}
+        assert given == pytest.approx({key: weights[key] * scale for key in given}, rel=1e-5)
     assert run.loss == pytest.approx(losses, abs=1e-5)
     assert weight_difference(start, run.weights, saved_weights(model)) < 1e-5
 

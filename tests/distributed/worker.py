@@ -42,6 +42,15 @@ SCENARIOS = {
         "token_selection": "random",
         "entropy_threshold_scope": "micro_batch",
     },
+    "position": {
+        "micro_batch": 8,
+        "token_credit": {"top_fraction": {"fraction": 0.4, "score": "position", "pool": "sequence"}},
+    },
+    # Another weight at every token, of a draw over all processes.
+    "weights": {
+        "micro_batch": 8,
+        "token_credit": {"random": {"fraction": 0.7}, "tests.credit.own_rules.surprisal": {}},
+    },
     "truncated_rank": {"micro_batch": 8, "truncated_prompts": (2, 3)},
     "truncated_rank_micro_batch": {
         "micro_batch": 8,
@@ -244,6 +253,7 @@ def record_of(trainer: Recorder, rollouts: TrainingRollouts) -> dict:
             "scope": trainer.args.entropy_threshold_scope,
             "rule": trainer.args.token_selection,
             "rho": trainer.args.top_entropy_quantile,
+            "credit": trainer.args.token_credit,
             "learning_rate": trainer.args.learning_rate,
             "seed": trainer.args.seed,
             "dynamic_sampling": trainer.args.dynamic_sampling,

@@ -69,6 +69,12 @@ def logs(trainer):
 SETTINGS = [
     {},
     {"token_selection": "random"},
+    {
+        "token_credit": {
+            "top_fraction": {"fraction": {"linear": [0.2, 1.0, 0.8]}, "score": "position", "pool": "sequence"}
+        }
+    },
+    {"token_credit": {"random": {"fraction": 0.7}, "tests.credit.own_rules.surprisal": {}}},
     {"entropy_threshold_scope": "micro_batch", "num_iterations": 2},
     {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "steps_per_generation": 4},
     {"use_adaptive_entropy": True, "entropy_coef": 0.01, "entropy_target": 5.0},

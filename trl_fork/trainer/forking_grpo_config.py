@@ -1,6 +1,7 @@
 """Settings of forking-token GRPO."""
 
 import copy
+from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
 
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
@@ -152,7 +153,10 @@ class ForkingGRPOConfig(GRPOConfig):
 
     def __post_init__(self):
         if isinstance(self.token_credit, str) and self.token_credit.lstrip().startswith("{"):
-            self.token_credit = json_object(self.token_credit, EXAMPLE)
+            try:
+                self.token_credit = json_object(self.token_credit, EXAMPLE)
+            except ArgumentTypeError as error:
+                raise ValueError(f"token_credit: {error}.") from None
         self._check_selection()
         self.check_credit(self.credit)
         if self.dynamic_sampling_max_rounds < 1:

@@ -188,7 +188,8 @@ class ForkingGRPOTrainer(
         if self.log_completions:
             self._marks = CompletionMarks(self.args.generation_batch_size)
             self.add_callback(self._marks)
-        self._differs_from_trl = chain is not None or args.skip_inert_compute
+        # Rules that read nothing and leave nothing out are GRPO, which stays TRL's to the last bit.
+        self._differs_from_trl = args.skip_inert_compute or (chain is not None and bool(chain.sparse or chain.needs))
         self._savings = self._plan_savings(rescales_with_length(self.model.config))
         reasons = [f"{name}: {reason}" for name, reason in self._savings.reasons.items() if reason != ALL_TOKENS]
         if reasons and self.accelerator.is_main_process:
