@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from .._files import write_text
 from ..credit.selection import selected_count
@@ -180,14 +179,16 @@ def _rows(summary: dict, prefix: str = "") -> list[tuple[str, str]]:
 
 def _fill_template(title: str, summary: list[tuple[str, str]], figures, data: dict) -> str:
     folder = files(__package__) / "templates"
-    template, style, script = ((folder / name).read_text("utf-8") for name in ("report.html", "report.css", "report.js"))
+    template, style, script = (
+        (folder / name).read_text("utf-8") for name in ("report.html", "report.css", "report.js")
+    )
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters["sha256"] = _sha256
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return environment.from_string(template).render(
         title=title,
-        style=Markup(style),
-        script=Markup(script),
+        style=style,
+        script=script,
         summary=summary,
         figures=[(name, base64.b64encode(svg.encode()).decode()) for name, svg in figures],
         data=data,
