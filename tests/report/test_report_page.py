@@ -245,7 +245,7 @@ def set_slider(tab, percent):
 def test_hostile_text_is_text(page, open_page):
     tab = open_page(page)
     tab.locator("#list > div").nth(1).click()
-    tab.wait_for_function("document.querySelectorAll('.token').length === 10")
+    tab.locator(".token").nth(9).wait_for(state="attached")  # a function to wait for would need `eval`
     shown = [text.replace("\ufffd\ufffd", "\ufffd\ud800") for text in tab.locator(".token").all_text_contents()]
     assert shown == HOSTILE
     for number in range(len(HOSTILE)):
@@ -320,7 +320,7 @@ def test_filter_and_list(page, open_page):
     visible = lambda: [option.is_visible() for option in tab.locator("#list > div").all()]  # noqa: E731
     tab.get_by_label("incorrect (1)").check()
     assert visible() == [False, True]
-    tab.wait_for_function("document.querySelectorAll('.token').length === 10")
+    tab.locator(".token").nth(9).wait_for(state="attached")
     assert tab.locator("#verdict").inner_text() == "✗ incorrect"
     tab.get_by_label("correct (1)", exact=True).check()
     assert visible() == [True, False]
@@ -328,7 +328,7 @@ def test_filter_and_list(page, open_page):
     assert visible() == [True, True]
     tab.locator("#list > div").first.focus()
     tab.keyboard.press("ArrowDown")
-    tab.wait_for_function("document.querySelectorAll('.token').length === 10")
+    tab.locator(".token").nth(9).wait_for(state="attached")
     assert tab.locator("#list > div").nth(1).get_attribute("aria-selected") == "true"
 
 
@@ -351,6 +351,8 @@ def test_keyboard_reaches_every_token_through_one_tab_stop(page, open_page):
     assert (
         tab.locator("#card").is_visible() and tab.locator(".token").nth(6).get_attribute("aria-describedby") == "card"
     )
+    # The card of a token that was moved to is shown once its scrolling is over, two frames later.
+    tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
     tab.keyboard.press("Escape")
     assert tab.locator("#card").is_hidden()
     assert tab.locator(".token[tabindex='0']").count() == 1
