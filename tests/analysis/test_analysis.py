@@ -2,6 +2,8 @@
 
 import math
 import random
+import subprocess
+import sys
 from collections import Counter
 from fractions import Fraction
 
@@ -221,10 +223,20 @@ def test_correlations(seed):
 def test_correlation_where_there_is_none(correlation):
     for first, second in ((np.ones(4), np.arange(4)), (np.arange(4), np.ones(4)), ([], []), ([1.0], [2.0])):
         assert math.isnan(correlation(np.array(first), np.array(second)))
+    means = [sum([0.1] * n) / n for n in (1, 2, 3, 10)]
+    assert len(set(means)) > 1 and math.isnan(correlation(np.array([1, 2, 3, 10]), np.array(means)))
+    assert math.isnan(correlation(np.array([1.0, math.nan, 2.0]), np.arange(3)))
     assert correlation(np.array([1.0, 2.0]), np.array([5, 3])) == pytest.approx(-1, abs=1e-12)
+    assert correlation(np.array([1e-9, 2e-9]), np.array([5, 3])) == pytest.approx(-1, abs=1e-12)
     # Near each other in float32, and not rounded to that
     lengths, sums = np.array([1, 2, 3, 4]), np.array([1e4, 1e4 + 2, 1e4 + 1, 1e4 + 3], np.float32)
     assert correlation(lengths, sums) == pytest.approx(0.8, abs=1e-9)
+
+
+def test_what_is_slow_to_import_comes_with_its_use():
+    code = "import sys; import trl_fork.analysis.statistics, trl_fork.evaluation.metrics; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"scipy.stats", "trl"} & set(done.stdout.split())
 
 
 @given(st.lists(st.sampled_from(VALUES), max_size=500), st.sampled_from([0.005, 0.2, 0.55, 1.0]))

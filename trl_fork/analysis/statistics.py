@@ -217,11 +217,13 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _correlation(name: str, first: np.ndarray, second: np.ndarray) -> float:
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+    pair = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    # Means of equal numbers differ by rounding, and would be correlated with anything.
+    if len(first) < 2 or any(np.ptp(values) <= 1e-12 * np.abs(values).max() for values in pair):
         return float("nan")
     from scipy import stats  # takes a second to import
 
-    return float(getattr(stats, name)(np.asarray(first, np.float64), np.asarray(second, np.float64)).statistic)
+    return float(getattr(stats, name)(*pair).statistic)
 
 
 def _select(entropies: np.ndarray, fraction: float) -> np.ndarray:
