@@ -1,97 +1,77 @@
 """
-Write docs/api.md from signatures and docstrings.
+Write docs/api.md from signatures and docstrings, as griffe reads them.
 
     python docs/build_api.py
 """
 
-import importlib
-import inspect
+import logging
 import re
+from importlib import import_module
 from pathlib import Path
-from types import FunctionType
 
-from trl_fork import ForkingGRPOConfig
+import griffe
+from jinja2 import Environment, StrictUndefined
 
 
 PAGE = Path(__file__).with_name("api.md")
+TEMPLATE = Path(__file__).with_name("api.md.jinja")
 # What may be relied on: the names that the package and its rooms list in their `__init__`.
 ROOMS = ("", ".trainer", ".credit", ".rewards", ".data", ".generation", ".evaluation", ".analysis", ".report")
-HEADER = """# API
-
-What may be relied on; everything else may change. Written from the docstrings by `python docs/build_api.py`.
-"""
-_SECTION = re.compile(r"(Args|Parameters|Attributes|Returns|Yields|Raises|Example):")
+# Our docstrings are in doc-builder's grammar: the type stands in the docstring, and one entry may name two parameters.
+OPTIONS = {
+    "returns_multiple_items": False,
+    "returns_named_value": False,
+    "trim_doctest_flags": False,
+    "warn_missing_types": False,
+    "warn_unknown_params": False,
+}
+_GROUP = re.compile(r"(?:^Parameters:\n)?^ +> (.+)\n\n", flags=re.MULTILINE)  # doc-builder's headings within a section
 _REFERENCE = re.compile(r"\[`~?(?:[a-z_]\w*\.)*([\w.]+)`\]")  # doc-builder's [`~module.Name`]
 
 
+class _Strict(logging.Handler):
+    """What griffe warns of is text that would not be on the page."""
+
+    def emit(self, record):
+        raise RuntimeError(record.getMessage())
+
+
+logging.getLogger("griffe").addHandler(_Strict(logging.WARNING))
+
+
 def render() -> str:
-    parts = [HEADER]
-    for room in ROOMS:
-        module = importlib.import_module(f"trl_fork{room}")
-        parts.append(f"## {module.__name__}\n")
-        for name in module.__all__:
-            thing = getattr(module, name)
-            if not callable(thing):  # a constant
-                continue
-            parts.append(f"### {name}\n")
-            parts.append(f"{signature(name, thing)}\n\n{to_markdown(thing)}\n")
-            if inspect.isclass(thing):
-                parts += [
-                    f"{signature(f'.{key}', method)}\n\n{to_markdown(method)}\n" for key, method in methods(thing)
-                ]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(parts))
+    package = griffe.load("trl_fork", search_paths=[PAGE.parents[1]], docstring_parser="google")
+    rooms = []
+    for module in (import_module(f"trl_fork{room}") for room in ROOMS):
+        things = [getattr(module, name) for name in module.__all__]
+        paths = [f"{thing.__module__}.{thing.__qualname__}" for thing in things if callable(thing)]  # else a constant
+        rooms.append((module.__name__, [package[path.removeprefix("trl_fork.")] for path in paths]))
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(TEMPLATE.read_text())
+    page = template.render(rooms=rooms, signature=signature, sections=sections, methods=methods)
+    return re.sub(r"\n{3,}", "\n\n", _REFERENCE.sub(r"`\1`", page)).strip() + "\n"
 
 
-def methods(cls: type) -> list[tuple[str, object]]:
+def methods(thing) -> list:
     """The documented public methods that this package has written, those of the trainer's mixins among them."""
-    found = {}
-    for base in cls.__mro__:
-        for name, value in vars(base).items() if base is cls or base.__name__.endswith("Mixin") else ():
-            if isinstance(value, (FunctionType, property)) and not name.startswith("_") and value.__doc__:
-                found.setdefault(name, value)
-    return sorted(found.items())
+    members = thing.all_members.values() if thing.is_class else ()
+    return sorted((m for m in members if m.is_public and m.has_docstring and not m.is_class), key=lambda m: m.name)
 
 
-def signature(name: str, thing) -> str:
-    """Names and defaults. The types stand in the docstring, and the two hundred fields of a configuration in TRL's."""
-    if isinstance(thing, property):
-        return f"`{name}`"
-    if inspect.isclass(thing) and issubclass(thing, ForkingGRPOConfig):
-        return f"`class {name}(GRPOConfig)`"
-    parameters = [
-        parameter.replace(annotation=inspect.Parameter.empty)
-        for key, parameter in inspect.signature(thing).parameters.items()
-        if key != "self"
-    ]
-    plain = str(inspect.Signature(parameters)).replace("<factory>", "...")
-    return f"`{'class ' if inspect.isclass(thing) else ''}{name}{plain}`"
+def signature(thing) -> str:
+    """Names and defaults: the types stand in the docstring."""
+    if not (thing.is_function or thing.is_class):  # a property
+        return thing.name
+    for parameter in thing.parameters:
+        parameter.annotation = None
+    return thing.signature(return_type=False) or thing.name
 
 
-def to_markdown(thing) -> str:
-    """A docstring in TRL's grammar: sections become bold words, their entries lists, references code."""
-    text = inspect.getdoc(thing)
-    if not text or (inspect.isclass(thing) and "__doc__" not in vars(thing)):
-        raise ValueError(f"{thing!r} is public and has no docstring.")
-    lines, section, result = text.splitlines(), "", []
-    for line in lines:
-        if match := _SECTION.fullmatch(line):
-            section = match[1]
-            result += [f"**{section}**", ""]
-        elif section == "Example" or not line.startswith("    "):
-            result.append(line.removeprefix("    "))
-        else:
-            result.append(_entry(line.removeprefix("    "), section))
-    return _REFERENCE.sub(r"`\1`", "\n".join(result))
-
-
-def _entry(line: str, section: str) -> str:
-    if line.startswith("> "):  # a group of parameters
-        return f"*{line[2:]}*"
-    if section in ("Returns", "Yields"):
-        return line
-    if line.startswith(" ") or (section == "Raises" and not line.startswith(("`", "["))):
-        return f"  {line.strip()}"
-    return "- " + re.sub(r"^([\w*]+(?:, [\w*]+)*) \(", lambda match: f"**{match[1]}** (", line)
+def sections(thing) -> list:
+    if not thing.has_docstring:
+        raise ValueError(f"{thing.path} is public and has no docstring.")
+    thing.docstring.value = _GROUP.sub(r"Parameters: \1\n", thing.docstring.value)
+    return thing.docstring.parse("google", **OPTIONS)
 
 
 if __name__ == "__main__":

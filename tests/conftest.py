@@ -45,24 +45,31 @@ def build_tokenizer():
     return tokenizer
 
 
+def tiny_sizes(tokenizer) -> dict:
+    """Of the configuration of a decoder, whatever its architecture."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
 def build_model(tokenizer, seed=0, **overrides):
     torch.manual_seed(seed)
     config = Qwen3Config(
         **{
-            "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            **tiny_sizes(tokenizer),
             "head_dim": 8,
             "max_position_embeddings": 128,
             # Large enough that entropies spread from near 0 to near log(vocabulary)
             "initializer_range": 0.3,
             "tie_word_embeddings": False,
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
             **overrides,
         }
     )
@@ -187,14 +194,9 @@ class SpyTrainer(ForkingGRPOTrainer):
         return [[batch[row].row for row in rows] for rows in self.micro_batches]
 
 
-def train(model, tokenizer, rollouts, tmp_path, trainer_class=SpyTrainer, config_class=ForkingGRPOConfig, **settings):
-    """Train with plain SGD on fixed rollouts and return the trainer. One step of the whole batch by default."""
-    trainer_arguments = {
-        key: settings.pop(key)
-        for key in ("peft_config", "eval_dataset", "callbacks", "token_credit_func")
-        if key in settings
-    }
-    arguments = {
+def one_step(tmp_path, **settings) -> dict:
+    """Arguments of a run of plain SGD on the CPU: one step of the whole batch, unless `settings` say otherwise."""
+    return {
         "output_dir": str(tmp_path / "run"),
         "max_steps": 1,
         "per_device_train_batch_size": 32,
@@ -213,10 +215,19 @@ def train(model, tokenizer, rollouts, tmp_path, trainer_class=SpyTrainer, config
         "disable_tqdm": True,
         **settings,
     }
+
+
+def train(model, tokenizer, rollouts, tmp_path, trainer_class=SpyTrainer, config_class=ForkingGRPOConfig, **settings):
+    """Train with plain SGD on fixed rollouts and return the trainer. One step of the whole batch by default."""
+    trainer_arguments = {
+        key: settings.pop(key)
+        for key in ("peft_config", "eval_dataset", "callbacks", "token_credit_func")
+        if key in settings
+    }
     trainer = trainer_class(
         model=model,
         reward_funcs=fixed_reward,
-        args=config_class(**arguments),
+        args=config_class(**one_step(tmp_path, **settings)),
         train_dataset=rollouts.dataset,
         processing_class=tokenizer,
         rollout_func=rollouts,

@@ -27,4 +27,5 @@ def test_percentiles():
     parts = [(values[:1],), (values[1:1],), (values[1:],)]
     results, _ = on_ranks(lambda v, ranks: percentiles(v, [0.2, 0.5, 0.8], ranks), parts)
     assert results == [[1.0, 3.0, 4.0]] * 3
+    assert percentiles(torch.arange(1.0, 101.0), [0.55, 0.07, 1.0], Ranks()) == [55.0, 7.0, 100.0]
     assert all(p != p for p in percentiles(torch.empty(0), [0.5], Ranks()))

@@ -8,6 +8,11 @@ import torch
 _CHUNK_LOGITS = 2**24
 
 
+def rows_per_chunk(vocabulary_size: int) -> int:
+    """How many positions to convert to float32 at a time."""
+    return max(1, _CHUNK_LOGITS // max(1, vocabulary_size))
+
+
 @torch.no_grad()
 def token_entropy(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """
@@ -41,7 +46,7 @@ def token_entropy(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tenso
         raise ValueError(f"temperature must be positive, got {temperature}: at 0 every distribution is one-hot.")
     flat = logits.reshape(-1, logits.shape[-1])
     entropies = torch.empty(flat.shape[0], dtype=torch.float32, device=logits.device)
-    rows = max(1, _CHUNK_LOGITS // max(1, flat.shape[-1]))
+    rows = rows_per_chunk(flat.shape[-1])
     for start in range(0, flat.shape[0], rows):
         log_probs = (flat[start : start + rows].float() / temperature).log_softmax(-1)
         # Clamping makes the product 0 * lowest = 0 where it would be 0 * -inf = NaN, and leaves NaN a NaN.

@@ -8,6 +8,9 @@ on gathered values refuses more than 2**24 of them and interpolates between neig
 above its threshold is only approximately the one asked for.
 """
 
+from fractions import Fraction
+from math import ceil
+
 import torch
 
 
@@ -139,5 +142,6 @@ def percentiles(values: torch.Tensor, levels: list[float], ranks: Ranks) -> list
     total = int(ranks.sum(torch.tensor(values.numel(), device=values.device)))
     if total == 0:
         return [float("nan")] * len(levels)
-    ks = [total - max(-int(-level * total // 1), 1) + 1 for level in levels]
+    # The levels as they are written: in floats 0.55 * 100 is more than 55.
+    ks = [total - max(ceil(Fraction(str(level)) * total), 1) + 1 for level in levels]
     return values_of_keys(kth_largest_keys(sort_keys(values), ks, ranks)).tolist()

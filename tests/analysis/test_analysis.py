@@ -2,6 +2,8 @@
 
 import math
 import random
+import subprocess
+import sys
 from collections import Counter
 from fractions import Fraction
 
@@ -49,7 +51,24 @@ def test_percentile_is_the_smallest_value_that_enough_do_not_exceed(values, leve
 def test_percentile_takes_the_level_as_written():
     # In floats 0.55 * 100 is a little more than 55, and its ceiling 56.
     assert analysis.percentile(np.arange(1.0, 101.0), 0.55) == 55.0
+
+
+@pytest.mark.parametrize("level", [0.05, 0.55, 0.8, 0.95])
+def test_percentile_of_a_million_float32(level):
+    """Of the numbers 1 to N, shuffled: the rank is the value, and not rounded as a product in float32 is."""
+    values = np.random.default_rng(0).permutation(np.arange(1, 10**6 + 4, dtype=np.float32))
+    assert analysis.percentile(values, level) == math.ceil(Fraction(str(level)) * len(values))
+
+
+def test_percentile_at_its_edges():
     assert math.isnan(analysis.percentile(np.zeros(0), 0.5))
+    assert math.isnan(analysis.percentile(np.array([1.0, math.nan, 3.0]), 0.5))
+    assert analysis.percentile(np.array([7.0]), 0.0) == analysis.percentile(np.array([7.0]), 1.0) == 7.0
+    assert analysis.percentile(np.array([3.0, 1.0, 2.0]), 0.0) == 1.0
+    assert analysis.percentile(np.array([3.0, math.inf, 2.0]), 1.0) == math.inf
+    traces = analysis.percentile_trace(np.zeros(0, np.float32), (0.2, 0.8))
+    assert len(traces) == 2 and all(map(math.isnan, traces))
+    assert analysis.percentile_trace(np.array([4, 1, 3, 2], np.float32), (0.25, 0.5, 0.75, 0.8)) == [1, 2, 3, 4]
 
 
 def test_distribution():
@@ -177,14 +196,47 @@ def test_correctness_and_scope():
     assert scope["batch_and_sequence_overlap"] == pytest.approx(len(top & by_row) / len(top))
 
 
-def test_correlations():
-    # One pair of equal lengths, by hand: ranks 0, 1.5, 1.5, 3 against 3, 2, 1, 0. An empty response has no entropy.
-    rows = [[4.0], [2.0, 4.0], [], [2.5, 1.5], [0.25, 0.5, 2.25]]
-    result = analysis.length_summary(flat(rows), np.array([1, 2, 0, 2, 3]))
-    assert result["mean"] == 8 / 5
-    assert result["pearson_with_mean_entropy"] == pytest.approx(-3 / math.sqrt(10))
-    assert result["spearman_with_mean_entropy"] == pytest.approx(-4.5 / math.sqrt(4.5 * 5))
-    assert math.isnan(analysis.correlation(np.ones(4), np.arange(4)))
+def naive_pearson(first, second):
+    means = sum(first) / len(first), sum(second) / len(second)
+    x, y = [a - means[0] for a in first], [b - means[1] for b in second]
+    return sum(a * b for a, b in zip(x, y, strict=True)) / math.sqrt(sum(a * a for a in x) * sum(b * b for b in y))
+
+
+def naive_ranks(values):
+    """Equal values share the mean of their ranks."""
+    return [sum(u < v for u in values) + (sum(u == v for u in values) - 1) / 2 for v in values]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_correlations(seed):
+    lengths = [2, 0, 5, 5, 1, 0, 9, 3]  # two are equal, and what has no tokens has no mean entropy
+    rows = draw(lengths, seed)
+    pairs = [(len(row), sum(row) / len(row)) for row in rows if row]
+    result = analysis.length_summary(flat(rows), np.array(lengths))
+    assert result["mean"] == sum(lengths) / 8
+    assert result["pearson_with_mean_entropy"] == pytest.approx(naive_pearson(*zip(*pairs, strict=True)), abs=1e-7)
+    expected = naive_pearson(*map(naive_ranks, zip(*pairs, strict=True)))
+    assert result["spearman_with_mean_entropy"] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("correlation", [analysis.pearson, analysis.spearman])
+def test_correlation_where_there_is_none(correlation):
+    for first, second in ((np.ones(4), np.arange(4)), (np.arange(4), np.ones(4)), ([], []), ([1.0], [2.0])):
+        assert math.isnan(correlation(np.array(first), np.array(second)))
+    means = [sum([0.1] * n) / n for n in (1, 2, 3, 10)]
+    assert len(set(means)) > 1 and math.isnan(correlation(np.array([1, 2, 3, 10]), np.array(means)))
+    assert math.isnan(correlation(np.array([1.0, math.nan, 2.0]), np.arange(3)))
+    assert correlation(np.array([1.0, 2.0]), np.array([5, 3])) == pytest.approx(-1, abs=1e-12)
+    assert correlation(np.array([1e-9, 2e-9]), np.array([5, 3])) == pytest.approx(-1, abs=1e-12)
+    # Near each other in float32, and not rounded to that
+    lengths, sums = np.array([1, 2, 3, 4]), np.array([1e4, 1e4 + 2, 1e4 + 1, 1e4 + 3], np.float32)
+    assert correlation(lengths, sums) == pytest.approx(0.8, abs=1e-9)
+
+
+def test_what_is_slow_to_import_comes_with_its_use():
+    code = "import sys; import trl_fork.analysis.statistics, trl_fork.evaluation.metrics; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"scipy.stats", "trl"} & set(done.stdout.split())
 
 
 @given(st.lists(st.sampled_from(VALUES), max_size=500), st.sampled_from([0.005, 0.2, 0.55, 1.0]))

@@ -63,7 +63,7 @@ def assert_equal_to_naive(model, temperature=1.0, top_k=3, **settings):
 @pytest.mark.parametrize("chunk", [1, 7, 10**6])
 @pytest.mark.parametrize("max_batch_tokens", [1, 30, 10**6])
 def test_batches_and_slices_do_not_show(model, monkeypatch, chunk, max_batch_tokens):
-    monkeypatch.setattr(scoring, "_CHUNK_LOGITS", chunk * SIZES["vocab_size"])
+    monkeypatch.setattr(scoring, "_LOGITS_PER_SLICE", chunk * SIZES["vocab_size"])
     assert_equal_to_naive(model.eval(), max_batch_tokens=max_batch_tokens)
 
 
@@ -84,7 +84,7 @@ def test_temperature_and_alternatives(model, temperature, top_k):
     ],
 )
 def test_what_an_architecture_does_around_its_head(architecture, settings, monkeypatch):
-    monkeypatch.setattr(scoring, "_CHUNK_LOGITS", 7 * SIZES["vocab_size"])
+    monkeypatch.setattr(scoring, "_LOGITS_PER_SLICE", 7 * SIZES["vocab_size"])
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **SIZES, **settings)).eval()
     assert_equal_to_naive(model, max_batch_tokens=30)
@@ -98,7 +98,7 @@ def test_lora(model):
 
 
 def test_the_model_is_left_as_it_was(model, monkeypatch):
-    monkeypatch.setattr(scoring, "_CHUNK_LOGITS", 40)
+    monkeypatch.setattr(scoring, "_LOGITS_PER_SLICE", 40)
     ids = torch.tensor([[4, 5, 6]])
     model.eval()
     before = model(input_ids=ids).logits
@@ -113,7 +113,7 @@ def test_the_model_is_left_as_it_was(model, monkeypatch):
 
 
 def test_logits_are_never_held_for_a_whole_batch(model, monkeypatch):
-    monkeypatch.setattr(scoring, "_CHUNK_LOGITS", 5 * SIZES["vocab_size"])
+    monkeypatch.setattr(scoring, "_LOGITS_PER_SLICE", 5 * SIZES["vocab_size"])
     seen = []
     model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.shape[:-1].numel()))
     score_completions(model.eval(), ROWS, max_batch_tokens=10**6)

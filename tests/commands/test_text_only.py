@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from tests.commands.test_train_script import GSM8K
+from tests.conftest import tiny_sizes
 from tests.trainer.test_features import byte_tokenizer
 from trl_fork.commands import analyze as analyze_entropy
 from trl_fork.commands import evaluate
@@ -38,18 +39,7 @@ def image_tokenizer():
 
 
 def text_sizes(tokenizer) -> dict:
-    return {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    return {**tiny_sizes(tokenizer), "max_position_embeddings": 2048}
 
 
 def gemma3(folder):

@@ -118,6 +118,18 @@ def test_comparison_is_paired_by_problem():
     assert compare(samples_of(right), samples_of(right, "other")) == {}
 
 
+def test_interval_is_that_of_all_resamples():
+    """Four problems can be drawn in 256 ways: the quantiles of their means, to which random resamples must come."""
+    a = {"0": [0, 0, 0, 0, 1], "1": [1, 0, 1, 0, 0], "2": [1, 0, 0, 0, 0], "3": [1, 1, 1, 1, 1]}
+    b = {"0": [0, 0, 1, 0, 0], "1": [0, 1, 1, 0, 1], "2": [1, 1, 0, 1, 0], "3": [0, 0, 0, 0, 0]}
+    differences = [0.0, 0.2, 0.4, -1.0]  # askew: an interval that is mirrored at the mean is another one
+    means = sorted(sum(draw) / 4 for draw in itertools.product(differences, repeat=4))
+    difference = compare(samples_of(a), samples_of(b))["d"]
+    assert difference.mean == pytest.approx(-0.1)
+    assert difference.low == pytest.approx(means[math.ceil(0.025 * 256) - 1])
+    assert difference.high == pytest.approx(means[math.ceil(0.975 * 256) - 1])
+
+
 def test_interval_has_its_coverage():
     """Of independent pairs of models that are equally good, the interval misses zero in about one case of 20."""
     generator = np.random.default_rng(1)

@@ -19,6 +19,7 @@ from tests.conftest import (
     build_model,
     gradient,
     naive_view,
+    one_step,
     relative_difference,
     weight_change,
 )
@@ -30,6 +31,14 @@ from trl_fork import ForkingGRPOConfig
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("weights_can_be_replaced", "one_engine_at_a_time")]
 
 PROMPTS = ["abc", "defghij", "kl", "mnopqrstu"]
+ENGINE = {
+    "use_vllm": True,
+    "vllm_mode": "colocate",
+    "vllm_gpu_memory_utilization": 0.05,
+    "vllm_max_model_length": 64,
+    "vllm_importance_sampling_correction": False,
+    "shuffle_dataset": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -88,33 +97,7 @@ def train(model_folder, tokenizer, tmp_path, reward=distinct_tokens, peft_config
     trainer = EngineSpy(
         model=str(model_folder),
         reward_funcs=reward,
-        args=ForkingGRPOConfig(
-            **{
-                "output_dir": str(tmp_path / "run"),
-                "use_vllm": True,
-                "vllm_mode": "colocate",
-                "vllm_gpu_memory_utilization": 0.05,
-                "vllm_max_model_length": 64,
-                "vllm_importance_sampling_correction": False,
-                "max_steps": 1,
-                "per_device_train_batch_size": 32,
-                "num_generations": NUM_GENERATIONS,
-                "max_completion_length": 16,
-                "optim": "sgd",
-                "learning_rate": 1.0,
-                "lr_scheduler_type": "constant",
-                "max_grad_norm": 0.0,
-                "use_cpu": True,
-                "bf16": False,
-                "gradient_checkpointing": False,
-                "shuffle_dataset": False,
-                "report_to": "none",
-                "save_strategy": "no",
-                "logging_steps": 1,
-                "disable_tqdm": True,
-                **settings,
-            }
-        ),
+        args=ForkingGRPOConfig(**one_step(tmp_path, **{**ENGINE, **settings})),
         train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
         processing_class=tokenizer,
         peft_config=peft_config,

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..data.prompt_file import encode_prompt
-from ..generation.engines import check_model_path
 
 
 PROMPT_FIELDS = ("prompt", "question", "problem")
@@ -71,27 +70,6 @@ def read_responses(
         if limit is not None and number > limit:
             return
         yield _response(row, tokenizer, f"{path}, line {number}", chat_template_kwargs)
-
-
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """
-    The tokenizer of a model.
-
-    Raises:
-        `ValueError`: for a path to nothing, and for a folder without one: transformers would make an empty one up
-            from the model's type.
-    """
-    check_model_path(model)
-    if not has_tokenizer(model):
-        raise ValueError(
-            f"{model!r} has no tokenizer (tokenizer_config.json). Copy there that of the model it was trained from."
-        )
-    return AutoTokenizer.from_pretrained(model)
-
-
-def has_tokenizer(model: str) -> bool:
-    """Whether there is a tokenizer beside a model; a name on the Hub is taken to have one."""
-    return not Path(model).is_dir() or (Path(model) / "tokenizer_config.json").is_file()
 
 
 def read_lines(path: str | Path) -> Iterator[dict]:

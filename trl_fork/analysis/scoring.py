@@ -19,7 +19,7 @@ from ..entropy import token_entropy
 # Logits at a time: 2**25 of them take 128 MiB in float32, and a few times that while they are worked on. Not much
 # less: an accelerator wants many rows for each pass over the head's weights, and blocks below 32 MiB come from glibc's
 # heap, which small tensors that stay between them made grow to 10 GB (seen with 2**22).
-_CHUNK_LOGITS = 2**25
+_LOGITS_PER_SLICE = 2**25
 
 
 @dataclass
@@ -155,7 +155,7 @@ def _logits_of_slices(model, input_ids, attention_mask, wanted):
     backbone = model.get_decoder()
     outputs = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     hidden = outputs.last_hidden_state[wanted.to(outputs.last_hidden_state.device)]  # (positions, hidden size)
-    size = max(1, _CHUNK_LOGITS // model.get_output_embeddings().weight.shape[0])
+    size = max(1, _LOGITS_PER_SLICE // model.get_output_embeddings().weight.shape[0])
 
     calls = []
 

@@ -6,6 +6,7 @@ and `lengths` says how many tokens each response has. A million tokens take 4 MB
 each number means stands in `definitions.py`, under the key it is reported by.
 """
 
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -19,11 +20,11 @@ TRACE_LEVELS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 0.9, 0.95, 1.0)
 
 
 def percentile(values: np.ndarray, level: float) -> float:
-    """The smallest of `values` that at least the fraction `level` of them does not exceed; NaN if there are none."""
-    if not len(values):
-        return float("nan")
-    rank = max(forking_count(len(values), level), 1)
-    return float(np.partition(values, rank - 1)[rank - 1])
+    """
+    The smallest of `values` that at least the fraction `level` of them does not exceed; NaN if there are none, or one
+    of them is NaN.
+    """
+    return percentile_trace(values, (level,))[0]
 
 
 def distribution(entropies: np.ndarray, num_bins: int = 60) -> dict:
@@ -33,7 +34,7 @@ def distribution(entropies: np.ndarray, num_bins: int = 60) -> dict:
         "num_tokens": len(entropies),
         "mean": _mean(entropies),
         "fraction_below_0.01": _mean(entropies < NEAR_ZERO),
-        **{f"p{round(100 * level)}": percentile(entropies, level) for level in (0.5, 0.8, 0.95)},
+        **dict(zip(("p50", "p80", "p95"), percentile_trace(entropies, (0.5, 0.8, 0.95)), strict=True)),
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
     }
 
@@ -71,12 +72,10 @@ def overlap(first: np.ndarray, second: np.ndarray, lengths: np.ndarray, fraction
     """
     _check_aligned(first, second, lengths)
     selected = select_of_set(first, fraction)
-    shared = selected & select_of_set(second, fraction)
     selected_by_row = select_of_responses(first, lengths, fraction)
-    shared_by_row = selected_by_row & select_of_responses(second, lengths, fraction)
     return {
-        "whole_set": _ratio(shared.sum(), selected.sum()),
-        "per_response": _ratio(shared_by_row.sum(), selected_by_row.sum()),
+        "whole_set": _mean(select_of_set(second, fraction)[selected]),
+        "per_response": _mean(select_of_responses(second, lengths, fraction)[selected_by_row]),
         "expected_by_chance": _mean(selected),
     }
 
@@ -116,9 +115,12 @@ def change_by_percentile(reference: np.ndarray, entropies: np.ndarray, num_bins:
 
 
 def percentile_trace(entropies: np.ndarray, levels: tuple[float, ...] = TRACE_LEVELS) -> list[float]:
-    """Analysis F: percentiles of one model's entropies, in nats."""
-    ordered = np.sort(entropies)
-    return [percentile(ordered, level) for level in levels]
+    """Analysis F: percentiles of one model's entropies, in nats; see [`percentile`]."""
+    if not len(entropies):
+        return [float("nan")] * len(levels)
+    # The levels as they are written: in floats 0.55 * 100 is more than 55, and the next larger value would be taken.
+    exact = np.array([Fraction(str(level)) for level in levels])
+    return np.quantile(entropies, exact, method="inverted_cdf").tolist()
 
 
 def position_profile(entropies: np.ndarray, lengths: np.ndarray, selected: np.ndarray, num_bins: int = 20) -> dict:
@@ -129,23 +131,21 @@ def position_profile(entropies: np.ndarray, lengths: np.ndarray, selected: np.nd
     # (2 t + 1) / 2 n in integers: a position is never on the wrong side of an edge by rounding.
     bins = (2 * (np.arange(len(entropies)) - starts) + 1) * num_bins // (2 * np.repeat(lengths, lengths))
     counts = np.bincount(bins, minlength=num_bins)
-    sums = np.bincount(bins, weights=entropies, minlength=num_bins)
-    chosen = np.bincount(bins, weights=selected, minlength=num_bins)
-    return {
-        "mean_entropy": [_ratio(*pair) for pair in zip(sums, counts, strict=True)],
-        "selected_fraction": [_ratio(*pair) for pair in zip(chosen, counts, strict=True)],
-        "num_tokens": counts.tolist(),
-    }
+    sums, chosen = (np.bincount(bins, weights=values, minlength=num_bins) for values in (entropies, selected))
+    with np.errstate(invalid="ignore"):  # NaN where a bin has no token
+        means, fractions = sums / counts, chosen / counts
+    return {"mean_entropy": means.tolist(), "selected_fraction": fractions.tolist(), "num_tokens": counts.tolist()}
 
 
 def length_summary(entropies: np.ndarray, lengths: np.ndarray) -> dict:
     """How the length of a response goes with its entropy."""
     lengths = np.asarray(lengths)
-    means = response_means(entropies, lengths)
+    with_tokens = lengths > 0
+    pair = lengths[with_tokens], response_means(entropies, lengths)[with_tokens]
     return {
         "mean": _mean(lengths),
-        "pearson_with_mean_entropy": correlation(lengths[lengths > 0], means[lengths > 0]),
-        "spearman_with_mean_entropy": correlation(ranks(lengths[lengths > 0]), ranks(means[lengths > 0])),
+        "pearson_with_mean_entropy": pearson(*pair),
+        "spearman_with_mean_entropy": spearman(*pair),
     }
 
 
@@ -173,11 +173,10 @@ def scope_summary(entropies: np.ndarray, lengths: np.ndarray, fraction: float = 
     """What the threshold scopes `batch` and `sequence` would select."""
     selected, by_row = select_of_set(entropies, fraction), select_of_responses(entropies, lengths, fraction)
     shares = np.array([row.mean() for row in split(selected, lengths) if len(row)])
+    percentiles = percentile_trace(shares, (0.0, 0.05, 0.5, 0.95, 1.0))
     return {
-        "selected_fraction_of_responses": {
-            f"p{round(100 * level)}": percentile(shares, level) for level in (0.0, 0.05, 0.5, 0.95, 1.0)
-        },
-        "batch_and_sequence_overlap": _ratio((selected & by_row).sum(), selected.sum()),
+        "selected_fraction_of_responses": dict(zip(("p0", "p5", "p50", "p95", "p100"), percentiles, strict=True)),
+        "batch_and_sequence_overlap": _mean(by_row[selected]),
     }
 
 
@@ -207,17 +206,24 @@ def response_means(entropies: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.array([_mean(row) for row in split(entropies, lengths)])
 
 
-def correlation(first: np.ndarray, second: np.ndarray) -> float:
+def pearson(first: np.ndarray, second: np.ndarray) -> float:
     """Pearson's correlation; NaN with fewer than two points or where one side is constant."""
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+    return _correlation("pearsonr", first, second)
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's rank correlation; NaN with fewer than two points or where one side is constant."""
+    return _correlation("spearmanr", first, second)
+
+
+def _correlation(name: str, first: np.ndarray, second: np.ndarray) -> float:
+    pair = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    # Means of equal numbers differ by rounding, and would be correlated with anything.
+    if len(first) < 2 or any(np.ptp(values) <= 1e-12 * np.abs(values).max() for values in pair):
         return float("nan")
-    return float(np.corrcoef(first, second)[0, 1])
+    from scipy import stats  # takes a second to import
 
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0; equal values share the mean of theirs, as Spearman's correlation wants."""
-    _, groups, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[groups]
+    return float(getattr(stats, name)(*pair).statistic)
 
 
 def _select(entropies: np.ndarray, fraction: float) -> np.ndarray:
@@ -227,10 +233,6 @@ def _select(entropies: np.ndarray, fraction: float) -> np.ndarray:
 
 def _mean(values) -> float:
     return float(np.mean(values, dtype=np.float64)) if len(values) else float("nan")
-
-
-def _ratio(numerator, denominator) -> float:
-    return float(numerator / denominator) if denominator else float("nan")
 
 
 def _check_aligned(first: np.ndarray, second: np.ndarray, lengths: np.ndarray | None = None) -> None:

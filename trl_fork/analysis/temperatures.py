@@ -22,7 +22,7 @@ TEMPERATURES = (0.0, 0.05, 0.3, 0.6, 1.0, 2.0, 3.0, 5.0)  # the paper's
 
 
 @dataclass
-class Problem:
+class PromptWithSolution:
     """A prompt in tokens, and the text of its solution."""
 
     name: str
@@ -30,14 +30,14 @@ class Problem:
     solution: str
 
 
-def problems_of(responses: Iterable[Response]) -> list[Problem]:
+def problems_of(responses: Iterable[Response]) -> list[PromptWithSolution]:
     """
     The different problems of a file of responses.
 
     Raises:
         `ValueError`: if a line has no `solution`: nothing could be graded.
     """
-    problems: dict[str, Problem] = {}
+    problems: dict[str, PromptWithSolution] = {}
     for response in responses:
         if response.problem not in problems:
             if response.row.get("solution") is None:
@@ -45,7 +45,9 @@ def problems_of(responses: Iterable[Response]) -> list[Problem]:
                     f"The temperature analysis grades answers, but problem {response.problem!r} has no field "
                     "'solution' in the file of completions."
                 )
-            problems[response.problem] = Problem(response.problem, response.prompt_ids, str(response.row["solution"]))
+            problems[response.problem] = PromptWithSolution(
+                response.problem, response.prompt_ids, str(response.row["solution"])
+            )
     return list(problems.values())
 
 
@@ -57,7 +59,7 @@ def grid(temperatures: Sequence[float]) -> list[tuple[float, float]]:
 def decode_with_temperatures(
     load_model: Callable[[], torch.nn.Module],
     tokenizer,
-    problems: list[Problem],
+    problems: list[PromptWithSolution],
     path: str | Path,
     *,
     threshold: float,
@@ -74,7 +76,7 @@ def decode_with_temperatures(
     Args:
         load_model (`Callable`): Gives the model in evaluation mode. Not called if there is nothing to do.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-        problems (`list[Problem]`): What is asked.
+        problems (`list[PromptWithSolution]`): What is asked.
         path (`str` or `Path`): JSONL file of this model, threshold, lengths, seed and stop, and of nothing else.
         threshold (`float`): Entropy in nats above which a token is a forking token.
         temperatures (`Sequence[float]`, *optional*): Of either kind of token, the other at 1; the paper's by default.

@@ -30,13 +30,13 @@ from tqdm import tqdm
 from .._files import write_json, write_text
 from ..analysis import statistics
 from ..analysis.definitions import DEFINITIONS
-from ..analysis.responses import Response, has_tokenizer, load_tokenizer, prompt_of, read_responses
+from ..analysis.responses import Response, prompt_of, read_responses
 from ..analysis.score_store import ScoreStore
 from ..analysis.summary import draw, print_summary, tokens_as_markdown
 from ..analysis.temperatures import TEMPERATURES, decode_with_temperatures, problems_of
 from ..analysis.tokens import Example, TokenContexts, TokenStatistics
 from ..data.prompt_file import PROMPT_ARGUMENTS, add_prompt_arguments, find_prompt
-from ..generation.engines import auto_model_class, check_model_path
+from ..generation.engines import auto_model_class, check_model_path, has_tokenizer, load_tokenizer
 from ..report.curves import require_matplotlib
 from ..report.marks import token_texts
 from ..report.page import ReportResponse, write_report_page

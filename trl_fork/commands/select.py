@@ -27,10 +27,11 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from .._files import replacing, write_json
-from ..analysis.responses import load_tokenizer, read_lines, read_responses
+from ..analysis.responses import read_lines, read_responses
 from ..analysis.score_store import ScoreStore
-from ..analysis.statistics import correlation, high_entropy_sum, ranks
+from ..analysis.statistics import high_entropy_sum, pearson, spearman
 from ..data.prompt_file import find_prompt
+from ..generation.engines import load_tokenizer
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -132,10 +133,8 @@ def run(options: argparse.Namespace) -> None:
         "mean_high_entropy_sum_selected": mean_of(sums, selected),
         "mean_length_candidates": mean_of(lengths, candidates),
         "mean_length_selected": mean_of(lengths, selected),
-        "pearson_with_length": or_none(correlation(np.array(sums)[candidates], np.array(lengths)[candidates])),
-        "spearman_with_length": or_none(
-            correlation(ranks(np.array(sums)[candidates]), ranks(np.array(lengths)[candidates]))
-        ),
+        "pearson_with_length": or_none(pearson(np.array(sums)[candidates], np.array(lengths)[candidates])),
+        "spearman_with_length": or_none(spearman(np.array(sums)[candidates], np.array(lengths)[candidates])),
         "also_among_the_longest": overlap_with_longest(lengths, problems, candidates, selected, options),
     }
     write(output, options.completions, sums, selected)

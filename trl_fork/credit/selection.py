@@ -50,7 +50,7 @@ def select_tokens(
 
     Raises:
         `ValueError`: if `fraction` or `rule` is out of range, if shapes differ, if `priorities` are missing, or if an
-        entropy is NaN at a valid position (naming how many are).
+            entropy is NaN at a valid position (naming how many are).
 
     Example:
         ```python

@@ -325,10 +325,30 @@ def auto_model_class(name: str):
 
 
 def load_tokenizer(name: str, *, base_model: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model or adapter, or else that of the adapter's base model."""
+    """
+    The tokenizer beside a model or adapter, or else that of the adapter's base model.
+
+    Args:
+        name (`str`): A folder, or a name on the Hub.
+        base_model (`str`, *optional*): Base model of an adapter, if not the one its configuration names.
+
+    Raises:
+        `ValueError`: for a path to nothing, and for a folder without one: transformers would make an empty one up
+            from the model's type.
+    """
     base = base_of_adapter(name, base_model)
-    has_its_own = not Path(name).is_dir() or (Path(name) / "tokenizer_config.json").is_file()
-    return AutoTokenizer.from_pretrained(name if base is None or has_its_own else base)
+    source = name if base is None or has_tokenizer(name) else base
+    if not has_tokenizer(source):
+        raise ValueError(
+            f"{source!r} has no tokenizer (tokenizer_config.json). Copy there that of the model it was trained from."
+        )
+    return AutoTokenizer.from_pretrained(source)
+
+
+def has_tokenizer(model: str) -> bool:
+    """Whether there is a tokenizer beside a model; a name on the Hub is taken to have one."""
+    folder = Path(model)
+    return not folder.is_dir() or any(next(folder.glob(names), None) for names in ("tokenizer*", "vocab.*"))
 
 
 def check_model_path(name: str) -> None:

@@ -6,17 +6,15 @@ or a data set reaches the document as text nodes only; the page's policy lets no
 """
 
 import base64
-import json
-import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+from jinja2 import Environment, StrictUndefined
 
 from .._files import write_text
 from ..credit import forking_count
@@ -127,7 +125,7 @@ def write_report_page(
         "entropies": _pack(all_entropies.tobytes()),
         "responses": entries,
     }
-    # Surrogates in a title or a summary have no bytes; `json` has escaped those in the data.
+    # Surrogates in a title or a summary have no bytes; `tojson` has escaped those in the data.
     write_text(path, _fill_template(title, _rows(summary or {}), figures, data), errors="replace")
 
 
@@ -180,32 +178,23 @@ def _rows(summary: dict, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _fill_template(title: str, summary: list[tuple[str, str]], figures, data: dict) -> str:
-    templates = files(__package__) / "templates"
+    folder = files(__package__) / "templates"
     template, style, script = (
-        (templates / name).read_text("utf-8") for name in ("report.html", "report.css", "report.js")
+        (folder / name).read_text("utf-8") for name in ("report.html", "report.css", "report.js")
     )
-    # Images, not markup: what an SVG brings along has no access to the page.
-    images = "".join(
-        f'<figure><figcaption>{escape(name)}</figcaption><img alt="{escape(name)}" '
-        f'src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"></figure>'
-        for name, svg in figures
+    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters["sha256"] = _sha256
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    return environment.from_string(template).render(
+        title=title,
+        style=style,
+        script=script,
+        summary=summary,
+        figures=[(name, base64.b64encode(svg.encode()).decode()) for name, svg in figures],
+        data=data,
     )
-    # In the HTML parser's eyes nothing but `<` ends a script element or changes how it is read.
-    content = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    values = {
-        "title": escape(title),
-        "policy": f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; img-src data:; "
-        "base-uri 'none'; form-action 'none'",
-        "style": style,
-        "script": script,
-        "summary": "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in summary),
-        "figures": images,
-        "data": content,
-    }
-    # One pass: what is filled in is not looked through for further names.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
 
 
-def _source(text: str) -> str:
-    """How a content security policy names an inline style or script."""
-    return f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'"
+def _sha256(text: str) -> str:
+    """The hash by which a content security policy names an inline style or script."""
+    return base64.b64encode(sha256(text.encode()).digest()).decode()

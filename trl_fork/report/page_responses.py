@@ -5,12 +5,9 @@ import inspect
 import torch
 from accelerate.utils import is_peft_model
 
-from ..entropy import token_entropy
+from ..entropy import rows_per_chunk, token_entropy
 from .marks import token_texts
 from .page import ReportResponse
-
-
-_CHUNK_LOGITS = 2**24  # converted to float32 at a time, as in `token_entropy`
 
 
 @torch.no_grad()
@@ -70,7 +67,7 @@ def score_response(
     if entropies is None:
         entropies = token_entropy(logits, temperature).tolist()
     probabilities, best, best_ids = [], [], []
-    rows = max(1, _CHUNK_LOGITS // logits.shape[-1])
+    rows = rows_per_chunk(logits.shape[-1])
     for chunk, drawn in zip(logits.split(rows), input_ids[0, -length:].split(rows), strict=True):
         distribution = (chunk.float() / temperature).softmax(-1)
         probabilities += distribution.gather(1, drawn[:, None])[:, 0].tolist()

@@ -269,12 +269,11 @@ def accuracy_reward(
         `list[float | None]`: one reward per completion.
 
     Example:
-
-    ```python
-    >>> from trl_fork.rewards import accuracy_reward
-    >>> accuracy_reward([r"\boxed{\frac{1}{3}}", r"\boxed{9^{9^{9^{9}}}}"], [r"\frac{1}{3}", "3"])
-    [1.0, 0.0]
-    ```
+        ```python
+        >>> from trl_fork.rewards import accuracy_reward
+        >>> accuracy_reward([r"\boxed{\frac{1}{3}}", r"\boxed{9^{9^{9^{9}}}}"], [r"\frac{1}{3}", "3"])
+        [1.0, 0.0]
+        ```
     """
     verdicts = default_pool().grade([_text(completion) for completion in completions], solution)
     _log_table(log_extra, solution, verdicts)
