@@ -200,4 +200,3 @@ def test_nan_on_one_rank_raises_on_every_rank():
     parts = [(torch.ones(1, 3), torch.ones(1, 3)), (torch.full((1, 3), float("nan")), torch.ones(1, 3))]
     _, errors = on_ranks(lambda e, m, ranks: select_tokens(e, m, 0.2, ranks=ranks), parts)
     assert all(isinstance(error, NaNSignalError) for error in errors)
-:tests/credit/test_selection.py

@@ -1,11 +1,11 @@
 """From the configuration's `token_credit` to a chain of rules."""
 
-import importlib
 import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
+from .._imports import import_module_of_user
 from .chain import Chain
 from .presets import load_preset, preset_names
 from .random_fraction import Random
@@ -115,7 +115,7 @@ def _instance(rule: Callable, name: str, parameters: dict):
 def _user_rule(path: str, parameters: dict) -> UserRule:
     module_name, _, attribute = path.rpartition(".")
     try:
-        module = importlib.import_module(module_name)
+        module = import_module_of_user(module_name)
     except (ModuleNotFoundError, ValueError, TypeError) as error:  # the last two for an empty name, or a relative one
         missing = getattr(error, "name", None)
         if missing is not None and not f"{module_name}.".startswith(f"{missing}."):

@@ -1,8 +1,11 @@
 """What a credit rule may read about the tokens of a batch."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+
+from .spans import tokens_matching
 
 
 # The signals that cost something to make, so that a rule has to name those it reads in its `needs`.
@@ -31,6 +34,8 @@ class Signals:
             Advantages of the completions.
         progress (`float`, *optional*, defaults to `0.0`):
             Share of the training that is done, `global_step / max_steps`, in [0, 1].
+        tokenizer (`Any`, *optional*):
+            The tokenizer of the run, for [`matching`].
         valid (`torch.Tensor` of shape `(batch, seq)`, *optional*):
             Nonzero at the valid tokens of the rows, where `mask` has been narrowed by an earlier rule of a chain.
             Defaults to `mask`.
@@ -44,6 +49,7 @@ class Signals:
     priorities: torch.Tensor | None = None
     advantages: torch.Tensor | None = None
     progress: float = 0.0
+    tokenizer: Any = None
     valid: torch.Tensor | None = None
 
     @property
@@ -58,6 +64,32 @@ class Signals:
         """
         valid = (self.mask if self.valid is None else self.valid).bool()
         return (valid.cumsum(1) - 1).masked_fill(~valid, -1)
+
+    def matching(self, pattern: str) -> torch.Tensor:
+        """
+        Tokens of `mask` that hold any character of a match of `pattern` in the text of their completion.
+
+        A rule that calls this has `completion_ids` among its `needs`. Special tokens are part of the text.
+
+        Args:
+            pattern (`str`): A regular expression. With `(?s)` a dot matches line ends, `(?i)` ignores case.
+
+        Returns:
+            `torch.BoolTensor` of shape `(batch, seq)`.
+        """
+        valid = (self.mask if self.valid is None else self.valid).bool()
+        found = torch.zeros_like(valid)
+        tokenizer = self.required("tokenizer")
+
+        def decode(ids):
+            return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+        for row, ids in enumerate(self.required("completion_ids").tolist()):
+            places = valid[row].nonzero()
+            length = int(places[-1]) + 1 if len(places) else 0
+            marked = tokens_matching(ids[:length], decode, pattern)
+            found[row, :length] = torch.tensor(marked, dtype=torch.bool, device=found.device)
+        return found & self.mask.bool()
 
     def required(self, name: str) -> torch.Tensor:
         """The signal of that name; an error that names it if it has not been given."""

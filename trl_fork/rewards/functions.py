@@ -1,14 +1,13 @@
 """Reward functions by name, as they stand in a YAML file."""
 
-import importlib
 import os
-import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import wraps
 
 from trl.rewards import get_soft_overlong_punishment, think_format_reward
 
+from .._imports import import_module_of_user
 from .grading import accuracy_reward, reasoning_accuracy_reward
 
 
@@ -72,10 +71,8 @@ def get_reward_function(
             f"reward_funcs: unknown reward function {name!r}. Pass one of {names}, or a dotted path such as "
             f"'my_rewards.exact_match'.{f' Did you mean {meant[0]!r}?' if meant else ''}"
         )
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        function = getattr(importlib.import_module(module_name), attribute)
+        function = getattr(import_module_of_user(module_name), attribute)
     except (ModuleNotFoundError, AttributeError) as error:
         raise ValueError(f"reward_funcs: cannot import {name!r} (looked from {os.getcwd()} too): {error}.") from error
     if not callable(function) or isinstance(function, type):

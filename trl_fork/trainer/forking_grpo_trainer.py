@@ -276,6 +276,7 @@ class ForkingGRPOTrainer(
             priorities=batch.get(_PRIORITIES),
             advantages=batch["advantages"],
             progress=batch.get(_PROGRESS, self._training_progress),
+            tokenizer=self._tokenizer,
         )
 
     @property
