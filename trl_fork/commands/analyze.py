@@ -52,7 +52,7 @@ NUM_LISTED = 100  # token types at either end, as in the paper
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = OptionParser(description=__doc__)
+    parser = OptionParser(description=__doc__, command="analyze")
     parser.add_argument("--model", required=True, help="Hub name or folder of the model that is analysed")
     parser.add_argument("--reference_model", help="model to compare with; the first of --checkpoints if not given")
     parser.add_argument("--checkpoints", nargs="+", default=[], help="models between reference and model, in order "

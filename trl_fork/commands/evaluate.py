@@ -41,7 +41,7 @@ from .options import OptionParser
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = OptionParser(description=__doc__)
+    parser = OptionParser(description=__doc__, command="evaluate")
     parser.add_argument("--model", help="Hub name, folder, checkpoint or LoRA adapter")
     parser.add_argument("--base_model", help="base of a LoRA adapter, if not the one its configuration names")
     parser.add_argument("--dataset", nargs="+", help="benchmarks by short name, files, or names on the Hub")

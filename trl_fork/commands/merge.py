@@ -16,13 +16,13 @@ from ..generation.engines import base_of_adapter, load_model, load_tokenizer
 from .options import OptionParser
 
 
-def main() -> None:
-    parser = OptionParser(description=__doc__)
+def main(arguments: list[str] | None = None) -> None:
+    parser = OptionParser(description=__doc__, command="merge")
     parser.add_argument("--model", required=True, help="folder, checkpoint or Hub name of the adapter")
     parser.add_argument("--output", required=True, help="folder of the merged model; it must be new or empty")
     parser.add_argument("--base_model", help="base model, if not the one the adapter's configuration names")
     parser.add_argument("--dtype", default="auto", help="of the weights; that of the base model's checkpoint if auto")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     output = Path(options.output)
     if output.is_dir() and any(output.iterdir()):
         parser.error(f"--output {options.output!r} is not empty: nothing was written")

@@ -73,9 +73,9 @@ NUM_SHOWN = 12  # problems on report.html
 console = Console()
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     warnings.simplefilter("ignore")  # PYTHONWARNINGS is for the subprocess: this process has read it already
-    options = parse_arguments()
+    options = parse_arguments(arguments)
     started = time.perf_counter()
     output_dir = prepare_directory(Path(options.output_dir))
     # One stream for all problems, so that another seed is another run from the first problem on.
@@ -115,14 +115,14 @@ def main() -> None:
     show_summary(output_dir, before, after, seconds)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = OptionParser(description=__doc__)
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = OptionParser(description=__doc__, command="quickstart")
     parser.add_argument("--seed", type=int, default=42, help="of the problems, the weights and the sampling")
     parser.add_argument(
         "--output_dir", default=str(DEFAULT_OUTPUT_DIR), help="emptied if an earlier quickstart made it"
     )
     parser.add_argument("--max_steps", type=int, help="optimizer steps of RL; the recipe's if not given")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def prepare_directory(path: Path) -> Path:

@@ -31,10 +31,11 @@ from ..analysis.responses import load_tokenizer, read_lines, read_responses
 from ..analysis.score_store import ScoreStore
 from ..analysis.statistics import correlation, high_entropy_sum, ranks
 from ..data.prompt_file import find_prompt
+from .options import OptionParser
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, command="select")
     parser.add_argument("--model", required=True, help="Hub name or folder of the model that scores")
     parser.add_argument("--completions", required=True, help="JSONL file of responses (trl_fork.analysis.responses)")
     parser.add_argument("--output", required=True, help="JSONL file of the responses that are selected")

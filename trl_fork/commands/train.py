@@ -11,6 +11,7 @@ of the script arguments below can stand in the YAML file or on the command line;
 
 import os
 import shlex
+import sys
 import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -32,8 +33,12 @@ from ..trainer.checkpoints import check_model_will_be_saved
 from ..trainer.checks import check_tokenizer, required_columns, warn_of_overlap
 from ..trainer.telemetry import LastLogCallback, SummaryCallback
 from .finishing import attempt, files_of, train_and_save
-from .options import GroupedTrlParser
+from .launch import launch, split_launch
 from .output_directory import checkpoint_choice, refuse_other_run
+from .training_options import GroupedTrlParser
+
+
+MODULE = "trl_fork.commands.train"  # also where it runs as `__main__`
 
 
 @dataclass
@@ -141,6 +146,7 @@ def make_parser() -> GroupedTrlParser:
             "training (transformers.TrainingArguments)": names(TrainingArguments),
         },
         description=__doc__,
+        command="train",
     )
 
 
@@ -390,7 +396,13 @@ def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base:
 def main(arguments: list[str] | None = None) -> None:
     # TRL 1.16 calls transformers by names that 5.23 has replaced: nothing that a user of this command could change.
     warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6", category=FutureWarning)
-    run(*make_parser().parse_args_and_config(arguments))
+    parser = make_parser()
+    for_launch, words = split_launch(sys.argv[1:] if arguments is None else arguments, parser)
+    if for_launch and not {"-h", "--help"} & set(words):
+        parser.refuse(parser.unknown_options(parser.with_config(words)))  # once, rather than by every process
+        launch(MODULE, for_launch, words)
+    else:
+        run(*parser.parse_args_and_config(words))
 
 
 if __name__ == "__main__":

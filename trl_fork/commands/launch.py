@@ -1,0 +1,82 @@
+"""Options of `accelerate launch` on the line of a command, which is then run by accelerate on every process."""
+
+import os
+from pathlib import Path
+
+from accelerate.commands.launch import launch_command, launch_command_parser
+
+from .._shipped import find_shipped
+from .training_options import GroupedTrlParser
+
+
+# What to run is not for the user to say here.
+_OF_THE_SCRIPT = {"--module", "--no_python", "--no-python"}
+
+
+def split_launch(words: list[str], parser: GroupedTrlParser) -> tuple[list[str], list[str]]:
+    """
+    Take the options of `accelerate launch` out of a command line.
+
+    An option that both have (`--gradient_accumulation_steps`, `--debug`) is the command's own.
+
+    Args:
+        words (`list[str]`):
+            Words of the command line.
+        parser ([`GroupedTrlParser`]):
+            The command's own options.
+
+    Returns:
+        `tuple[list[str], list[str]]`: words for `accelerate launch`, with `--accelerate_config` as the `--config_file`
+        that it stands for, and the other words.
+    """
+    of_accelerate = launch_options()
+    for_launch, others, rest = [], [], list(words)
+    while rest:
+        word = rest.pop(0)
+        name, has_value, value = word.partition("=")
+        is_config = name == "--accelerate_config"
+        if not is_config and (name not in of_accelerate or name in parser._option_string_actions):
+            others.append(word)
+            continue
+        taken = [name]
+        if has_value:
+            taken.append(value)
+        elif is_config or of_accelerate[name]:
+            if not rest or rest[0].startswith("--"):
+                parser.error(f"{name} needs a value")
+            taken.append(rest.pop(0))
+        if is_config:
+            taken = ["--config_file", _configuration(taken[1], parser)]
+        if "--config_file" in taken and "--config_file" in for_launch:
+            parser.error("the configuration of accelerate is given twice; a launch has one")
+        for_launch += taken
+    if for_launch and "LOCAL_RANK" in os.environ:
+        parser.error(
+            f"{for_launch[0]} is for the launch, and accelerate has launched this process already: give it to "
+            "`accelerate launch`, before the script or module"
+        )
+    return for_launch, others
+
+
+def launch_options() -> dict[str, bool]:
+    """Names of the options of `accelerate launch`, and whether each takes a value."""
+    actions = launch_command_parser()._option_string_actions
+    return {
+        name: action.nargs != 0
+        for name, action in actions.items()
+        if name.startswith("--") and name not in _OF_THE_SCRIPT and name != "--help"
+    }
+
+
+def launch(module: str, for_launch: list[str], words: list[str]) -> None:
+    """Have accelerate run a module with these words, on as many processes as its options say."""
+    launch_command(launch_command_parser().parse_args([*for_launch, "--module", module, *words]))
+
+
+def _configuration(name: str, parser: GroupedTrlParser) -> str:
+    if Path(name).is_file():
+        return name
+    try:
+        return str(find_shipped("accelerate", name))
+    except ValueError as error:
+        parser.error(f"--accelerate_config: there is no file {name!r} (looked from {Path.cwd()}). {error}")
