@@ -268,7 +268,9 @@ PACKAGED = ("configs", "trl_fork", "LICENSE", "README.md", "pyproject.toml", "se
 def sources(tmp_path_factory):
     """A copy of what the package is built from: a build leaves folders beside the sources."""
     root, copied = Path(__file__).parents[1], tmp_path_factory.mktemp("sources")
-    files = subprocess.run(["git", "ls-files", *PACKAGED], cwd=root, capture_output=True, text=True).stdout.splitlines()
+    files = subprocess.run(
+        ["git", "ls-files", *PACKAGED], cwd=root, capture_output=True, text=True
+    ).stdout.splitlines()
     if not files:
         pytest.skip("not a checkout")
     for name in files:

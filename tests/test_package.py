@@ -21,7 +21,11 @@ def test_wheel_holds_every_file_of_the_package(wheel):
     command = ["git", "ls-files", "trl_fork", "configs"]
     tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()
     expected = {f"trl_fork/{name}" if name.startswith("configs/") else name for name in tracked}
-    assert {"trl_fork/py.typed", "trl_fork/trainer/model_card.md", "trl_fork/configs/recipes/quickstart.yaml"} <= expected
+    assert {
+        "trl_fork/py.typed",
+        "trl_fork/trainer/model_card.md",
+        "trl_fork/configs/recipes/quickstart.yaml",
+    } <= expected
     assert names_in(wheel) == expected
 
 

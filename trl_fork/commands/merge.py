@@ -1,19 +1,21 @@
 r"""
 Merge a LoRA adapter into its base model: one folder that loads without PEFT, and that vLLM serves as it is.
 
-    python examples/merge_adapter.py --model outputs/qwen3_0.6b_lora --output outputs/qwen3_0.6b_merged
+    trl-fork merge --model outputs/qwen3_0.6b_lora --output outputs/qwen3_0.6b_merged
 
 The base model is loaded in `--dtype`, never in 4 bits: an adapter that was trained on a quantized base (QLoRA) is
 merged into the weights before rounding, which are not quite those it was trained on. Evaluate the merged model, not
 only the adapter.
 """
 
+import shlex
 import shutil
 from pathlib import Path
 
 from ..data.prompt_file import FILE_NAME, find_prompt
 from ..generation.engines import base_of_adapter, load_model, load_tokenizer
 from .options import OptionParser
+from .program import program
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,7 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     if found := find_prompt(options.model):
         shutil.copyfile(found[1], output / FILE_NAME)
     print(f"{options.model}, merged into {base}, is in {output}.")
-    print(f"Next:\n  python examples/evaluate.py --model {output} --dataset math500 --output {output / 'evaluation'}")
+    evaluate = [*program(), "evaluate", "--model", str(output), "--dataset", "math500"]
+    print(f"Next:\n  {shlex.join([*evaluate, '--output', str(output / 'evaluation')])}")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ REMOVED = {
     "vllm_dtype": "remove it; vLLM computes in the type of `dtype`",
     "vllm_enable_prefix_caching": "remove it; vLLM does so by itself",
     # Open-R1
-    "benchmarks": "remove it; examples/evaluate.py evaluates the model, and `eval_dataset_name` does while it trains",
+    "benchmarks": "remove it; trl-fork evaluate evaluates the model, and `eval_dataset_name` does while it trains",
     "callbacks": "remove it; from Python, ForkingGRPOTrainer takes callbacks",
     "chat_template": "save the tokenizer with this template, and name its folder in `model_name_or_path`; or give "
     "prompts as plain text with `prompt_template`",

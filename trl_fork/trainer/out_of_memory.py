@@ -33,7 +33,7 @@ class OutOfMemoryMixin(TelemetryMixin):
         remedies = "\n".join(f"  {number}. {setting}" for number, setting in enumerate(settings, 1))
         return (
             f"Step {self.state.global_step}: out of memory {what} ({str(error).splitlines()[0]}). Turn, in this "
-            f"order:\n{remedies}\nEstimates by model size and length are in docs/adapters.md."
+            f'order:\n{remedies}\nEstimates by model size and length are in the documentation, page "Adapters".'
         )
 
     def _settings_to_turn(self) -> tuple[str, list[str]]:
@@ -46,7 +46,7 @@ class OutOfMemoryMixin(TelemetryMixin):
                 [
                     f"per_device_eval_batch_size ({args.per_device_eval_batch_size}): completions at a time",
                     shorter,
-                    "eval_strategy: 'no', and examples/evaluate.py afterwards",
+                    "eval_strategy: 'no', and trl-fork evaluate afterwards",
                 ],
             )
         if getattr(self.model, "is_loaded_in_4bit", False):
@@ -100,6 +100,6 @@ class OutOfMemoryMixin(TelemetryMixin):
             [
                 lighter,
                 f"optim ({args.optim}), such as paged_adamw_8bit",
-                "ZeRO-3 over several GPUs (configs/accelerate)",
+                "ZeRO-3 over several GPUs: trl-fork train --accelerate_config zero3",
             ],
         )
