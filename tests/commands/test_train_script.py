@@ -23,6 +23,7 @@ from trl_fork.commands import analyze as analyze_entropy
 from trl_fork.commands import evaluate
 from trl_fork.commands import train as script
 from trl_fork.commands.output_directory import checkpoint_choice, refuse_other_run
+from trl_fork.commands.program import program
 
 
 ROOT = Path(__file__).parents[2]
@@ -119,15 +120,15 @@ def test_lora_and_what_comes_after(recipe, tmp_path, capsys):
     assert "'What is 12 * 34? Put your final answer within \\\\boxed{}.'" in (run / "README.md").read_text()
 
     printed = capsys.readouterr().out
-    commands = [shlex.split(line) for line in printed.splitlines() if line.startswith("    python ")]
-    assert [Path(words[1]).resolve() for words in commands] == [
-        *(ROOT / "examples" / name for name in ("evaluate.py", "analyze_entropy.py"))
-    ]
-    evaluate.run(evaluate.parse_arguments([*commands[0][2:], "--limit", "2", "--num_samples", "1"]))
+    commands = [shlex.split(line) for line in printed.splitlines() if " --model " in line]
+    start = program()
+    assert [words[: len(start) + 1] for words in commands] == [[*start, "evaluate"], [*start, "analyze"]]
+    first, second = (words[len(start) + 1 :] for words in commands)
+    evaluate.run(evaluate.parse_arguments([*first, "--limit", "2", "--num_samples", "1"]))
     lines = (run / "evaluation" / "completions.jsonl").read_text().splitlines()
     assert len(lines) == 2
     assert all(" Put your final answer within \\boxed{}.<|im_end|>" in json.loads(line)["prompt"] for line in lines)
-    analyze_entropy.run(analyze_entropy.parse_arguments(commands[1][2:]))
+    analyze_entropy.run(analyze_entropy.parse_arguments(second))
     assert (run / "entropy" / "report.html").exists()
 
     (more,) = re.findall(r"the same command with (.*)", printed)

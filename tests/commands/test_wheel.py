@@ -72,6 +72,7 @@ def test_the_package_is_that_of_the_wheel(shell, environment):
 def trained(shell):
     """Two steps by a recipe that is taken by its name."""
     words = ("--recipe", "quickstart", "--model_name_or_path", "model", "--dataset_name", "sums.jsonl")
+    words += ("--eval_dataset_name", "sums.jsonl")
     return shell("trl-fork", "train", *words, "--output_dir", "run", *TINY)
 
 

@@ -60,9 +60,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--checkpoints", nargs="+", default=[], help="models between reference and model, in order "
                         "(checkpoint-STEP in the order of their steps)")  # fmt: skip
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--completions", help="JSONL file of responses, such as the completions.jsonl of trl-fork evaluate"
-    )
+    source.add_argument("--completions", help="JSONL file of responses, such as evaluate's completions.jsonl")
     source.add_argument("--dataset", nargs="+", help="sample responses to these problems, as trl-fork evaluate does")
     parser.add_argument("--output", required=True, help="folder of what is written")
     parser.add_argument("--analyses", nargs="+", choices=ANALYSES, help=f"default: {' '.join(DEFAULT_ANALYSES)}")

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from difflib import get_close_matches
+from typing import NoReturn
 
 from .program import PROGRAM
 
@@ -58,7 +59,7 @@ class NearestOption(argparse.ArgumentParser):
         """What became of an option that there used to be."""
         return None
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\nAll options: {self.prog} --help\n")
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from .._files import write_json
 from ..report.page import ReportResponse, write_report_page
 from ..tasks import digit_sums as task
+from .program import program
 
 
 FORKING_FRACTION = 0.2  # as in the recipe

@@ -40,7 +40,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument(
         "--completions",
         required=True,
-        help="JSONL file of responses, such as the completions.jsonl of trl-fork evaluate",
+        help="JSONL file, such as evaluate's completions.jsonl",
     )
     parser.add_argument("--output", required=True, help="JSONL file of the responses that are selected")
     parser.add_argument("--fraction", type=float, help="of the responses of each pool, in (0, 1]; rounded up")

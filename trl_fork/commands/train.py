@@ -7,9 +7,10 @@ Train a language model by reinforcement learning on its forking tokens.
     trl-fork train --accelerate_config zero3 --recipe qwen3_8b_forking
 
 Any field of ForkingGRPOConfig (TRL's GRPOConfig and more), of TRL's ModelConfig (LoRA and quantization among them) and
-of the script arguments below can stand in the YAML file or on the command line; the command line wins. On the command line
-the options of `accelerate launch` (--num_processes 2) are taken too, and launch the training with them; without any, it
-runs in this process. `accelerate launch -m trl_fork.commands.train` does the same.
+of the script arguments below can stand in the YAML file or on the command line; the command line wins.
+
+Options of `accelerate launch` (--num_processes 2) are taken on the command line too, and have it launch the training;
+without any of them, the training runs in this process. `accelerate launch -m trl_fork.commands.train` does the same.
 """
 
 import shlex

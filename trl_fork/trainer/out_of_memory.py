@@ -33,7 +33,7 @@ class OutOfMemoryMixin(TelemetryMixin):
         remedies = "\n".join(f"  {number}. {setting}" for number, setting in enumerate(settings, 1))
         return (
             f"Step {self.state.global_step}: out of memory {what} ({str(error).splitlines()[0]}). Turn, in this "
-            f'order:\n{remedies}\nEstimates by model size and length are in the documentation, page "Adapters".'
+            f"order:\n{remedies}\nEstimates by model size and length are in the documentation, page Adapters, and small GPUs."
         )
 
     def _settings_to_turn(self) -> tuple[str, list[str]]:
