@@ -251,7 +251,11 @@ def test_nothing_after_training_costs_the_model(recipe, own_rewards, tmp_path, m
     monkeypatch.setattr(script.ForkingGRPOTrainer, "save_state", fail)
     monkeypatch.setattr("trl_fork.commands.finishing.logger.propagate", True)
     recipe |= {"reward_funcs": [f"{own_rewards}.infinite"], "save_strategy": "no", "gradient_accumulation_steps": 1}
-    script.run(*parse("--config", write(recipe, tmp_path)))
+    with pytest.raises(SystemExit) as raised:
+        script.main(["--config", write(recipe, tmp_path)])
+    lost = "finishing the training|writing trainer_state.json|drawing training.png"
+    assert re.search(r"its model saved in .*/run\. The exit status is 1", str(raised.value.code))
+    assert re.findall(rf"({lost}) \(OSError: no space left on device\)", str(raised.value.code)) == lost.split("|")
     assert len(load_file(tmp_path / "run" / "model.safetensors")) > 5
     assert (tmp_path / "run" / "tokenizer_config.json").exists()
     for what in ("writing trainer_state.json", "drawing training.png", "printing what comes next"):

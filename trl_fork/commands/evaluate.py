@@ -5,9 +5,9 @@ Evaluate a model as in Table 2 of the paper: mean accuracy of K samples per prob
     trl-fork evaluate --compare outputs/base/results.json outputs/gsm8k/evaluation/results.json
 
 The model is a name on the Hub, a folder, a checkpoint, or a LoRA adapter. Several processes share the problems, under
-`accelerate launch -m trl_fork.commands.evaluate`. Samples are appended to OUTPUT/completions.jsonl as they are finished,
-and a run that was killed continues there when the same command is given again; the number of processes, the batch size
-and the engine's GPUs may differ.
+`accelerate launch -m trl_fork.commands.evaluate`. Samples are appended to OUTPUT/completions.jsonl as they are
+finished, and a run that was killed continues there when the same command is given again; the number of processes, the
+batch size and the engine's GPUs may differ.
 """
 
 import argparse

@@ -6,14 +6,14 @@ from pathlib import Path
 from accelerate.commands.launch import launch_command, launch_command_parser
 
 from .._shipped import find_shipped
-from .training_options import GroupedTrlParser
+from .options import NearestOption
 
 
 # What to run is not for the user to say here.
 _OF_THE_SCRIPT = {"--module", "--no_python", "--no-python"}
 
 
-def split_launch(words: list[str], parser: GroupedTrlParser) -> tuple[list[str], list[str]]:
+def split_launch(words: list[str], parser: NearestOption) -> tuple[list[str], list[str]]:
     """
     Take the options of `accelerate launch` out of a command line.
 
@@ -22,7 +22,7 @@ def split_launch(words: list[str], parser: GroupedTrlParser) -> tuple[list[str],
     Args:
         words (`list[str]`):
             Words of the command line.
-        parser ([`GroupedTrlParser`]):
+        parser ([`NearestOption`]):
             The command's own options.
 
     Returns:
@@ -73,7 +73,7 @@ def launch(module: str, for_launch: list[str], words: list[str]) -> None:
     launch_command(launch_command_parser().parse_args([*for_launch, "--module", module, *words]))
 
 
-def _configuration(name: str, parser: GroupedTrlParser) -> str:
+def _configuration(name: str, parser: NearestOption) -> str:
     if Path(name).is_file():
         return name
     try:

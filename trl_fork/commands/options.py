@@ -52,15 +52,31 @@ class NearestOption(argparse.ArgumentParser):
         wanted = name.lstrip("-").replace("-", "_")
         if (news := self.news_of(wanted)) is not None:
             return f"; {news}"
-        found = [option for option in names if option.startswith(wanted)][:3] or get_close_matches(wanted, names, 1)
+        if (meant := self.meant_by(wanted)) is not None:
+            return f"; did you mean {prefix}{meant}?"
+        found = (
+            [option for option in names if option.startswith(wanted)][:3]
+            or get_close_matches(wanted, names, 1, cutoff=0.75)
+            or [option for option in names if _begins(wanted, option)][:3]
+            or get_close_matches(wanted, names, 1)
+        )
         return f"; did you mean {' or '.join(prefix + option for option in found)}?" if found else ""
 
     def news_of(self, name: str) -> str | None:
         """What became of an option that there used to be."""
         return None
 
+    def meant_by(self, name: str) -> str | None:
+        """The option that other libraries call by this name."""
+        return None
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\nAll options: {self.prog} --help\n")
+
+
+def _begins(wanted: str, option: str) -> bool:
+    """Whether each word of a name is the beginning of a word of the option's: `grad_accum`, `epochs`."""
+    return all(any(word.startswith(part) for word in option.split("_")) for part in wanted.split("_"))
 
 
 class OptionParser(NearestOption):

@@ -71,7 +71,13 @@ def make_parser() -> GroupedTrlParser:
     )
 
 
-def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config: ModelConfig) -> None:
+def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config: ModelConfig) -> list[str]:
+    """
+    Train as the three parts of the arguments say, save the model, and then do what comes after.
+
+    Returns:
+        `list[str]`: what has failed after the last step. The model is saved all the same.
+    """
     if not arguments.dataset_name:
         raise ValueError("dataset_name is not set: name a data set of the Hub, or a local file.")
     if not model_config.model_name_or_path:
@@ -124,19 +130,23 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
             chat_template_kwargs=args.chat_template_kwargs,
             generation_kwargs=args.generation_kwargs,
         )
-    train_and_save(trainer, resume_from_checkpoint=checkpoint)
+    failures = list(filter(None, [train_and_save(trainer, resume_from_checkpoint=checkpoint)]))
 
-    attempt("writing trainer_state.json", trainer.save_state)
+    attempt("writing trainer_state.json", trainer.save_state, failures)
     if trainer.accelerator.is_main_process:
         picture = Path(args.output_dir) / "training.png"
-        attempt("drawing training.png", lambda: plot_training(trainer.state.log_history, picture))
+        attempt("drawing training.png", lambda: plot_training(trainer.state.log_history, picture), failures)
     if args.push_to_hub:
-        pushed = attempt("publishing it", lambda: trainer.push_to_hub(dataset_name=arguments.dataset_name))
+        before = len(failures)
+        pushed = attempt("publishing it", lambda: trainer.push_to_hub(dataset_name=arguments.dataset_name), failures)
         if pushed:
             trainer.accelerator.print(f"Pushed to https://huggingface.co/{trainer.hub_model_id}.")
+        elif trainer.accelerator.is_main_process and len(failures) == before:
+            failures.append("publishing it (what remains to be done is said above)")
     trainer.accelerator.print(files_of(args.output_dir, "trainer_state.json", "training.png"))
     base, steps = model_config.model_name_or_path, trainer.state.global_step
     attempt("printing what comes next", lambda: trainer.accelerator.print(next_steps(arguments, args, base, steps)))
+    return failures
 
 
 def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base: str, steps: int) -> str:
@@ -191,8 +201,14 @@ def main(arguments: list[str] | None = None) -> None:
     if for_launch and not {"-h", "--help"} & set(words):
         parser.refuse(parser.unknown_options(parser.with_config(words)))  # once, rather than by every process
         launch(MODULE, for_launch, words)
-    else:
-        run(*parser.parse_args_and_config(words))
+        return
+    arguments_of_the_run = parser.parse_args_and_config(words)
+    failures = run(*arguments_of_the_run)
+    if failures:  # who waits for the exit status would take the rest for done
+        raise SystemExit(
+            f"The training is done and its model saved in {arguments_of_the_run[1].output_dir}. The exit status is 1, "
+            f"because what comes after the last step has failed in part: {'; '.join(failures)}."
+        )
 
 
 if __name__ == "__main__":

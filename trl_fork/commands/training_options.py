@@ -5,16 +5,18 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import get_type_hints
+from types import NoneType
+from typing import get_args, get_type_hints
 
 from trl import TrlParser
 from yaml import YAMLError
 
 from .._shipped import find_shipped
-from ..data.yaml_values import mapping, option_value
+from ..data.yaml_values import mapping, option_value, tracker
+from .launch import launch_options
 from .options import NearestOption
 from .program import PROGRAM
-from .renamed_options import what_became_of
+from .renamed_options import OTHER_NAMES, what_became_of
 
 
 _FILES = ("recipe", "config", "accelerate_config")  # options of the command line alone
@@ -51,12 +53,11 @@ class GroupedTrlParser(NearestOption, TrlParser):
         )
         self.formatter_class = _DefaultsHelpFormatter
         # Fields that may be lists or dictionaries; fsdp by its code, not by its type. Others are as well, to YAML.
+        kinds = {name: kind for part in dataclass_types for name, kind in get_type_hints(part).items()}
         self._structured = {"fsdp"} | {
-            name
-            for dataclass in dataclass_types
-            for name, kind in get_type_hints(dataclass).items()
-            if re.search(r"\b(list|dict)\b", str(kind), re.IGNORECASE)
+            name for name, kind in kinds.items() if re.search(r"\b(list|dict)\b", str(kind), re.IGNORECASE)
         }
+        self._nullable = {name for name, kind in kinds.items() if NoneType in get_args(kind)}
         self._problems: list[str] = []  # of the command line, while the file is read
         # `TrlParser` takes --config out of the command line before argparse sees it, and this class the others.
         for name, value, text in (
@@ -69,6 +70,8 @@ class GroupedTrlParser(NearestOption, TrlParser):
             action.option_strings = [name for name in action.option_strings if "-" not in name[2:]]
             if action.dest.endswith("_kwargs"):  # texts to HfArgumentParser
                 action.type = mapping
+            if action.dest == "report_to":
+                action.type = tracker
         left = self._optionals._group_actions
         for title, names in groups.items():
             wanted = set(names)
@@ -123,7 +126,7 @@ class GroupedTrlParser(NearestOption, TrlParser):
         problems = []
         for name, value in settings.items():
             if name not in actions:
-                problems.append(f"the YAML file has a key {name!r}, which is no option{self.nearest(name)}")
+                problems.append(f"the YAML file has a key {name!r}, which is no option{self.nearest_key(name)}")
                 continue
             if isinstance(value, (list, dict)) and name not in self._structured and actions[name].type is str:
                 problems.append(f"the YAML file: {name} must be a text, got {value!r}")
@@ -132,11 +135,24 @@ class GroupedTrlParser(NearestOption, TrlParser):
                 settings[name] = option_value(actions[name], value)
             except ValueError as error:
                 problems.append(f"the YAML file: {error}")
+                continue
+            if settings[name] is None and name not in self._nullable:
+                default = actions[name].default
+                problems.append(f"the YAML file: {name} must not be null; leave it out for its default, {default}")
         self.refuse(problems + self._problems)
         return super().set_defaults_with_config(**settings)
 
+    def nearest_key(self, name: str) -> str:
+        """The end of a sentence about a key of a file that is no option."""
+        if f"--{name}" in ("--accelerate_config", *launch_options()) and name not in OTHER_NAMES:
+            return f" of a run; it is for its launch: give it on the command line, {PROGRAM} train --{name}"
+        return self.nearest(name)
+
     def news_of(self, name: str) -> str | None:
         return what_became_of(name)
+
+    def meant_by(self, name: str) -> str | None:
+        return OTHER_NAMES.get(name)
 
 
 class _DefaultsHelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

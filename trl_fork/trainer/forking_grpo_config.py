@@ -138,6 +138,11 @@ class ForkingGRPOConfig(GRPOConfig):
         )
 
     def __post_init__(self):
+        if self.num_generations is None:  # TRL's type allows it, and its code divides by it
+            raise ValueError(
+                "num_generations must be a whole number of at least 2, got None: it is the size of a group. Leave it "
+                "out for its default, 8."
+            )
         self._check_selection()
         if self.dynamic_sampling_max_rounds < 1:
             raise ValueError(

@@ -33,7 +33,8 @@ class OutOfMemoryMixin(TelemetryMixin):
         remedies = "\n".join(f"  {number}. {setting}" for number, setting in enumerate(settings, 1))
         return (
             f"Step {self.state.global_step}: out of memory {what} ({str(error).splitlines()[0]}). Turn, in this "
-            f"order:\n{remedies}\nEstimates by model size and length are in the documentation, page Adapters, and small GPUs."
+            f"order:\n{remedies}\nEstimates by model size and length are in the documentation, on the page about "
+            "adapters."
         )
 
     def _settings_to_turn(self) -> tuple[str, list[str]]:
