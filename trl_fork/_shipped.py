@@ -6,7 +6,7 @@ from pathlib import Path
 
 # In a wheel `configs` is a package of data; setup.py takes it from the top of the checkout.
 _PLACES = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
-_WORDS = {"recipes": "recipe", "accelerate": "accelerate configuration", "credit": "preset of token credit"}
+_WORDS = {"recipes": "recipe", "accelerate": "launch file", "credit": "preset of token credit"}
 
 
 def shipped_files(kind: str) -> dict[str, Path]:
@@ -24,22 +24,24 @@ def shipped_files(kind: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def find_shipped(kind: str, name: str) -> Path:
+def find_shipped(kind: str | tuple[str, ...], name: str) -> Path:
     """
     A file by its name, with or without `.yaml`.
 
     Args:
-        kind (`str`): As in [`shipped_files`].
+        kind (`str` or `tuple[str, ...]`): As in [`shipped_files`]; of several, whichever has the name.
         name (`str`): One of its names.
 
     Raises:
         `ValueError`: if there is none of this name, listing those that there are.
     """
-    files = shipped_files(kind)
+    kinds = (kind,) if isinstance(kind, str) else kind
+    files = {file: path for part in kinds for file, path in shipped_files(part).items()}
     wanted = name.removesuffix(".yaml")
     if wanted in files:
         return files[wanted]
     wanted = Path(wanted).name
     near = [other for other in files if wanted and other.startswith(wanted)][:3] or get_close_matches(wanted, files, 1)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise ValueError(f"There is no {_WORDS[kind]} {name!r}.{meant} There are: {', '.join(files) or 'none'}.")
+    words = " or ".join(_WORDS[part] for part in kinds)
+    raise ValueError(f"There is no {words} {name!r}.{meant} There are: {', '.join(files) or 'none'}.")

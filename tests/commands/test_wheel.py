@@ -114,3 +114,25 @@ def test_recipes(shell):
 
 def test_the_version(shell):
     assert shell("python", "-m", "trl_fork", "--version").stdout == shell("trl-fork", "--version").stdout
+
+
+@pytest.mark.distributed
+def test_two_processes_by_a_launch_file_of_the_wheel(shell):
+    """With a reward of the working directory, which says where it was asked."""
+    (shell.folder / "witness.py").write_text(
+        "import os, pathlib\n"
+        "def length(completions, **kwargs):\n"
+        "    pathlib.Path('rank' + os.environ['RANK']).touch()\n"
+        "    return [float(len(str(completion))) for completion in completions]\n"
+    )
+    launch = ("--accelerate_config", "ddp", "--num_processes", "2", "--main_process_port", "0", "--mixed_precision=no")
+    words = ("--recipe", "quickstart", "--model_name_or_path", "model", "--dataset_name", "sums.jsonl")
+    words += ("--reward_funcs", "witness.length", "--output_dir", "two", *TINY)
+    done = shell("trl-fork", "train", *launch, *words)
+    assert done.stdout.count("Next:") == 1
+    assert sorted(path.name for path in shell.folder.glob("rank*")) == ["rank0", "rank1"]
+    history = json.loads((shell.folder / "two" / "trainer_state.json").read_text())["log_history"]
+    assert all(entry["grad_norm"] > 0 for entry in history if "loss" in entry)
+
+    failed = shell("trl-fork", "train", *launch, *words, status=1)  # the same folder again
+    assert "holds another run" in failed.stderr

@@ -42,8 +42,8 @@ def run(options: argparse.Namespace) -> None:
     if not options.name:
         list_files()
         return
-    is_launch_file = options.name.removesuffix(".yaml") in shipped_files("accelerate")
-    path = find_shipped("accelerate" if is_launch_file else "recipes", options.name)
+    path = find_shipped(("recipes", "accelerate"), options.name)
+    is_launch_file = path.parent.name == "accelerate"
     if not options.output:
         print(path.read_text(encoding="utf-8"), end="")
         return
@@ -75,7 +75,8 @@ def list_files() -> None:
 
 def comment_of(path: Path) -> str:
     """The comment that a file begins with."""
-    return "".join(itertools.takewhile(lambda line: line.startswith("#"), open(path, encoding="utf-8")))
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
 def first_sentence(text: str) -> str:
