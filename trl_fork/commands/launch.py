@@ -1,5 +1,6 @@
 """Options of `accelerate launch` on the line of a command, which is then run by accelerate on every process."""
 
+import argparse
 import os
 from pathlib import Path
 
@@ -68,9 +69,37 @@ def launch_options() -> dict[str, bool]:
     }
 
 
-def launch(module: str, for_launch: list[str], words: list[str]) -> None:
-    """Have accelerate run a module with these words, on as many processes as its options say."""
-    launch_command(launch_command_parser().parse_args([*for_launch, "--module", module, *words]))
+def launch(module: str, words: list[str], parser: NearestOption) -> bool:
+    """
+    Have accelerate run a command, if its line has options of `accelerate launch`.
+
+    Args:
+        module (`str`):
+            The command's module, which runs its words where it is `__main__`.
+        words (`list[str]`):
+            Words of the command line.
+        parser ([`NearestOption`]):
+            The command's own options. Those that do not exist are refused once, rather than by every process.
+
+    Returns:
+        `bool`: whether it has been launched, and has ended. If not, it is for this process to run.
+    """
+    for_launch, others = split_launch(words, parser)
+    if not for_launch or {"-h", "--help"} & set(others):
+        return False
+    parser.refuse(parser.unknown_options(others))
+    launch_command(launch_command_parser().parse_args([*for_launch, "--module", module, *others]))
+    return True
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """The option of a command that [`launch`] takes from its line, for its help."""
+    parser.add_argument(
+        "--accelerate_config",
+        metavar="NAME|FILE",
+        default=argparse.SUPPRESS,
+        help="launch by accelerate as this file says: a name (trl-fork recipes lists them) or a file of your own",
+    )
 
 
 def _configuration(name: str, parser: NearestOption) -> str:

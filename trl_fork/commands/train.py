@@ -32,7 +32,7 @@ from ..trainer.checkpoints import check_model_will_be_saved
 from ..trainer.checks import required_columns, warn_of_overlap
 from ..trainer.telemetry import LastLogCallback, SummaryCallback
 from .finishing import attempt, files_of, train_and_save
-from .launch import launch, split_launch
+from .launch import launch
 from .output_directory import checkpoint_choice, refuse_other_run
 from .program import program
 from .training_arguments import COMMON_OPTIONS, ForkingScriptArguments
@@ -47,9 +47,6 @@ from .training_inputs import (
     refuse_images,
 )
 from .training_options import GroupedTrlParser
-
-
-MODULE = "trl_fork.commands.train"  # also where it runs as `__main__`
 
 
 def make_parser() -> GroupedTrlParser:
@@ -197,10 +194,8 @@ def main(arguments: list[str] | None = None) -> None:
     # TRL 1.16 calls transformers by names that 5.23 has replaced: nothing that a user of this command could change.
     warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6", category=FutureWarning)
     parser = make_parser()
-    for_launch, words = split_launch(sys.argv[1:] if arguments is None else arguments, parser)
-    if for_launch and not {"-h", "--help"} & set(words):
-        parser.refuse(parser.unknown_options(parser.with_config(words)))  # once, rather than by every process
-        launch(MODULE, for_launch, words)
+    words = parser.with_config(sys.argv[1:] if arguments is None else list(arguments))
+    if launch("trl_fork.commands.train", words, parser):
         return
     arguments_of_the_run = parser.parse_args_and_config(words)
     failures = run(*arguments_of_the_run)

@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from .._shipped import find_shipped
 from ..data.yaml_values import mapping, option_value, tracker
-from .launch import launch_options
+from .launch import add_launch_arguments, launch_options
 from .options import NearestOption
 from .program import PROGRAM
 from .renamed_options import OTHER_NAMES, what_became_of
@@ -63,9 +63,9 @@ class GroupedTrlParser(NearestOption, TrlParser):
         for name, value, text in (
             ("--recipe", "NAME", "recipe that comes with the package (trl-fork recipes lists them)"),
             ("--config", "FILE", "YAML file of options, instead of a recipe"),
-            ("--accelerate_config", "NAME|FILE", "launch by accelerate as this file says, of the package or your own"),
         ):
             self.add_argument(name, metavar=value, default=argparse.SUPPRESS, help=text)
+        add_launch_arguments(self)
         for action in self._actions:  # what is shown of an option: HfArgumentParser takes --max-steps as well
             action.option_strings = [name for name in action.option_strings if "-" not in name[2:]]
             if action.dest.endswith("_kwargs"):  # texts to HfArgumentParser
