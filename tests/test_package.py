@@ -1,5 +1,6 @@
 """What a wheel holds, and what the package says of itself."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -51,3 +52,18 @@ def test_metadata(wheel):
 def test_public_names_are_there_and_no_others():
     assert set(dir(trl_fork)) == set(trl_fork.__all__)
     assert all(getattr(trl_fork, name).__doc__ for name in trl_fork.__all__)
+
+
+def test_what_it_says_is_true_of_a_wheel():
+    """It has neither examples nor documentation: texts name commands, and titles of pages."""
+    files = [path for path in (ROOT / "trl_fork").rglob("*") if path.suffix in (".py", ".md", ".html", ".js")]
+    found = {
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in files
+        for match in re.finditer(
+            r"\b(examples|docs|configs|studies|benchmarks)/[\w.]+|\b(train|evaluate|analyze_entropy|select_data|"
+            r"merge_adapter|digit_sums)\.py\b",
+            path.read_text(),
+        )
+    }
+    assert len(files) > 70 and not found

@@ -97,9 +97,10 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
             parser.error(
                 f"{' and '.join(given)} say what is asked of --dataset; a file of --completions has its prompts"
             )
-    step = re.compile(r"checkpoint-(\d+)/?$")
-    if all(map(step.search, options.checkpoints)):  # the shell sorts checkpoint-100 before checkpoint-20
-        options.checkpoints.sort(key=lambda name: int(step.search(name)[1]))
+    numbered = {name: re.search(r"checkpoint-(\d+)/?$", name) for name in options.checkpoints}
+    steps = {name: int(found[1]) for name, found in numbered.items() if found}
+    if len(steps) == len(numbered):  # the shell sorts checkpoint-100 before checkpoint-20
+        options.checkpoints.sort(key=steps.__getitem__)
     if options.reference_model is None and options.checkpoints:
         options.reference_model = options.checkpoints.pop(0)
     if options.reference_model is None:

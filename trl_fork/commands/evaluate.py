@@ -90,7 +90,9 @@ def use_training_prompt(options: argparse.Namespace, state: PartialState) -> dic
         `dict`: the prompt of the training, where it is used: for questions, while prompts in chat format stay.
     """
     trained, path = find_prompt(options.model) or ({}, None)
-    prompt = {name: trained[name] for name in ("instruction", "prompt_template", "system_prompt") if name in trained}
+    prompt: dict[str, str] = {
+        name: trained[name] for name in ("instruction", "prompt_template", "system_prompt") if name in trained
+    }
     if not options.instruction is options.prompt_template is None:
         prompt = {} if options.prompt_template else {k: v for k, v in prompt.items() if k == "system_prompt"}
     if options.system_prompt is not None:

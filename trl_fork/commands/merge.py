@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     if base is None:
         parser.error(f"--model {options.model!r} has no adapter_config.json: it is no adapter")
     model = load_model(options.model, base_model=options.base_model, dtype=options.dtype)
-    model.merge_and_unload(safe_merge=True).save_pretrained(output)
+    model.merge_and_unload(safe_merge=True).save_pretrained(output)  # type: ignore[operator]  # PEFT's, as it has a base
     load_tokenizer(options.model, base_model=options.base_model).save_pretrained(output)
     if found := find_prompt(options.model):
         shutil.copyfile(found[1], output / FILE_NAME)

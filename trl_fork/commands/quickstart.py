@@ -36,6 +36,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -217,7 +218,7 @@ def evaluate(path: Path, problems: list[tuple[int, ...]], seed: int) -> Evaluati
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = Qwen3ForCausalLM.from_pretrained(path).eval()
     torch.manual_seed(seed)
-    inputs = tokenizer.apply_chat_template(
+    inputs: Any = tokenizer.apply_chat_template(
         [conversation(problem) for problem in problems],
         add_generation_prompt=True,
         padding=True,

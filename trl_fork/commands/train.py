@@ -82,6 +82,7 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
     check_model_path(model_config.model_name_or_path)
     refuse_adapter(model_config.model_name_or_path)
     checkpoint = checkpoint_choice(args.resume_from_checkpoint)
+    assert args.output_dir and not isinstance(args.model_init_kwargs, str)  # transformers has seen to both
     refuse_other_run(args.output_dir, checkpoint)
     require_matplotlib()
     args.model_init_kwargs = {
@@ -124,11 +125,16 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
         save_prompt(
             args.output_dir,
             prompt_of(arguments),
-            chat_template_kwargs=args.chat_template_kwargs,
-            generation_kwargs=args.generation_kwargs,
+            **{name: getattr(args, name) for name in ("chat_template_kwargs", "generation_kwargs")},
         )
-    failures = list(filter(None, [train_and_save(trainer, resume_from_checkpoint=checkpoint)]))
+    failure = train_and_save(trainer, resume_from_checkpoint=checkpoint)
+    return [*([failure] if failure else ()), *after_training(trainer, arguments, model_config.model_name_or_path)]
 
+
+def after_training(trainer: ForkingGRPOTrainer, arguments: ForkingScriptArguments, base: str) -> list[str]:
+    """Write, draw and publish what a finished run has, and print what comes next; returns what has failed."""
+    args = trainer.args
+    failures: list[str] = []
     attempt("writing trainer_state.json", trainer.save_state, failures)
     if trainer.accelerator.is_main_process:
         picture = Path(args.output_dir) / "training.png"
@@ -141,7 +147,7 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
         elif trainer.accelerator.is_main_process and len(failures) == before:
             failures.append("publishing it (what remains to be done is said above)")
     trainer.accelerator.print(files_of(args.output_dir, "trainer_state.json", "training.png"))
-    base, steps = model_config.model_name_or_path, trainer.state.global_step
+    steps = trainer.state.global_step
     attempt("printing what comes next", lambda: trainer.accelerator.print(next_steps(arguments, args, base, steps)))
     return failures
 
@@ -154,6 +160,7 @@ def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base:
         given = {name: value for name, value in options.items() if value is not None}
         return shlex.join([*words, *(str(word) for name, value in given.items() for word in (f"--{name}", value))])
 
+    assert arguments.dataset_name and args.output_dir  # `run` has looked
     data, output = arguments.eval_dataset_name or arguments.dataset_name, Path(args.output_dir)
     if find_dataset(TRAINING_SETS, data) and not find_dataset(BENCHMARKS, data):  # has no problems to test on
         data = "math500"

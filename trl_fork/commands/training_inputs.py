@@ -1,9 +1,10 @@
 """What a run trains on, from its arguments: data, tokenizer and rewards, checked before a model is loaded."""
 
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer, IntervalStrategy
 from trl import ModelConfig
 
 from .. import ForkingGRPOConfig
@@ -46,11 +47,11 @@ def load_evaluation_data(arguments: ForkingScriptArguments, args: ForkingGRPOCon
     Raises:
         `ValueError`: if there are none, before anything is trained, naming the options that choose them.
     """
+    assert arguments.dataset_name  # `run` has looked
     name, split = arguments.eval_dataset_name or arguments.dataset_name, arguments.dataset_test_split
     config = arguments.dataset_config if name == arguments.dataset_name else None
-    why = (
-        f"eval_strategy is {str(args.eval_strategy.value)!r}" if args.eval_strategy != "no" else "eval_on_start is set"
-    )
+    strategy = IntervalStrategy(args.eval_strategy).value
+    why = f"eval_strategy is {strategy!r}" if strategy != "no" else "eval_on_start is set"
     remedy = (
         "Name other problems in eval_dataset_name (a data set, a file, or a benchmark such as 'math500') or their "
         "split in dataset_test_split, or set eval_strategy to 'no'."
@@ -111,8 +112,9 @@ def refuse_images(dataset) -> None:
             )
 
 
-def prompt_of(arguments: ForkingScriptArguments) -> dict[str, str] | None:
+def prompt_of(arguments: ForkingScriptArguments) -> dict[str, Any] | None:
     """What the model is asked in training, and then in evaluation."""
+    assert arguments.dataset_name  # `run` has looked
     return training_prompt(
         arguments.dataset_name,
         arguments.dataset_train_split,
