@@ -1,9 +1,11 @@
 """`trl-fork COMMAND`: which words reach which command, and what accelerate is told."""
 
 import re
+import runpy
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
@@ -11,6 +13,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from trl_fork import __version__, _shipped
 from trl_fork._shipped import find_shipped, shipped_files
 from trl_fork.commands import dispatch, launch, program, recipes, train
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def output_of(words, capsys) -> tuple[int, str, str]:
@@ -73,6 +78,23 @@ def test_help_of_each_command(name, capsys):
         f"trl-fork {name}: error: there is no option --outputt; did you mean --output"
     )
     assert import_module(f"trl_fork.commands.{name}").main
+
+
+SHIMS = {
+    "train": "train",
+    "evaluate": "evaluate",
+    "analyze_entropy": "analyze",
+    "select_data": "select",
+    "merge_adapter": "merge",
+}
+
+
+@pytest.mark.parametrize(("script", "command"), SHIMS.items())
+def test_scripts_of_the_checkout_are_the_commands(script, command, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"examples/{script}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "examples" / f"{script}.py"), run_name="__main__")
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith(f"usage: trl-fork {command} ")
 
 
 def test_an_extra_that_is_missing(capsys, monkeypatch):

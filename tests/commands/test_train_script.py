@@ -150,6 +150,16 @@ def test_next_steps_of_a_run_without_checkpoints(recipe, tmp_path):
     assert "--dataset math500" in text and "resume" not in text
 
 
+def test_one_process_that_sees_several_gpus(recipe, tmp_path):
+    """As transformers counts them, where accelerate has not started one process for each."""
+    arguments, args, model_config = parse("--config", write(recipe, tmp_path))
+    args._n_gpu = 2
+    with pytest.raises(
+        ValueError, match=r"2 GPUs are visible to this one process, .* --num_processes 2 or an --accel"
+    ):
+        script.run(arguments, args, model_config)
+
+
 def test_command_line_wins(recipe, tmp_path):
     path = write(recipe, tmp_path)
     for words in (("--config", path), (f"--config={path}",)):

@@ -136,3 +136,8 @@ def test_two_processes_by_a_launch_file_of_the_wheel(shell):
 
     failed = shell("trl-fork", "train", *launch, *words, status=1)  # the same folder again
     assert "holds another run" in failed.stderr
+
+    sampling = ("--num_samples", "3", "--max_new_tokens", "4", "--output", "two/evaluation")
+    shell("trl-fork", "evaluate", *launch, "--model", "two", "--dataset", "sums.jsonl", *sampling)
+    lines = (shell.folder / "two" / "evaluation" / "completions.jsonl").read_text().splitlines()
+    assert len(lines) == 8 * 3

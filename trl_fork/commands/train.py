@@ -84,6 +84,7 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
     checkpoint = checkpoint_choice(args.resume_from_checkpoint)
     assert args.output_dir and not isinstance(args.model_init_kwargs, str)  # transformers has seen to both
     refuse_other_run(args.output_dir, checkpoint)
+    refuse_several_gpus(args)
     require_matplotlib()
     args.model_init_kwargs = {
         "revision": model_config.model_revision,
@@ -129,6 +130,16 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
         )
     failure = train_and_save(trainer, resume_from_checkpoint=checkpoint)
     return [*([failure] if failure else ()), *after_training(trainer, arguments, model_config.model_name_or_path)]
+
+
+def refuse_several_gpus(args: ForkingGRPOConfig) -> None:
+    """TRL would say so when the model is loaded, and not of this command."""
+    if args.n_gpu > 1 and "device_map" not in (args.model_init_kwargs or {}):
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible to this one process, which would have to spread every batch over them. "
+            f"Start one process for each of them with --num_processes {args.n_gpu} or an --accelerate_config, or "
+            "choose a GPU with the environment variable CUDA_VISIBLE_DEVICES."
+        )
 
 
 def after_training(trainer: ForkingGRPOTrainer, arguments: ForkingScriptArguments, base: str) -> list[str]:
