@@ -177,6 +177,7 @@ def test_command_line_wins(recipe, tmp_path):
         (["--bf16", "false", "true"], "'true' belongs to no option"),
         (["--config", "gone.yaml"], "--config: there is no file 'gone.yaml'"),
         (["--config"], "--config: there is no file ''"),
+        (["--config", "quickstart"], "; the recipe of this name is --recipe quickstart"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

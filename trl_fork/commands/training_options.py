@@ -11,7 +11,7 @@ from typing import get_args, get_type_hints
 from trl import TrlParser
 from yaml import YAMLError
 
-from .._shipped import find_shipped
+from .._shipped import find_shipped, shipped_files
 from ..data.yaml_values import mapping, option_value, tracker
 from .launch import add_launch_arguments, launch_options
 from .options import NearestOption
@@ -85,7 +85,8 @@ class GroupedTrlParser(NearestOption, TrlParser):
             position = words.index("--config")
             path = "".join(words[position + 1 :][:1])
             if not Path(path).is_file():
-                self.error(f"--config: there is no file {path!r} (looked from {Path.cwd()})")
+                recipe = f"; the recipe of this name is --recipe {path}" if path in shipped_files("recipes") else ""
+                self.error(f"--config: there is no file {path!r} (looked from {Path.cwd()}){recipe}")
             # Beside the problems of the file, not after them
             self._problems = self.unknown_options(words[:position] + words[position + 2 :])
         try:
