@@ -9,6 +9,9 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -269,3 +272,35 @@ def naive_view(model, batch):
 def start(model):
     """An untouched copy of the model, for the oracle."""
     return copy.deepcopy(model)
+
+
+PACKAGED = ("configs", "trl_fork", "LICENSE", "README.md", "pyproject.toml", "setup.cfg", "setup.py")
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory):
+    """A copy of what the package is built from: a build leaves folders beside the sources."""
+    root, copied = Path(__file__).parents[1], tmp_path_factory.mktemp("sources")
+    files = subprocess.run(
+        ["git", "ls-files", *PACKAGED], cwd=root, capture_output=True, text=True
+    ).stdout.splitlines()
+    if not files:
+        pytest.skip("not a checkout")
+    for name in files:
+        if (root / name).is_file():
+            (copied / name).parent.mkdir(parents=True, exist_ok=True)
+            (copied / name).write_bytes((root / name).read_bytes())
+    return copied
+
+
+def build_wheel(sources: Path, directory: Path) -> Path:
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(directory), str(sources)]
+    subprocess.run(command, check=True)
+    (path,) = directory.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def wheel(sources, tmp_path_factory) -> Path:
+    return build_wheel(sources, tmp_path_factory.mktemp("wheel"))

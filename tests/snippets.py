@@ -1,6 +1,6 @@
 """
 Runs what a page shows, from its first block to its last: Python in one scope, YAML through the parser of
-`examples/train.py`, commands in this process or in a shell.
+`trl-fork train`, commands in this process or in a shell.
 
 Names on the Hub are folders here: `lay_out` writes tiny models and data sets under the names that the pages use, and
 links `examples`, `configs` and `tests`, so that a block runs as it stands. `SMALL` is appended to a command, where the
@@ -35,7 +35,9 @@ from tests.conftest import build_model
 from tests.hub_stand_in import TOKEN, HubStandIn
 from tests.trainer.test_features import byte_tokenizer
 from trl_fork import ForkingGRPOConfig
+from trl_fork.commands import dispatch
 from trl_fork.commands import train as train_script
+from trl_fork.commands.launch import split_launch
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +68,7 @@ TINY_RUN = {
 SMALL = {
     "train.py": "--use_cpu true --bf16 false --max_steps 1 --max_completion_length 8 --save_steps 1 --report_to none",
     "evaluate.py": "--num_samples 2 --max_new_tokens 8 --limit 2",
-    "analyze_entropy.py": "--min_token_count 5 --num_samples 2 --max_new_tokens 8 --limit 2",
+    "analyze.py": "--min_token_count 5 --num_samples 2 --max_new_tokens 8 --limit 2",
     "step.py": "--groups 2 --max_length 24 --repeats 1 --workload 'equal lengths' --variant ours",
 }
 
@@ -193,7 +195,9 @@ def run_blocks(blocks: list[Block], directory: Path, *, shell: bool = False) -> 
 
 def check_output(block: Block, scope: dict) -> None:
     """A block without a language is a formula or what a command prints."""
-    code = re.search(r"^(\$ |>>> |import |from \w+ import|python |accelerate |make |pip |hf |trl )", block.code, re.M)
+    code = re.search(
+        r"^(\$ |>>> |import |from \w+ import|(python|accelerate|make|pip|hf|trl|trl-fork) )", block.code, re.M
+    )
     assert not code, f"{code[0]!r} looks like code: say which language it is, so that it is run"
 
 
@@ -220,7 +224,7 @@ def tiny_runs():
 
 
 def run_yaml(block: Block, scope: dict) -> None:
-    """As `examples/train.py --config` reads it: every key must arrive."""
+    """As `trl-fork train --config` reads it: every key must arrive."""
     path = Path("block.yaml")
     path.write_text(block.code)
     settings = yaml.safe_load(block.code)
@@ -232,14 +236,15 @@ def run_yaml(block: Block, scope: dict) -> None:
 
 def parse_training(arguments: list[str], processes: int = 1) -> tuple:
     parser = TrlParser((train_script.ForkingScriptArguments, ForkingGRPOConfig, ModelConfig))
+    words = train_script.make_parser().with_config(arguments)
     with patch.object(TrainingArguments, "world_size", property(lambda args: processes)):
-        return parser.parse_args_and_config([*arguments, "--use_cpu", "true", "--bf16", "false"])
+        return parser.parse_args_and_config([*words, "--use_cpu", "true", "--bf16", "false"])
 
 
 class Command:
     """
-    `python SCRIPT …` or `accelerate launch … SCRIPT …`, where SCRIPT may be `-m MODULE`; or another one, without a
-    script.
+    `trl-fork COMMAND …`, `python SCRIPT …` or `accelerate launch … SCRIPT …`, where SCRIPT may be `-m MODULE`; or
+    another one, without a script.
     """
 
     def __init__(self, text: str):
@@ -250,13 +255,21 @@ class Command:
             if word.endswith(".py") or before == "-m"
         ]
         self.script = None
-        if scripts:
+        self.is_ours = self.words[0] == "trl-fork"
+        if self.is_ours:
+            self.script, self.launcher = Path(f"trl_fork/commands/{self.words[1]}.py"), []
+            self.arguments = expand(self.words[2:])
+            if self.words[1] in ("train", "evaluate"):
+                parser = importlib.import_module(f"trl_fork.commands.{self.words[1]}").make_parser()
+                self.launcher, self.arguments = split_launch(self.arguments, parser)
+        elif scripts:
             assert self.words[0] == "python" or self.words[:2] == ["accelerate", "launch"], text
             first = scripts[0]
             self.is_module = self.words[first - 1] == "-m"
             self.script = Path(self.words[first].replace(".", "/") + ".py" if self.is_module else self.words[first])
             self.launcher = self.words[2:first] if self.words[0] == "accelerate" else []
             self.arguments = expand(self.words[first + 1 :])
+        if self.script:
             self.small = shlex.split(SMALL.get(self.script.name, ""))
             if "--resume_from_checkpoint" in self.arguments:
                 self.small += ["--max_steps", "2"]
@@ -309,6 +322,10 @@ def run_here(block: Block, scope: dict) -> None:
         elif command.obstacles:
             parse_only(command)
         else:
+            if command.is_ours:
+                with patch.dict(os.environ):
+                    assert dispatch.main([command.script.stem, *command.arguments, *command.small]) == 0
+                continue
             words = [str(command.script), *command.arguments, *command.small]
             # A script sets variables, reads its arguments, and finds modules beside itself
             with patch.dict(os.environ), patch.object(sys, "argv", words), patch.object(sys, "path", sys.path[:]):

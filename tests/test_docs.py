@@ -51,7 +51,9 @@ def test_blocks_run(page, tmp_path):
 
 
 WITH_COMMANDS = [
-    page for page in PAGES if any(".py" in block.code for block in blocks(page) if block.language == "bash")
+    page
+    for page in PAGES
+    if any(re.search(r"\.py|trl-fork|-m ", block.code) for block in blocks(page) if block.language == "bash")
 ]
 
 
@@ -69,6 +71,7 @@ def test_commands_run_in_a_shell(page, tmp_path):
         ("bash", "hf upload name", "nothing runs 'hf upload name'"),
         ("bash", "make quickstat", "no 'make quickstat'"),
         ("", "python examples/train.py", "looks like code"),
+        ("", "trl-fork recipes", "looks like code"),
         ("yaml", "top_entropy_quantil: 0.2", "top_entropy_quantil"),
         ("python", ">>> 1 + 1\n3", "Expected:\n    3"),
     ],

@@ -1,53 +1,49 @@
 """What a wheel holds, and what the package says of itself."""
 
+import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
-import pytest
-
 import trl_fork
+from tests.conftest import build_wheel
 
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("wheel")
-    # A copy: a build leaves folders beside the sources.
-    source = directory / "source"
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
-    if not files:
-        pytest.skip("not a checkout")
-    for name in files:
-        if (ROOT / name).is_file() and name.split("/")[0] in (
-            "trl_fork",
-            "README.md",
-            "LICENSE",
-            "setup.cfg",
-            "pyproject.toml",
-        ):
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(directory), str(source)], check=True
-    )
-    (path,) = directory.glob("*.whl")
-    return zipfile.ZipFile(path)
+def names_in(wheel: Path) -> set[str]:
+    return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
 
 
 def test_wheel_holds_every_file_of_the_package(wheel):
-    tracked = subprocess.run(["git", "ls-files", "trl_fork"], cwd=ROOT, capture_output=True, text=True).stdout.split()
-    assert {"trl_fork/py.typed", "trl_fork/trainer/model_card.md"} <= set(tracked)
-    assert set(tracked) == {name for name in wheel.namelist() if ".dist-info/" not in name}
+    command = ["git", "ls-files", "trl_fork", "configs"]
+    tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()
+    expected = {f"trl_fork/{name}" if name.startswith("configs/") else name for name in tracked}
+    assert {
+        "trl_fork/py.typed",
+        "trl_fork/trainer/model_card.md",
+        "trl_fork/configs/recipes/quickstart.yaml",
+    } <= expected
+    assert names_in(wheel) == expected
+
+
+def test_an_archive_of_the_sources_builds_the_same_wheel(sources, wheel, tmp_path):
+    code = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
+    subprocess.run([sys.executable, "-c", code], cwd=sources, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    assert names_in(build_wheel(unpacked, tmp_path)) == names_in(wheel)
 
 
 def test_metadata(wheel):
-    (name,) = [name for name in wheel.namelist() if name.endswith("METADATA")]
-    metadata = wheel.read(name).decode()
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith("METADATA")]
+    metadata = archive.read(name).decode()
     assert f"\nVersion: {trl_fork.__version__}\n" in metadata
     assert "\nLicense: Apache-2.0\n" in metadata and "\nRequires-Dist: trl<2,>=1.16\n" in metadata
     assert "\nDescription-Content-Type: text/markdown\n" in metadata
@@ -56,3 +52,18 @@ def test_metadata(wheel):
 def test_public_names_are_there_and_no_others():
     assert set(dir(trl_fork)) == set(trl_fork.__all__)
     assert all(getattr(trl_fork, name).__doc__ for name in trl_fork.__all__)
+
+
+def test_what_it_says_is_true_of_a_wheel():
+    """It has neither examples nor documentation: texts name commands, and titles of pages."""
+    files = [path for path in (ROOT / "trl_fork").rglob("*") if path.suffix in (".py", ".md", ".html", ".js")]
+    found = {
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in files
+        for match in re.finditer(
+            r"\b(examples|docs|configs|studies|benchmarks)/[\w.]+|\b(train|evaluate|analyze_entropy|select_data|"
+            r"merge_adapter|digit_sums)\.py\b",
+            path.read_text(),
+        )
+    }
+    assert len(files) > 70 and not found

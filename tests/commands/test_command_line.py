@@ -7,7 +7,7 @@ import yaml
 from transformers import TrainingArguments
 
 from trl_fork.commands import train as script
-from trl_fork.commands.renamed_options import REMOVED, RENAMED
+from trl_fork.commands.renamed_options import OTHER_NAMES, REMOVED, RENAMED
 
 
 # The keys of Open-R1's recipe for Qwen2.5-1.5B-Instruct on Math, and of its configuration class, with values as there.
@@ -197,6 +197,14 @@ def test_values_of_yaml(text, name, value, parse):
         ),
         ("on: 3", "has a key that is no text"),
         ("run_name: no", "run_name must be a text, got False"),
+        ("num_generations: null", "num_generations must be a whole number of at least 2, got None"),
+        ("use_vllm: null", "use_vllm must not be null; leave it out for its default, False"),
+        ("vllm_mode:", "vllm_mode must not be null; leave it out for its default, colocate"),
+        ("num_processes: 2", r"'num_processes', which is no option of a run; .* trl-fork train --num_processes"),
+        ("accelerate_config: zero3", "'accelerate_config', which is no option of a run; it is for its launch"),
+        ("recipe: quickstart", "has a key 'recipe', which is no option"),
+        ("lora_rank: 8", r"'lora_rank', which is no option; did you mean lora_r\?"),
+        ("gradient_clipping: 1.0", r"'gradient_clipping', which is no option; did you mean max_grad_norm\?"),
         ("a: [", "is no YAML"),
     ],
     ids=lambda value: value if ":" in value else None,
@@ -212,6 +220,37 @@ def test_dictionaries_on_the_command_line(parse, capsys):
     with pytest.raises(SystemExit):
         parse("", "--lr_scheduler_kwargs", "{'min_lr': 1e-7}")
     assert "argument --lr_scheduler_kwargs: \"{'min_lr': 1e-7}\" is no JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("word", "value"), [("no", []), ("off", []), ("None", []), ("tensorboard", ["tensorboard"])])
+def test_trackers_on_the_command_line(word, value, parse):
+    assert field(parse("", "--report_to", word), "report_to") == value
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("lora_rank", "lora_r"),
+        ("epochs", "num_train_epochs"),
+        ("lr", "learning_rate"),
+        ("grad_accumulation", "gradient_accumulation_steps"),
+        ("group_size", "num_generations"),
+        ("max_new_tokens", "max_completion_length"),
+        ("quantile", "top_entropy_quantile"),
+        ("learning_rte", "learning_rate"),
+        ("lora", "lora_r or --lora_alpha or --lora_dropout"),
+    ],
+)
+def test_what_others_call_an_option(name, meant, parse, capsys):
+    with pytest.raises(SystemExit):
+        parse("", f"--{name}", "1")
+    assert f"there is no option --{name}; did you mean --{meant}?" in capsys.readouterr().err
+
+
+def test_a_number_that_must_not_be_none(parse, capsys):
+    with pytest.raises(SystemExit):
+        parse("", "--num_generations", "none")
+    assert "num_generations must be a whole number of at least 2, got None" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_mapping(tmp_path, capsys):
@@ -254,8 +293,9 @@ def test_one_start_names_all_of_an_open_r1_recipe(tmp_path, capsys):
 
 def test_no_name_is_stale():
     names = {action.dest for action in script.make_parser()._actions}
-    assert not {*RENAMED, *REMOVED} & names
-    assert set(RENAMED.values()) <= names
+    assert not {*RENAMED, *REMOVED, *OTHER_NAMES} & names
+    assert {*RENAMED.values(), *OTHER_NAMES.values()} <= names
+    assert not {*RENAMED, *REMOVED} & set(OTHER_NAMES)
     mentioned = [name for text in REMOVED.values() for name in re.findall(r"`(\w+)`", text)]
     assert set(mentioned) <= names
 

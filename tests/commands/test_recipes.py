@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from tests.conftest import build_model
 from tests.trainer.test_features import byte_tokenizer
+from trl_fork._shipped import shipped_files
 from trl_fork.commands import train as script
 from trl_fork.data.math_datasets import PAPER_PROMPT, TRAINING_SETS
 
@@ -155,6 +156,9 @@ def test_header_names_what_exists(name):
     header = "".join(re.findall(r"^#.*\n", (DIRECTORY / f"{name}.yaml").read_text(), flags=re.MULTILINE))
     paths = re.findall(r"(?:configs|examples)/[\w./-]+\.(?:yaml|py)", header)
     assert f"configs/recipes/{name}.yaml" in paths and "examples/train.py" in paths
+    assert f"--recipe {name}" in header
+    for launch_file in re.findall(r"--accelerate_config (\w+)", header):
+        assert launch_file in shipped_files("accelerate")
     assert all((ROOT / path).is_file() for path in paths)
     if name != "quickstart":
         assert all(f"# {entry}" in header for entry in ("Hardware", "Memory", "Tokens per step", "Time", "Launch"))

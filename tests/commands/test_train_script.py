@@ -24,6 +24,7 @@ from trl_fork.commands import analyze as analyze_entropy
 from trl_fork.commands import evaluate
 from trl_fork.commands import train as script
 from trl_fork.commands.output_directory import checkpoint_choice, refuse_other_run
+from trl_fork.commands.program import program
 
 
 ROOT = Path(__file__).parents[2]
@@ -120,15 +121,15 @@ def test_lora_and_what_comes_after(recipe, tmp_path, capsys):
     assert "'What is 12 * 34? Put your final answer within \\\\boxed{}.'" in (run / "README.md").read_text()
 
     printed = capsys.readouterr().out
-    commands = [shlex.split(line) for line in printed.splitlines() if line.startswith("    python ")]
-    assert [Path(words[1]).resolve() for words in commands] == [
-        *(ROOT / "examples" / name for name in ("evaluate.py", "analyze_entropy.py"))
-    ]
-    evaluate.run(evaluate.parse_arguments([*commands[0][2:], "--limit", "2", "--num_samples", "1"]))
+    commands = [shlex.split(line) for line in printed.splitlines() if " --model " in line]
+    start = program()
+    assert [words[: len(start) + 1] for words in commands] == [[*start, "evaluate"], [*start, "analyze"]]
+    first, second = (words[len(start) + 1 :] for words in commands)
+    evaluate.run(evaluate.parse_arguments([*first, "--limit", "2", "--num_samples", "1"]))
     lines = (run / "evaluation" / "completions.jsonl").read_text().splitlines()
     assert len(lines) == 2
     assert all(" Put your final answer within \\boxed{}.<|im_end|>" in json.loads(line)["prompt"] for line in lines)
-    analyze_entropy.run(analyze_entropy.parse_arguments(commands[1][2:]))
+    analyze_entropy.run(analyze_entropy.parse_arguments(second))
     assert (run / "entropy" / "report.html").exists()
 
     (more,) = re.findall(r"the same command with (.*)", printed)
@@ -150,6 +151,16 @@ def test_next_steps_of_a_run_without_checkpoints(recipe, tmp_path):
     assert "--dataset math500" in text and "resume" not in text
 
 
+def test_one_process_that_sees_several_gpus(recipe, tmp_path):
+    """As transformers counts them, where accelerate has not started one process for each."""
+    arguments, args, model_config = parse("--config", write(recipe, tmp_path))
+    args._n_gpu = 2
+    with pytest.raises(
+        ValueError, match=r"2 GPUs are visible to this one process, .* --num_processes 2 or an --accel"
+    ):
+        script.run(arguments, args, model_config)
+
+
 def test_command_line_wins(recipe, tmp_path):
     path = write(recipe, tmp_path)
     for words in (("--config", path), (f"--config={path}",)):
@@ -167,6 +178,7 @@ def test_command_line_wins(recipe, tmp_path):
         (["--bf16", "false", "true"], "'true' belongs to no option"),
         (["--config", "gone.yaml"], "--config: there is no file 'gone.yaml'"),
         (["--config"], "--config: there is no file ''"),
+        (["--config", "quickstart"], "; the recipe of this name is --recipe quickstart"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -251,7 +263,11 @@ def test_nothing_after_training_costs_the_model(recipe, own_rewards, tmp_path, m
     monkeypatch.setattr(script.ForkingGRPOTrainer, "save_state", fail)
     monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     recipe |= {"reward_funcs": [f"{own_rewards}.infinite"], "save_strategy": "no", "gradient_accumulation_steps": 1}
-    script.run(*parse("--config", write(recipe, tmp_path)))
+    with pytest.raises(SystemExit) as raised:
+        script.main(["--config", write(recipe, tmp_path)])
+    lost = "finishing the training|writing trainer_state.json|drawing training.png"
+    assert re.search(r"its model saved in .*/run\. The exit status is 1", str(raised.value.code))
+    assert re.findall(rf"({lost}) \(OSError: no space left on device\)", str(raised.value.code)) == lost.split("|")
     assert len(load_file(tmp_path / "run" / "model.safetensors")) > 5
     assert (tmp_path / "run" / "tokenizer_config.json").exists()
     for what in ("writing trainer_state.json", "drawing training.png", "printing what comes next"):

@@ -1,4 +1,4 @@
-"""Files of responses, as token ids: what `examples/evaluate.py` wrote, or any JSONL with prompts and completions."""
+"""Files of responses, as token ids: what `trl-fork evaluate` wrote, or any JSONL with prompts and completions."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What `examples/analyze_entropy.py` shows of its summary: figures, a table of tokens, lines on the screen."""
+"""What `trl-fork analyze` shows of its summary: figures, a table of tokens, lines on the screen."""
 
 from pathlib import Path
 

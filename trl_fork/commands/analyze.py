@@ -1,12 +1,12 @@
 """
 See where a model's chains of thought fork: the analyses of the paper, on your model and your problems.
 
-    python examples/analyze_entropy.py --model outputs/gsm8k --completions outputs/gsm8k/evaluation/completions.jsonl \
+    trl-fork analyze --model outputs/gsm8k --completions outputs/gsm8k/evaluation/completions.jsonl \
         --reference_model Qwen/Qwen3-0.6B --checkpoints outputs/gsm8k/checkpoint-* --output outputs/gsm8k/entropy
-    python examples/analyze_entropy.py --model Qwen/Qwen3-0.6B --dataset aime24 --output outputs/entropy
+    trl-fork analyze --model Qwen/Qwen3-0.6B --dataset aime24 --output outputs/entropy
 
-The responses are those in a file (of examples/evaluate.py, or any JSONL with prompts and completions), or they are
-sampled as examples/evaluate.py does. OUTPUT receives summary.json, in which every number has its definition, figures
+The responses are those in a file (of `trl-fork evaluate`, or any JSONL with prompts and completions), or they are
+sampled as `trl-fork evaluate` does. OUTPUT receives summary.json, in which every number has its definition, figures
 as PNG and SVG, tokens.md, and report.html, in which every token can be looked at. Every model reads the responses
 once: what it says is kept in OUTPUT/scores, so that a run that was killed continues, and a further checkpoint costs
 one pass.
@@ -15,14 +15,10 @@ one pass.
 import argparse
 import hashlib
 import json
-import math
 import multiprocessing
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
@@ -30,36 +26,41 @@ from tqdm import tqdm
 from .._files import write_json, write_text
 from ..analysis import statistics
 from ..analysis.definitions import DEFINITIONS
-from ..analysis.responses import Response, prompt_of, read_responses
 from ..analysis.score_store import ScoreStore
 from ..analysis.summary import draw, print_summary, tokens_as_markdown
 from ..analysis.temperatures import TEMPERATURES, decode_with_temperatures, problems_of
-from ..analysis.tokens import Example, TokenContexts, TokenStatistics
 from ..data.prompt_file import PROMPT_ARGUMENTS, add_prompt_arguments, find_prompt
-from ..generation.engines import auto_model_class, check_model_path, has_tokenizer, load_tokenizer
+from ..generation.engines import auto_model_class, check_model_path, load_tokenizer
 from ..report.curves import require_matplotlib
-from ..report.marks import token_texts
-from ..report.page import ReportResponse, write_report_page
 from . import evaluate
+from .corpus import (
+    FRACTION,
+    Corpus,
+    analyse_positions,
+    analyse_tokens,
+    check_same_tokens,
+    compare_models,
+    load_corpus,
+    without_nan,
+)
+from .corpus_page import write_page
 from .options import OptionParser
 
 
 ANALYSES = ("distribution", "tokens", "overlap", "change", "position", "temperature")
 DEFAULT_ANALYSES = ANALYSES[:-1]  # the last one generates
 COMPARISONS = ("overlap", "change")  # need a reference
-FRACTION = 0.2  # rho
-NUM_LISTED = 100  # token types at either end, as in the paper
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = OptionParser(description=__doc__)
+    parser = OptionParser(description=__doc__, command="analyze")
     parser.add_argument("--model", required=True, help="Hub name or folder of the model that is analysed")
     parser.add_argument("--reference_model", help="model to compare with; the first of --checkpoints if not given")
     parser.add_argument("--checkpoints", nargs="+", default=[], help="models between reference and model, in order "
                         "(checkpoint-STEP in the order of their steps)")  # fmt: skip
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--completions", help="JSONL file of responses, such as evaluate.py's completions.jsonl")
-    source.add_argument("--dataset", nargs="+", help="sample responses to these problems, as evaluate.py does")
+    source.add_argument("--completions", help="JSONL file of responses, such as evaluate's completions.jsonl")
+    source.add_argument("--dataset", nargs="+", help="sample responses to these problems, as trl-fork evaluate does")
     parser.add_argument("--output", required=True, help="folder of what is written")
     parser.add_argument("--analyses", nargs="+", choices=ANALYSES, help=f"default: {' '.join(DEFAULT_ANALYSES)}")
     parser.add_argument("--max_responses", type=int, help="read only the first responses of the file")
@@ -95,9 +96,10 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
             parser.error(
                 f"{' and '.join(given)} say what is asked of --dataset; a file of --completions has its prompts"
             )
-    step = re.compile(r"checkpoint-(\d+)/?$")
-    if all(map(step.search, options.checkpoints)):  # the shell sorts checkpoint-100 before checkpoint-20
-        options.checkpoints.sort(key=lambda name: int(step.search(name)[1]))
+    numbered = {name: re.search(r"checkpoint-(\d+)/?$", name) for name in options.checkpoints}
+    steps = {name: int(found[1]) for name, found in numbered.items() if found}
+    if len(steps) == len(numbered):  # the shell sorts checkpoint-100 before checkpoint-20
+        options.checkpoints.sort(key=steps.__getitem__)
     if options.reference_model is None and options.checkpoints:
         options.reference_model = options.checkpoints.pop(0)
     if options.reference_model is None:
@@ -109,61 +111,11 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     return options
 
 
-@dataclass
-class Corpus:
-    """All responses, without their tokens: those are read again when they are needed."""
-
-    read: Callable[[], Iterator[Response]]
-    lengths: np.ndarray
-    correct: list[bool | None]
-    num_problems: int
-    num_other_length: int | None  # responses whose text gives another number of tokens than the file states
-    vocab_size: int
-
-    @property
-    def num_tokens(self) -> int:
-        return int(self.lengths.sum())
-
-
-def load_corpus(
-    path: str | Path, tokenizer, max_responses: int | None, chat_template_kwargs: dict | None = None
-) -> Corpus:
-    def read():
-        return read_responses(path, tokenizer, limit=max_responses, chat_template_kwargs=chat_template_kwargs)
-
-    lengths, correct, problems, stated, largest_id = [], [], set(), [], len(tokenizer) - 1
-    has_conversations = False
-    for response in tqdm(read(), desc="responses", unit=" responses"):
-        lengths.append(len(response.completion_ids))
-        correct.append(response.correct)
-        problems.add(response.problem)
-        has_conversations |= isinstance(prompt_of(response.row), list)
-        if "length" in response.row:
-            stated.append(response.row["length"] == lengths[-1])
-        largest_id = max(largest_id, *response.completion_ids, 0)
-    if not sum(lengths):
-        raise ValueError(f"{path} has no completion tokens to analyse ({len(lengths)} responses).")
-    if has_conversations and chat_template_kwargs:
-        print(f"Prompts that are conversations are read with chat_template_kwargs {chat_template_kwargs}.")
-    num_other_length = stated.count(False) if stated else None
-    return Corpus(read, np.array(lengths), correct, len(problems), num_other_length, largest_id + 1)
-
-
-# ---------------------------------------------------------------------- models
-
-
 def load_model(name: str, options: argparse.Namespace) -> torch.nn.Module:
     model = auto_model_class(name).from_pretrained(
         name, dtype=options.dtype, attn_implementation=options.attn_implementation, device_map=options.device_map
     )
     return (model if options.device_map else model.to(PartialState().device)).eval()
-
-
-def check_same_tokens(name: str, tokenizer) -> None:
-    """Entropies of two models belong together only where both read the same tokens."""
-    # A checkpoint without a tokenizer has its model's.
-    if has_tokenizer(name) and load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
-        raise ValueError(f"{name!r} has another vocabulary than the model: its tokens cannot be compared.")
 
 
 def score(name: str, corpus: Corpus, options: argparse.Namespace, num_alternatives: int = 0) -> ScoreStore:
@@ -178,158 +130,6 @@ def score(name: str, corpus: Corpus, options: argparse.Namespace, num_alternativ
             progress=progress,
         )
     return store
-
-
-def short_names(models: list[str]) -> dict[str, str]:
-    """As much of the end of their names as tells the models apart."""
-    for length in range(1, max(len(Path(model).parts) for model in models)):
-        names = {model: "/".join(Path(model).parts[-length:]) for model in models}
-        if len(set(names.values())) == len(models):
-            return names
-    return {model: model for model in models}
-
-
-# ---------------------------------------------------------------------- analyses
-
-
-def analyse_tokens(store: ScoreStore, corpus: Corpus, tokenizer, min_count: int) -> dict:
-    """Analysis B, in two passes: the second looks only for the types that are listed."""
-    statistics = TokenStatistics(corpus.vocab_size)
-    for response, scores in store.read(corpus.read()):
-        statistics.add(response.completion_ids, scores.entropies)
-    ranked = statistics.ranked(min_count)
-    listed = {"top": ranked[:NUM_LISTED], "bottom": ranked[::-1][:NUM_LISTED]}
-    contexts = TokenContexts({token_id for ids in listed.values() for token_id in ids})
-    for response, scores in store.read(corpus.read()):
-        contexts.add(response.completion_ids, scores.entropies, scores.top_ids, scores.top_probs)
-
-    def text_of(ids: list[int]) -> str:
-        return tokenizer.decode(ids)
-
-    def example_of(example: Example) -> dict:
-        return {**vars(example), "before": text_of(example.before), "after": text_of(example.after)}
-
-    def entry(token_id: int) -> dict:
-        return {
-            "token": text_of([token_id]),
-            "mean_entropy": statistics.mean(token_id),
-            "count": int(statistics.counts[token_id]),
-            "token_id": token_id,
-            "followed_by": [
-                {"token": text_of([other]), "count": count}
-                for other, count in contexts.followers[token_id].most_common(5)
-            ],
-            "alternatives": [
-                {"token": text_of([other]), "mean_probability": probability}
-                for other, probability in contexts.alternatives(token_id)
-            ],
-            "examples": [example_of(example) for example in contexts.examples[token_id]],
-        }
-
-    return {
-        "min_count": min_count,
-        "num_types": len(ranked),
-        **{name: [entry(token_id) for token_id in ids] for name, ids in listed.items()},
-    }
-
-
-def compare_models(models: list[str], stores: dict[str, ScoreStore], corpus: Corpus, wanted: list[str]) -> dict:
-    """Analyses D, E and F; no more than three models' entropies at a time. `models` from reference to model."""
-    names = short_names(models)
-    first, last = (stores[model].entropies(corpus.read()) for model in (models[0], models[-1]))
-    overlaps, changes, traces = [], [], []
-    chance = 0.0
-    for model in models:
-        entropies = {models[0]: first, models[-1]: last}.get(model)
-        if entropies is None:
-            entropies = stores[model].entropies(corpus.read())
-        if "overlap" in wanted:
-            shares = {
-                key: statistics.overlap(other, entropies, corpus.lengths, FRACTION)
-                for key, other in (("with_reference", first), ("with_model", last))
-            }
-            chance = shares["with_model"].pop("expected_by_chance")
-            shares["with_reference"].pop("expected_by_chance")
-            overlaps.append({"model": names[model], **shares})
-        if "change" in wanted:
-            traces.append({"model": names[model], "values": statistics.percentile_trace(entropies)})
-            if model != models[0]:
-                changes.append({"model": names[model], "bins": statistics.change_by_percentile(first, entropies)})
-    summary = {}
-    if overlaps:
-        summary["overlap"] = {"fraction": FRACTION, "expected_by_chance": chance, "models": overlaps}
-    if traces:
-        summary["change"] = {"reference": names[models[0]], "models": changes}
-        summary["percentiles"] = {"levels": list(statistics.TRACE_LEVELS), "models": traces}
-    return summary
-
-
-def analyse_positions(entropies: np.ndarray, corpus: Corpus) -> dict:
-    selected = statistics.select_of_set(entropies, FRACTION)
-    lengths = corpus.lengths
-    position = {"all": statistics.position_profile(entropies, lengths, selected)}
-    summary = {
-        "position": position,
-        "length": statistics.length_summary(entropies, lengths),
-        "scope": statistics.scope_summary(entropies, lengths, FRACTION),
-    }
-    if any(value is not None for value in corpus.correct):
-        summary["correctness"] = statistics.correctness_summary(entropies, lengths, selected, corpus.correct)
-        for name, wanted in (("correct", True), ("incorrect", False)):
-            rows = np.array([value is wanted for value in corpus.correct])
-            tokens = np.repeat(rows, lengths)
-            position[name] = statistics.position_profile(entropies[tokens], lengths[rows], selected[tokens])
-    return summary
-
-
-# ---------------------------------------------------------------------- output
-
-
-def write_page(path: Path, store: ScoreStore, corpus: Corpus, tokenizer, count: int, drawn, summary: dict) -> None:
-    def responses():
-        for number, (response, scores) in zip(range(count), store.read(corpus.read()), strict=False):
-            yield ReportResponse(
-                prompt=response.prompt,
-                tokens=token_texts(tokenizer, response.completion_ids),
-                entropies=scores.entropies.tolist(),
-                probabilities=np.exp(scores.log_probs).tolist(),
-                alternatives=[
-                    [(tokenizer.decode([other]), p) for other, p in zip(ids, probabilities, strict=True)]
-                    for ids, probabilities in zip(scores.top_ids.tolist(), scores.top_probs.tolist(), strict=True)
-                ],
-                correct=response.correct,
-                label=label_of(number, response.row),
-            )
-
-    numbers = summary["responses"]
-    overview = {"model": summary["model"], "responses": numbers["num_responses"], "problems": numbers["num_problems"]}
-    if numbers["num_correct"] is not None:
-        overview["correct"] = numbers["num_correct"]
-    for key, words in (
-        ("num_tokens", "tokens"),
-        ("mean", "mean entropy (nats)"),
-        ("p80", "80th percentile (nats)"),
-        ("fraction_below_0.01", "fraction below 0.01 nats"),
-    ):
-        if "distribution" in summary:
-            overview[words] = summary["distribution"][key]
-    write_report_page(path, responses(), title="Where it forks", figures=drawn, summary=overview)
-
-
-def label_of(number: int, row: dict) -> str:
-    if "problem_id" not in row:
-        return f"response {number + 1}"
-    dataset = Path(str(row.get("dataset", "problem"))).stem
-    return f"{dataset} {str(row['problem_id'])[:8]}, sample {row.get('sample', number) + 1}"
-
-
-def without_nan(value):
-    """JSON has no NaN: what does not exist is null."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,19 +1,20 @@
 r"""
 Evaluate a model as in Table 2 of the paper: mean accuracy of K samples per problem, and their length.
 
-    accelerate launch examples/evaluate.py \
-        --model outputs/gsm8k --dataset aime24 math500 --num_samples 16 --output outputs/gsm8k/evaluation
-    python examples/evaluate.py --compare outputs/base/results.json outputs/gsm8k/evaluation/results.json
+    trl-fork evaluate --model outputs/gsm8k --dataset aime24 math500 --num_samples 16 --output outputs/gsm8k/evaluation
+    trl-fork evaluate --compare outputs/base/results.json outputs/gsm8k/evaluation/results.json
 
-The model is a name on the Hub, a folder, a checkpoint, or a LoRA adapter. `accelerate launch` splits the problems over
-processes. Samples are appended to OUTPUT/completions.jsonl as they are finished, and a run that was killed continues
-there when the same command is given again; the number of processes, the batch size and the engine's GPUs may differ.
+The model is a name on the Hub, a folder, a checkpoint, or a LoRA adapter. Options of `accelerate launch`
+(--num_processes 8) start several processes, which share the problems. Samples are appended to OUTPUT/completions.jsonl
+as they are finished, and a run that was killed continues there when the same command is given again; the number of
+processes, the batch size and the engine's GPUs may differ.
 """
 
 import argparse
 import hashlib
 import json
 import re
+import sys
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -37,11 +38,12 @@ from ..evaluation.store import CompletionStore, key, read_completions
 from ..evaluation.tables import dataset_label, print_comparison, print_results
 from ..generation.engines import TransformersEngine, VLLMEngine, load_model, load_tokenizer
 from ..rewards.grading import GradingPool
+from .launch import add_launch_arguments, launch
 from .options import OptionParser
 
 
-def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = OptionParser(description=__doc__)
+def make_parser() -> OptionParser:
+    parser = OptionParser(description=__doc__, command="evaluate")
     parser.add_argument("--model", help="Hub name, folder, checkpoint or LoRA adapter")
     parser.add_argument("--base_model", help="base of a LoRA adapter, if not the one its configuration names")
     parser.add_argument("--dataset", nargs="+", help="benchmarks by short name, files, or names on the Hub")
@@ -59,6 +61,12 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs of vLLM (default: %(default)s)")
     add_prompt_arguments(parser)
     parser.add_argument("--compare", nargs=2, metavar="RESULTS", help="print two results.json side by side, and stop")
+    add_launch_arguments(parser)
+    return parser
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser()
     options = parser.parse_args(arguments)
     missing = [f"--{name}" for name in ("model", "dataset", "output") if not getattr(options, name)]
     if missing and not options.compare:
@@ -82,7 +90,9 @@ def use_training_prompt(options: argparse.Namespace, state: PartialState) -> dic
         `dict`: the prompt of the training, where it is used: for questions, while prompts in chat format stay.
     """
     trained, path = find_prompt(options.model) or ({}, None)
-    prompt = {name: trained[name] for name in ("instruction", "prompt_template", "system_prompt") if name in trained}
+    prompt: dict[str, str] = {
+        name: trained[name] for name in ("instruction", "prompt_template", "system_prompt") if name in trained
+    }
     if not options.instruction is options.prompt_template is None:
         prompt = {} if options.prompt_template else {k: v for k, v in prompt.items() if k == "system_prompt"}
     if options.system_prompt is not None:
@@ -278,7 +288,9 @@ def with_answers(samples: list[dict], pool: GradingPool) -> list[dict]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    run(parse_arguments(arguments))
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if not launch("trl_fork.commands.evaluate", words, make_parser()):
+        run(parse_arguments(words))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class SaveFirstCallback(TrainerCallback):
         self.has_saved = True
 
 
-def train_and_save(trainer, resume_from_checkpoint: str | bool = False) -> None:
+def train_and_save(trainer, resume_from_checkpoint: str | bool = False) -> str | None:
     """
     Train, and save the model to `output_dir`, also where something fails between the last step and the end.
 
@@ -36,6 +36,9 @@ def train_and_save(trainer, resume_from_checkpoint: str | bool = False) -> None:
     Args:
         trainer ([`ForkingGRPOTrainer`]): What trains. It need not have been told anything of this.
         resume_from_checkpoint (`str` or `bool`, *optional*, defaults to `False`): As in `trainer.train`.
+
+    Returns:
+        `str`: what has failed after the last step, or `None`.
     """
 
     def save():
@@ -60,17 +63,20 @@ def train_and_save(trainer, resume_from_checkpoint: str | bool = False) -> None:
             f"The training is done and its model saved in {trainer.args.output_dir}, but what came after the last "
             f"step failed:\n{''.join(traceback.format_exception(failure))}"
         )
-    elif failure is not None:
+        return f"finishing the training ({_short(failure)})"
+    if failure is not None:
         raise failure
+    return None
 
 
-def attempt(what: str, function: Callable[[], object]) -> object | None:
+def attempt(what: str, function: Callable[[], object], failures: list[str] | None = None) -> object | None:
     """
     Call a function that a finished run can do without: a failure is a warning.
 
     Args:
         what (`str`): What it does, for the warning: `"writing training.png"`.
         function (`callable`): Takes nothing.
+        failures (`list[str]`, *optional*): Receives what has failed, where something that was asked for is missing.
 
     Returns:
         What the function returns, or `None` where it failed.
@@ -78,7 +84,9 @@ def attempt(what: str, function: Callable[[], object]) -> object | None:
     try:
         return function()
     except Exception as error:
-        logger.warning(f"The model is saved, but {what} failed ({type(error).__name__}: {error}).", exc_info=True)
+        logger.warning(f"The model is saved, but {what} failed ({_short(error)}).", exc_info=True)
+        if failures is not None:
+            failures.append(f"{what} ({_short(error)})")
         return None
 
 
@@ -87,6 +95,10 @@ def files_of(directory: str | Path, *names: str) -> str:
     there = ["model", *(name for name in names if (Path(directory) / name).is_file())]
     listed = " and ".join(filter(None, (", ".join(there[:-1]), there[-1])))
     return f"{listed[0].upper()}{listed[1:]} {'are' if len(there) > 1 else 'is'} in {directory}."
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _last_step_is_done(trainer) -> bool:

@@ -1,10 +1,10 @@
 """
 Watch a tiny language model learn by training on 20 % of its tokens: a few minutes on a CPU, no download.
 
-    python examples/quickstart.py [--seed 42] [--output_dir outputs/quickstart] [--max_steps N]
+    trl-fork quickstart [--seed 42] [--output_dir outputs/quickstart] [--max_steps N]
 
-1. Build a Qwen3 of 0.45 million parameters and let it imitate careless arithmetic (`SFTTrainer`; see digit_sums.py).
-2. Train it by reinforcement on its forking tokens: examples/train.py with configs/recipes/quickstart.yaml.
+1. Build a Qwen3 of 0.45 million parameters and let it imitate careless arithmetic (`SFTTrainer`).
+2. Train it by reinforcement on its forking tokens: `trl-fork train --recipe quickstart`.
 3. Compare its accuracy, on problems that neither phase has seen.
 """
 
@@ -35,47 +35,45 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
-from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 from trl import SFTConfig, SFTTrainer
 from trl.rewards import accuracy_reward
 
 from .. import select_tokens
-from .._files import write_json
 from ..entropy import completion_entropies
 from ..report.marks import highlight_tokens
-from ..report.page import ReportResponse, write_report_page
 from ..report.page_responses import score_response
 from ..tasks import digit_sums as task
 from .options import OptionParser
+from .quickstart_output import (
+    FORKING_FRACTION,
+    Evaluation,
+    console,
+    show_completion,
+    show_summary,
+    write_report,
+    write_summary,
+)
 
 
-ROOT = Path(__file__).resolve().parents[2]
-TRAIN = ROOT / "examples" / "train.py"
-RECIPE = ROOT / "configs" / "recipes" / "quickstart.yaml"
 MARKER = ".quickstart"  # in every directory that a quickstart has made, and may therefore empty
 DEFAULT_OUTPUT_DIR = Path("outputs/quickstart")  # the recipe's
 
 WARM_UP_STEPS, WARM_UP_BATCH = 275, 64
 NUM_TRAIN, NUM_TEST = 1024, 1024  # problems for RL, and held out
 MAX_COMPLETION_LENGTH = 56  # tokens, as in the recipe
-FORKING_FRACTION = 0.2  # as in the recipe
 NUM_SHOWN = 12  # problems on report.html
 
-console = Console()
 
-
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     warnings.simplefilter("ignore")  # PYTHONWARNINGS is for the subprocess: this process has read it already
-    options = parse_arguments()
+    options = parse_arguments(arguments)
     started = time.perf_counter()
     output_dir = prepare_directory(Path(options.output_dir))
     # One stream for all problems, so that another seed is another run from the first problem on.
@@ -112,17 +110,18 @@ def main() -> None:
     }
     write_summary(output_dir / "summary.json", options.seed, before, after, seconds)
     write_report(output_dir / "report.html", before, after)
-    show_summary(output_dir, before, after, seconds)
+    paths = [] if output_dir == DEFAULT_OUTPUT_DIR else run_paths(output_dir)
+    show_summary(output_dir, before, after, seconds, paths)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = OptionParser(description=__doc__)
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = OptionParser(description=__doc__, command="quickstart")
     parser.add_argument("--seed", type=int, default=42, help="of the problems, the weights and the sampling")
     parser.add_argument(
         "--output_dir", default=str(DEFAULT_OUTPUT_DIR), help="emptied if an earlier quickstart made it"
     )
     parser.add_argument("--max_steps", type=int, help="optimizer steps of RL; the recipe's if not given")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def prepare_directory(path: Path) -> Path:
@@ -187,12 +186,9 @@ def warm_up(path: Path, seed: int, rng: random.Random) -> None:
 
 
 def reinforce(output_dir: Path, seed: int, max_steps: int | None) -> None:
-    """The command that the README shows, with the paths and the seed of this run."""
+    """`trl-fork train` in a process of its own, with the paths and the seed of this run."""
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"),
-        # accelerate's own defaults, which it would list if they were not given
-        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-        *(str(TRAIN), "--config", str(RECIPE), *run_paths(output_dir)),
+        *(sys.executable, "-m", "trl_fork", "train", "--recipe", "quickstart", *run_paths(output_dir)),
         *("--output_dir", str(output_dir), "--seed", str(seed)),
     ]
     if max_steps is not None:
@@ -210,7 +206,7 @@ def reinforce(output_dir: Path, seed: int, max_steps: int | None) -> None:
 
 
 def run_paths(output_dir: Path) -> list[str]:
-    """Arguments of train.py: the model and the problems of this run, in place of the recipe's."""
+    """Options of `trl-fork train`: the model and the problems of this run, in place of the recipe's."""
     return [
         *("--model_name_or_path", str(output_dir / "start")),
         *("--dataset_name", str(output_dir / "train.jsonl")),
@@ -218,23 +214,11 @@ def run_paths(output_dir: Path) -> list[str]:
     ]
 
 
-@dataclass
-class Evaluation:
-    """Answers to the test problems: sampled at temperature 1, and greedy."""
-
-    accuracy: float
-    greedy_accuracy: float
-    mean_length: float  # tokens, of the sampled completions, with the end token
-    correct: list[bool]
-    completions: list[Text]  # the sampled ones, forking tokens highlighted
-    responses: list[ReportResponse]  # the first of them, with what else the model might have written
-
-
 def evaluate(path: Path, problems: list[tuple[int, ...]], seed: int) -> Evaluation:
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = Qwen3ForCausalLM.from_pretrained(path).eval()
     torch.manual_seed(seed)
-    inputs = tokenizer.apply_chat_template(
+    inputs: Any = tokenizer.apply_chat_template(
         [conversation(problem) for problem in problems],
         add_generation_prompt=True,
         padding=True,
@@ -293,75 +277,6 @@ def conversation(problem: tuple[int, ...]) -> list[dict[str, str]]:
 def write_problems(path: Path, problems: list[tuple[int, ...]]) -> None:
     rows = [{"prompt": task.question(problem), "solution": task.solution(problem)} for problem in problems]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def show_completion(when: str, evaluation: Evaluation, problems: list[tuple[int, ...]]) -> None:
-    verdict = "right" if evaluation.correct[0] else "wrong"
-    answer = f"  ({verdict}: the last digit of {' + '.join(map(str, problems[0]))} is {task.solution(problems[0])})"
-    body = Text.assemble(f"{task.question(problems[0])}  ->  ", evaluation.completions[0], answer)
-    title = f"One sample {when}; the 20 % of tokens with most entropy are highlighted"
-    console.print(Panel(body, title=title, title_align="left"))
-    console.print(f"Right on {evaluation.accuracy:.1%} of {len(problems):,} held-out problems {when} RL.\n")
-
-
-def write_summary(path: Path, seed: int, before: Evaluation, after: Evaluation, seconds: dict[str, float]) -> None:
-    summary = {
-        "accuracy_before": before.accuracy,
-        "accuracy_after": after.accuracy,
-        "greedy_accuracy_before": before.greedy_accuracy,
-        "greedy_accuracy_after": after.greedy_accuracy,
-        "mean_length_before": before.mean_length,
-        "mean_length_after": after.mean_length,
-        "num_test_problems": len(before.correct),
-        "seed": seed,
-        "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
-    }
-    write_json(path, summary)
-
-
-def write_report(path: Path, before: Evaluation, after: Evaluation) -> None:
-    """The same problems before and after, next to each other."""
-    responses = []
-    for pair in zip(before.responses, after.responses, strict=True):
-        for when, response in zip(("before", "after"), pair, strict=True):
-            responses.append(replace(response, label=f"{when}: {response.label}"))
-    write_report_page(
-        path,
-        responses,
-        title="Quickstart: held-out problems before and after training",
-        summary={"Right before": f"{before.accuracy:.1%}", "Right after": f"{after.accuracy:.1%}"},
-        fraction=FORKING_FRACTION,
-    )
-
-
-def show_summary(output_dir: Path, before: Evaluation, after: Evaluation, seconds: dict[str, float]) -> None:
-    table = Table(title=f"{len(before.correct):,} held-out problems", title_style="bold")
-    table.add_column("")
-    for column in ("before", "after", "change"):
-        table.add_column(column, justify="right")
-    for name, old, new, form in (
-        ("accuracy, sampled at temperature 1", before.accuracy, after.accuracy, ".3f"),
-        ("accuracy, greedy", before.greedy_accuracy, after.greedy_accuracy, ".3f"),
-        ("mean length, tokens", before.mean_length, after.mean_length, ".1f"),
-    ):
-        table.add_row(name, f"{old:{form}}", f"{new:{form}}", f"{new - old:+{form}}")
-    console.print(table)
-    times = ", ".join(f"{phase.replace('_', '-')} {value:.0f} s" for phase, value in seconds.items())
-    console.print(f"Time: {times}. The model, summary.json and train.log are in {output_dir}.\n")
-    console.print(f"[bold]Next[/]\n  Look at the curves: {output_dir / 'training.png'}")
-    console.print(f"  See the forks, in a browser: {(output_dir / 'report.html').resolve().as_uri()}", soft_wrap=True)
-    accelerate = (
-        "accelerate" if shutil.which("accelerate") else os.path.relpath(Path(sys.executable).parent / "accelerate")
-    )
-    train = [accelerate, "launch", "--cpu", os.path.relpath(TRAIN), "--config", os.path.relpath(RECIPE)]
-    if output_dir != DEFAULT_OUTPUT_DIR:
-        train += run_paths(output_dir)
-    for aim, options in (
-        ("Train on all tokens", "--top_entropy_quantile 1.0 --output_dir outputs/all_tokens"),
-        ("Train on the other 80 %", "--token_selection low_entropy --output_dir outputs/low_entropy"),
-    ):
-        console.print(f"  {aim}:", highlight=False)
-        console.print(f"    {shlex.join(train)} {options}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ REMOVED = {
     "vllm_dtype": "remove it; vLLM computes in the type of `dtype`",
     "vllm_enable_prefix_caching": "remove it; vLLM does so by itself",
     # Open-R1
-    "benchmarks": "remove it; examples/evaluate.py evaluates the model, and `eval_dataset_name` does while it trains",
+    "benchmarks": "remove it; trl-fork evaluate evaluates the model, and `eval_dataset_name` does while it trains",
     "callbacks": "remove it; from Python, ForkingGRPOTrainer takes callbacks",
     "chat_template": "save the tokenizer with this template, and name its folder in `model_name_or_path`; or give "
     "prompts as plain text with `prompt_template`",
@@ -89,6 +89,45 @@ REMOVED = {
         ),
         "remove it; it belongs to a reward of Open-R1: `reward_funcs` takes the dotted path of such a function",
     ),
+}
+
+# What other trainers and papers call an option, where no likeness of the names leads to it.
+OTHER_NAMES = {
+    **dict.fromkeys(("lr", "actor_lr"), "learning_rate"),
+    **dict.fromkeys(("lora_rank", "lora_dim", "rank"), "lora_r"),
+    **dict.fromkeys(("target_modules", "lora_modules", "lora_targets"), "lora_target_modules"),
+    **dict.fromkeys(("epochs", "num_epochs", "n_epochs", "total_epochs"), "num_train_epochs"),
+    **dict.fromkeys(("steps", "num_steps", "total_steps", "max_train_steps", "num_train_steps"), "max_steps"),
+    **dict.fromkeys(("batch_size", "micro_batch_size", "train_batch_size"), "per_device_train_batch_size"),
+    "eval_batch_size": "per_device_eval_batch_size",
+    "rollout_batch_size": "generation_batch_size",
+    **dict.fromkeys(("grad_accum", "accumulation_steps", "grad_acc_steps"), "gradient_accumulation_steps"),
+    **dict.fromkeys(("group_size", "rollout_n", "num_rollouts", "num_samples"), "num_generations"),
+    **dict.fromkeys(("kl_coef", "kl_beta", "kl_loss_coef", "init_kl_coef"), "beta"),
+    **dict.fromkeys(("clip_ratio_high", "clip_high", "clip_higher"), "epsilon_high"),
+    **dict.fromkeys(("clip_ratio", "clip_range", "cliprange", "clip_ratio_low", "clip_low"), "epsilon"),
+    "clip_ratio_c": "delta",
+    **dict.fromkeys(
+        ("max_new_tokens", "max_tokens", "max_response_length", "response_length"), "max_completion_length"
+    ),
+    **dict.fromkeys(("model", "model_name", "model_path", "model_id"), "model_name_or_path"),
+    **dict.fromkeys(("dataset", "data", "dataset_path", "train_data", "train_files"), "dataset_name"),
+    **dict.fromkeys(("eval_dataset", "eval_data", "val_files", "test_files"), "eval_dataset_name"),
+    **dict.fromkeys(("reward", "rewards", "reward_fn", "reward_function", "reward_model"), "reward_funcs"),
+    **dict.fromkeys(("rho", "entropy_top_ratio", "top_entropy_fraction", "token_fraction"), "top_entropy_quantile"),
+    **dict.fromkeys(("warmup", "num_warmup_steps"), "warmup_steps"),
+    **dict.fromkeys(("scheduler", "lr_scheduler"), "lr_scheduler_type"),
+    "optimizer": "optim",
+    "wd": "weight_decay",
+    **dict.fromkeys(("gradient_clipping", "clip_grad", "max_norm", "grad_clip"), "max_grad_norm"),
+    **dict.fromkeys(("output", "output_path", "save_path"), "output_dir"),
+    **dict.fromkeys(("resume", "resume_from"), "resume_from_checkpoint"),
+    **dict.fromkeys(("log_every", "log_freq", "log_interval"), "logging_steps"),
+    **dict.fromkeys(("save_every", "save_freq", "save_interval"), "save_steps"),
+    **dict.fromkeys(("eval_every", "eval_freq", "test_freq", "eval_interval"), "eval_steps"),
+    **dict.fromkeys(("wandb", "logger", "tracker"), "report_to"),
+    **dict.fromkeys(("tp", "vllm_tp"), "vllm_tensor_parallel_size"),
+    **dict.fromkeys(("load_4bit", "qlora", "quantize"), "load_in_4bit"),
 }
 
 

@@ -1,9 +1,9 @@
 r"""
 Select training responses by their High-Entropy Sum (HES): the sum of the entropies of the top 0.5 % tokens of each.
 
-    python examples/select_data.py --model Qwen/Qwen3-0.6B --completions completions.jsonl --output selected.jsonl \
+    trl-fork select --model Qwen/Qwen3-0.6B --completions completions.jsonl --output selected.jsonl \
         --fraction 0.2
-    python examples/select_data.py --model Qwen/Qwen3-0.6B --completions completions.jsonl --output selected.jsonl \
+    trl-fork select --model Qwen/Qwen3-0.6B --completions completions.jsonl --output selected.jsonl \
         --num_selected 2 --pool problem
 
 "Unified Data Selection for LLM Reasoning" (arXiv 2605.22389): among correct responses, those of high HES train better.
@@ -32,12 +32,17 @@ from ..analysis.score_store import ScoreStore
 from ..analysis.statistics import high_entropy_sum, pearson, spearman
 from ..data.prompt_file import find_prompt
 from ..generation.engines import load_tokenizer
+from .options import OptionParser
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, command="select")
     parser.add_argument("--model", required=True, help="Hub name or folder of the model that scores")
-    parser.add_argument("--completions", required=True, help="JSONL file of responses (trl_fork.analysis.responses)")
+    parser.add_argument(
+        "--completions",
+        required=True,
+        help="JSONL file, such as evaluate's completions.jsonl",
+    )
     parser.add_argument("--output", required=True, help="JSONL file of the responses that are selected")
     parser.add_argument("--fraction", type=float, help="of the responses of each pool, in (0, 1]; rounded up")
     parser.add_argument("--num_selected", type=int, help="responses of each pool, instead of --fraction")
@@ -119,7 +124,7 @@ def run(options: argparse.Namespace) -> None:
     if not options.include_incorrect and all(value is None for value in correct):
         raise ValueError(
             f"{options.completions} does not say which responses are right (no field 'correct'), and wrong ones have "
-            "the higher sums. Grade them with examples/evaluate.py, or pass --include_incorrect if all are right."
+            "the higher sums. Grade them with trl-fork evaluate, or pass --include_incorrect if all are right."
         )
     candidates = [row for row, value in enumerate(correct) if options.include_incorrect or value]
     selected = select(sums, problems, candidates, options)

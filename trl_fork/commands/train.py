@@ -1,129 +1,52 @@
 r"""
 Train a language model by reinforcement learning on its forking tokens.
 
-    accelerate launch examples/train.py --config configs/recipes/quickstart.yaml
-    accelerate launch examples/train.py --model_name_or_path Qwen/Qwen3-0.6B \
+    trl-fork train --recipe gsm8k_single_gpu --output_dir outputs/gsm8k
+    trl-fork train --model_name_or_path Qwen/Qwen3-0.6B \
         --dataset_name openai/gsm8k --dataset_config main --output_dir outputs/gsm8k
+    trl-fork train --accelerate_config zero3 --recipe qwen3_8b_forking
 
 Any field of ForkingGRPOConfig (TRL's GRPOConfig and more), of TRL's ModelConfig (LoRA and quantization among them) and
 of the script arguments below can stand in the YAML file or on the command line; the command line wins.
+
+Options of `accelerate launch` (--num_processes 2) are taken on the command line too, and have it launch the training;
+without any of them, the training runs in this process. `accelerate launch -m trl_fork.commands.train` does the same.
 """
 
-import os
 import shlex
+import sys
 import warnings
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 
-from datasets import Dataset
-from transformers import AutoProcessor, AutoTokenizer, ProgressCallback, TrainingArguments
-from trl import GRPOConfig, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
+from transformers import ProgressCallback, TrainingArguments
+from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
 
 from .. import ForkingGRPOConfig, ForkingGRPOTrainer
-from ..data.columns import column_names, place
-from ..data.loading import load_benchmark, load_training_set, source_of, training_prompt
 from ..data.math_datasets import BENCHMARKS, TRAINING_SETS, find_dataset
 from ..data.prompt_file import save_prompt
 from ..generation.engines import check_model_path
 from ..report.curves import plot_training, require_matplotlib
-from ..rewards.functions import get_reward_function
 from ..trainer.callbacks import ForkReportCallback
 from ..trainer.checkpoints import check_model_will_be_saved
-from ..trainer.checks import check_tokenizer, required_columns, warn_of_overlap
+from ..trainer.checks import required_columns, warn_of_overlap
 from ..trainer.telemetry import LastLogCallback, SummaryCallback
 from .finishing import attempt, files_of, train_and_save
-from .options import GroupedTrlParser
+from .launch import launch
 from .output_directory import checkpoint_choice, refuse_other_run
-
-
-@dataclass
-class ForkingScriptArguments(ScriptArguments):
-    """
-    Data, rewards, and what to see of the run.
-
-    Args:
-        dataset_name (`str`):
-            `dapo-math-17k`, `dapo-math-17k-processed`, `guru-math` or `gsm8k` for these data sets as the paper uses
-            them; or a Hub name, a folder of `save_to_disk`, or a JSON, JSONL, Parquet or CSV file.
-        eval_dataset_name (`str`, *optional*):
-            Where the evaluation problems are, or a benchmark by its short name (`aime24`, `math500`, `gsm8k`, ...); by
-            default the split `dataset_test_split` of `dataset_name`. The rows that are trained on are refused.
-        prompt_column, solution_column (`str`, *optional*):
-            Columns of question and answer; found by their usual names if not given. Only rewards that take `solution`
-            need answers. Other columns stay, for rewards of your own.
-        instruction (`str`, *optional*):
-            Text of the user message, for models with a chat template; `{question}` stands for the question. By default
-            the question alone, and a request for `\\boxed{}` with the data sets above.
-        prompt_template (`str`, *optional*):
-            Prompt as plain text, for base models; `{question}` stands for the question. `paper` is the paper's.
-        deduplicate (`bool`, *optional*):
-            Whether to train on each problem once; by default only where a data set above repeats them.
-        reward_funcs (`list[str]`, *optional*, defaults to `["accuracy_reward"]`):
-            Names of TRL rewards, or dotted paths of your own.
-        soft_overlong_max_completion_len (`int`, *optional*):
-            Length in tokens at which the reward `soft_overlong_punishment` reaches -1; by default
-            `max_completion_length`.
-        soft_overlong_punish_cache (`int`, *optional*):
-            Number of tokens before it over which that reward falls from 0.
-        text_only (`bool`, *optional*, defaults to `False`):
-            Train an image-text model on text alone, with its tokenizer in place of its processor.
-        fork_report_steps (`int`, *optional*, defaults to `0`):
-            Steps between two pages that show where responses fork, in `fork_report` of the output directory; 0 for
-            none.
-    """
-
-    eval_dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "Evaluation data or benchmark; the test split of dataset_name if not given."},
-    )
-    prompt_column: str | None = field(
-        default=None, metadata={"help": "Column of the question; prompt, question or problem if not given."}
-    )
-    solution_column: str | None = field(
-        default=None, metadata={"help": "Column of the answer; ground_truth, answer or solution if not given."}
-    )
-    instruction: str | None = field(
-        default=None, metadata={"help": "Text of the user message; {question} stands for the question."}
-    )
-    prompt_template: str | None = field(
-        default=None,
-        metadata={"help": "Prompt as plain text with {question} in it, for base models; or 'paper' for the paper's."},
-    )
-    deduplicate: bool | None = field(
-        default=None,
-        metadata={"help": "Train on each problem once; by default only where a known data set repeats them."},
-    )
-    reward_funcs: list[str] = field(
-        default_factory=lambda: ["accuracy_reward"],
-        metadata={"help": "TRL rewards by name, or dotted paths of your own."},
-    )
-    soft_overlong_max_completion_len: int | None = field(
-        default=None,
-        metadata={"help": "Tokens at which soft_overlong_punishment reaches -1; max_completion_length if not given."},
-    )
-    soft_overlong_punish_cache: int | None = field(
-        default=None,
-        metadata={"help": "Tokens before that over which soft_overlong_punishment falls from 0."},
-    )
-    text_only: bool = field(
-        default=False,
-        metadata={"help": "Train an image-text model on text alone, with its tokenizer in place of its processor."},
-    )
-    fork_report_steps: int = field(
-        default=0,
-        metadata={
-            "help": "Steps between two pages that show where responses fork (fork_report/latest.html); 0: none."
-        },
-    )
-
-
-# The help has four hundred options: those that a run is likely to set come first.
-COMMON_OPTIONS = (
-    *("model_name_or_path", "output_dir", "max_steps", "num_train_epochs", "learning_rate", "num_generations"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length", "temperature"),
-    *("use_vllm", "use_peft", "lora_r", "bf16", "use_cpu", "eval_strategy", "logging_steps", "save_steps"),
-    *("report_to", "resume_from_checkpoint", "seed"),
+from .program import program
+from .training_arguments import COMMON_OPTIONS, ForkingScriptArguments
+from .training_inputs import (
+    check_prompts,
+    load_data,
+    load_evaluation_data,
+    load_processing_class,
+    load_rewards,
+    prompt_of,
+    refuse_adapter,
+    refuse_images,
 )
+from .training_options import GroupedTrlParser
 
 
 def make_parser() -> GroupedTrlParser:
@@ -141,141 +64,17 @@ def make_parser() -> GroupedTrlParser:
             "training (transformers.TrainingArguments)": names(TrainingArguments),
         },
         description=__doc__,
+        command="train",
     )
 
 
-def load_data(
-    arguments: ForkingScriptArguments,
-    name: str,
-    split: str,
-    *,
-    evaluation: bool = False,
-    solution_required: bool = True,
-):
-    if evaluation and name in BENCHMARKS:
-        return load_benchmark(name, **(prompt_of(arguments) or {}))
-    return load_training_set(
-        name,
-        split,
-        config=arguments.dataset_config if name == arguments.dataset_name else None,
-        streaming=arguments.dataset_streaming,
-        deduplicate=False if evaluation else arguments.deduplicate,
-        prompt_column=arguments.prompt_column,
-        solution_column=arguments.solution_column,
-        solution_required=solution_required,
-        instruction=arguments.instruction,
-        prompt_template=arguments.prompt_template,
-    )
-
-
-def load_evaluation_data(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, *, solution_required: bool):
+def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config: ModelConfig) -> list[str]:
     """
-    Problems that are not trained on.
+    Train as the three parts of the arguments say, save the model, and then do what comes after.
 
-    Raises:
-        `ValueError`: if there are none, before anything is trained, naming the options that choose them.
+    Returns:
+        `list[str]`: what has failed after the last step. The model is saved all the same.
     """
-    name, split = arguments.eval_dataset_name or arguments.dataset_name, arguments.dataset_test_split
-    config = arguments.dataset_config if name == arguments.dataset_name else None
-    why = (
-        f"eval_strategy is {str(args.eval_strategy.value)!r}" if args.eval_strategy != "no" else "eval_on_start is set"
-    )
-    remedy = (
-        "Name other problems in eval_dataset_name (a data set, a file, or a benchmark such as 'math500') or their "
-        "split in dataset_test_split, or set eval_strategy to 'no'."
-    )
-    trained = source_of(arguments.dataset_name, arguments.dataset_train_split, arguments.dataset_config)
-    if source_of(name, split, config, benchmark=name in BENCHMARKS) == trained:
-        raise ValueError(f"{why}, but {name!r} (split {split!r}) is what the model is trained on. {remedy}")
-    try:
-        return load_data(arguments, name, split, evaluation=True, solution_required=solution_required)
-    except ValueError as error:
-        raise ValueError(f"{why}, but there is no evaluation set: {error} {remedy}") from error
-
-
-def load_processing_class(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config: ModelConfig):
-    """What the trainer would load by itself; with `text_only` the tokenizer of an image-text model."""
-    auto_class = AutoTokenizer if arguments.text_only else AutoProcessor
-    try:
-        return auto_class.from_pretrained(
-            model_config.model_name_or_path,
-            revision=model_config.model_revision,
-            truncation_side="left",
-            padding_side="left",
-            trust_remote_code=args.trust_remote_code,
-        )
-    except ImportError as error:  # what reads images is not installed
-        if arguments.text_only:
-            raise
-        raise ImportError(
-            f"The processor of {model_config.model_name_or_path!r} cannot be loaded: {error} To train an image-text "
-            "model on text alone, set text_only to true (--text_only true)."
-        ) from error
-
-
-def check_prompts(arguments: ForkingScriptArguments, processing_class, dataset) -> None:
-    """What a user of this script would otherwise read after a large model was loaded, in terms of its options."""
-    if arguments.text_only:
-        refuse_images(dataset)
-    first = dataset.select([0]) if isinstance(dataset, Dataset) else Dataset.from_list(list(dataset.take(1)))
-    check_tokenizer(
-        processing_class,
-        first,
-        plain_prompts='set prompt_template, a plain text (--prompt_template "Question: {question} Answer:", or paper)',
-    )
-
-
-def refuse_images(dataset) -> None:
-    """Refuse what a tokenizer cannot take, in columns or as parts of messages: the first that comes would fail."""
-    remedy = "and text alone is trained on and evaluated. Leave them out of the data, or set text_only to false."
-    if images := [name for name in ("image", "images") if name in column_names(dataset)]:
-        raise ValueError(f"text_only: the data set has the columns {images}, {remedy}")
-    for number, prompt in enumerate(dataset["prompt"] if isinstance(dataset, Dataset) else ()):
-        if isinstance(prompt, str) or isinstance(prompt[0]["content"], str):  # and then in all rows
-            return
-        kinds = {part.get("type") for message in prompt for part in message["content"] or ()} - {"text"}
-        if kinds:
-            raise ValueError(
-                f"text_only: {place('prompt', number)}: the prompt has parts of type {sorted(kinds)}, {remedy}"
-            )
-
-
-def prompt_of(arguments: ForkingScriptArguments) -> dict[str, str] | None:
-    """What the model is asked in training, and then in evaluation."""
-    return training_prompt(
-        arguments.dataset_name,
-        arguments.dataset_train_split,
-        config=arguments.dataset_config,
-        streaming=arguments.dataset_streaming,
-        prompt_column=arguments.prompt_column,
-        instruction=arguments.instruction,
-        prompt_template=arguments.prompt_template,
-    )
-
-
-def refuse_adapter(model: str) -> None:
-    """Of a folder that holds an adapter alone, transformers would say that its model is not recognized."""
-    folder = Path(model)
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise ValueError(
-            f"model_name_or_path: {model!r} holds an adapter, not a model. To train on, give its run's own command "
-            "with --resume_from_checkpoint true; or merge it into its base model (merge_and_unload of PEFT) and name "
-            "the folder of that."
-        )
-
-
-def load_rewards(arguments: ForkingScriptArguments, args: ForkingGRPOConfig) -> list:
-    return [
-        get_reward_function(
-            name,
-            max_completion_len=arguments.soft_overlong_max_completion_len or args.max_completion_length,
-            soft_punish_cache=arguments.soft_overlong_punish_cache,
-        )
-        for name in arguments.reward_funcs
-    ]
-
-
-def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config: ModelConfig) -> None:
     if not arguments.dataset_name:
         raise ValueError("dataset_name is not set: name a data set of the Hub, or a local file.")
     if not model_config.model_name_or_path:
@@ -283,7 +82,9 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
     check_model_path(model_config.model_name_or_path)
     refuse_adapter(model_config.model_name_or_path)
     checkpoint = checkpoint_choice(args.resume_from_checkpoint)
+    assert args.output_dir and not isinstance(args.model_init_kwargs, str)  # transformers has seen to both
     refuse_other_run(args.output_dir, checkpoint)
+    refuse_several_gpus(args)
     require_matplotlib()
     args.model_init_kwargs = {
         "revision": model_config.model_revision,
@@ -325,32 +126,52 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
         save_prompt(
             args.output_dir,
             prompt_of(arguments),
-            chat_template_kwargs=args.chat_template_kwargs,
-            generation_kwargs=args.generation_kwargs,
+            **{name: getattr(args, name) for name in ("chat_template_kwargs", "generation_kwargs")},
         )
-    train_and_save(trainer, resume_from_checkpoint=checkpoint)
+    failure = train_and_save(trainer, resume_from_checkpoint=checkpoint)
+    return [*([failure] if failure else ()), *after_training(trainer, arguments, model_config.model_name_or_path)]
 
-    attempt("writing trainer_state.json", trainer.save_state)
+
+def refuse_several_gpus(args: ForkingGRPOConfig) -> None:
+    """TRL would say so when the model is loaded, and not of this command."""
+    if args.n_gpu > 1 and "device_map" not in (args.model_init_kwargs or {}):
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible to this one process, which would have to spread every batch over them. "
+            f"Start one process for each of them with --num_processes {args.n_gpu} or an --accelerate_config, or "
+            "choose a GPU with the environment variable CUDA_VISIBLE_DEVICES."
+        )
+
+
+def after_training(trainer: ForkingGRPOTrainer, arguments: ForkingScriptArguments, base: str) -> list[str]:
+    """Write, draw and publish what a finished run has, and print what comes next; returns what has failed."""
+    args = trainer.args
+    failures: list[str] = []
+    attempt("writing trainer_state.json", trainer.save_state, failures)
     if trainer.accelerator.is_main_process:
         picture = Path(args.output_dir) / "training.png"
-        attempt("drawing training.png", lambda: plot_training(trainer.state.log_history, picture))
+        attempt("drawing training.png", lambda: plot_training(trainer.state.log_history, picture), failures)
     if args.push_to_hub:
-        pushed = attempt("publishing it", lambda: trainer.push_to_hub(dataset_name=arguments.dataset_name))
+        before = len(failures)
+        pushed = attempt("publishing it", lambda: trainer.push_to_hub(dataset_name=arguments.dataset_name), failures)
         if pushed:
             trainer.accelerator.print(f"Pushed to https://huggingface.co/{trainer.hub_model_id}.")
+        elif trainer.accelerator.is_main_process and len(failures) == before:
+            failures.append("publishing it (what remains to be done is said above)")
     trainer.accelerator.print(files_of(args.output_dir, "trainer_state.json", "training.png"))
-    base, steps = model_config.model_name_or_path, trainer.state.global_step
+    steps = trainer.state.global_step
     attempt("printing what comes next", lambda: trainer.accelerator.print(next_steps(arguments, args, base, steps)))
+    return failures
 
 
 def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base: str, steps: int) -> str:
     """Commands for what comes after a run."""
 
-    def command(script: str, **options) -> str:
-        words = ["python", os.path.relpath(Path(__file__).with_name(script))]
+    def command(name: str, **options) -> str:
+        words = [*program(), name]
         given = {name: value for name, value in options.items() if value is not None}
         return shlex.join([*words, *(str(word) for name, value in given.items() for word in (f"--{name}", value))])
 
+    assert arguments.dataset_name and args.output_dir  # `run` has looked
     data, output = arguments.eval_dataset_name or arguments.dataset_name, Path(args.output_dir)
     if find_dataset(TRAINING_SETS, data) and not find_dataset(BENCHMARKS, data):  # has no problems to test on
         data = "math500"
@@ -364,7 +185,7 @@ def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base:
         "  Evaluate, with the prompt of the training:",
         "    "
         + command(
-            "evaluate.py",
+            "evaluate",
             model=output,
             dataset=data,
             **columns,
@@ -374,7 +195,7 @@ def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base:
         "  See where its responses fork:",
         "    "
         + command(
-            "analyze_entropy.py",
+            "analyze",
             model=output,
             reference_model=base,
             completions=output / "evaluation" / "completions.jsonl",
@@ -390,7 +211,17 @@ def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base:
 def main(arguments: list[str] | None = None) -> None:
     # TRL 1.16 calls transformers by names that 5.23 has replaced: nothing that a user of this command could change.
     warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6", category=FutureWarning)
-    run(*make_parser().parse_args_and_config(arguments))
+    parser = make_parser()
+    words = parser.with_config(sys.argv[1:] if arguments is None else list(arguments))
+    if launch("trl_fork.commands.train", words, parser):
+        return
+    arguments_of_the_run = parser.parse_args_and_config(words)
+    failures = run(*arguments_of_the_run)
+    if failures:  # who waits for the exit status would take the rest for done
+        raise SystemExit(
+            f"The training is done and its model saved in {arguments_of_the_run[1].output_dir}. The exit status is 1, "
+            f"because what comes after the last step has failed in part: {'; '.join(failures)}."
+        )
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def default_stop(prompt_template: str | None) -> list[str]:
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of a script that asks models questions: what, in which words, and where a sample ends."""
-    group = parser.add_argument_group("data and prompts, by train.py's names")
+    group = parser.add_argument_group("data and prompts, by the names of trl-fork train")
     group.add_argument("--dataset_config", help="configuration of a Hub data set")
     group.add_argument("--dataset_test_split", help="split of the problems (default: test, or a benchmark's)")
     group.add_argument("--prompt_column", help="column of the question (default: prompt, question or problem)")
@@ -135,7 +135,7 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--instruction",
         help="text of the user's message, with {question} in it (default: the prompt that the model was trained with "
-        "by examples/train.py, or else the question and a request for a box)",
+        "by trl-fork train, or else the question and a request for a box)",
     )
     group.add_argument("--system_prompt", help="text of the system's message (default: the training's; '' is none)")
     group.add_argument(

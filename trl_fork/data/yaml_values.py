@@ -33,7 +33,7 @@ def option_value(action: argparse.Action, value: Any) -> Any:
     """
     name = action.dest
     if name == "report_to":
-        return [_tracker(item) for item in (value if isinstance(value, list) else [value])]
+        return [tracker(item) for item in (value if isinstance(value, list) else [value])]
     if value is None:
         if action.type in (int, float):  # not TRL's, which are for what may be `None`
             raise ValueError(f"{name} must be a number, got null; leave it out for its default, {action.default}")
@@ -82,7 +82,7 @@ def _mapping(action: argparse.Action, value: Any) -> Any:
     raise ValueError(f"{action.dest} must be a mapping of names to values, got {value!r}")
 
 
-def _tracker(value: Any) -> Any:
+def tracker(value: Any) -> Any:
     """A name of `report_to`, where nothing is `none` to transformers."""
     if value is None or str(value).lower() in _NOTHING:
         return "none"

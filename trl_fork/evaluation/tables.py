@@ -3,6 +3,7 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from .metrics import compare
 from .store import read_completions
@@ -86,8 +87,10 @@ def print_comparison(path_a: str, path_b: str) -> None:
         print(f"Different {name}: {settings[0].get(name)!r} and {settings[1].get(name)!r}.")
 
 
-def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """Print a table; as plain text without rich, of the extra `report`."""
+def print_table(
+    title: str, header: list[str], rows: list[list[str]], *, justify: Literal["left", "right"] = "right"
+) -> None:
+    """Print a table; as plain text without rich, of the extra `report`. Columns justified left may be folded."""
     if find_spec("rich") is None:
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         print(title)
@@ -99,7 +102,7 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
 
     table = Table(title=title)
     for column, name in enumerate(header):
-        table.add_column(name, justify="right" if column else "left", no_wrap=column > 0)
+        table.add_column(name, justify=justify if column else "left", no_wrap=column > 0 and justify == "right")
     for row in rows:
         table.add_row(*row)
     # In a file or pipe nothing is known of its width: do not fold there.

@@ -16,7 +16,7 @@ class ForkTemperatureLogitsProcessor(LogitsProcessor):
 
     The comparison is strict, row by row and step by step: rows of a batch do not influence each other. The threshold
     is fixed; the paper's, for Qwen3-8B, is 0.672 nats, the 80th percentile of its entropies
-    (`examples/analyze_entropy.py` prints it for another model).
+    (`trl-fork analyze` prints it for another model).
 
     Pass it to `generate` in `logits_processor`, with `do_sample=True, temperature=1.0, top_k=0, top_p=1.0`:
     `generate` applies its own warpers (temperature, top-k, top-p) after it, so that a temperature there would

@@ -111,8 +111,8 @@ class GradingPool:
 
     def grade(self, answers: list, golds: list[str]) -> list[Verdict]:
         """
-        Grade answers against their gold solutions, as TRL's `accuracy_reward` does but for the list in
-        `docs/grading.md`.
+        Grade answers against their gold solutions, as TRL's `accuracy_reward` does but for the list on the page
+        "Grading" of the documentation.
 
         Args:
             answers (`list[str]`): Whole completions. What is no text is wrong.
@@ -255,7 +255,7 @@ def accuracy_reward(
 
     1.0 if math-verify finds the completion's answer equal to the solution; 0.0 if not, or if it cannot tell within its
     limits; `None` (skipped) if the solution cannot be parsed, or stands for no answer (`proof`, `N/A`). Golds and
-    answers are read in more spellings than TRL reads (`docs/grading.md`).
+    answers are read in more spellings than TRL reads (page "Grading" of the documentation).
 
     Args:
         completions (`list[list[dict[str, str]]]` or `list[str]`):

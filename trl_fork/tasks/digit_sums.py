@@ -17,6 +17,7 @@ import itertools
 import random
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
@@ -53,7 +54,7 @@ def training_problems(num_problems: int, rng: random.Random) -> list[tuple[int, 
 
 def held_out_problems(num_problems: int, rng: random.Random) -> list[tuple[int, ...]]:
     """Draw different problems from the held-out part, of which there are about 2,100."""
-    drawn = {}  # a dictionary keeps the order, which a set of tuples need not
+    drawn: dict[tuple[int, ...], None] = {}  # a dictionary keeps the order, which a set of tuples need not
     while len(drawn) < num_problems:
         operands = _draw(rng)
         if is_held_out(operands):
@@ -150,8 +151,9 @@ TINY = {  # 0.45 million parameters
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int, shape: dict[str, int] = TINY) -> Qwen3ForCausalLM:
     """A Qwen3 with random weights."""
     set_seed(seed)
+    settings: dict[str, Any] = dict(shape)
     config = Qwen3Config(
-        **shape,
+        **settings,
         vocab_size=len(tokenizer),
         max_position_embeddings=256,
         tie_word_embeddings=True,

@@ -157,6 +157,11 @@ class ForkingGRPOConfig(GRPOConfig):
                 self.token_credit = json_object(self.token_credit, EXAMPLE)
             except ArgumentTypeError as error:
                 raise ValueError(f"token_credit: {error}.") from None
+        if self.num_generations is None:  # TRL's type allows it, and its code divides by it
+            raise ValueError(
+                "num_generations must be a whole number of at least 2, got None: it is the size of a group. Leave it "
+                "out for its default, 8."
+            )
         self._check_selection()
         self.check_credit(self.credit)
         if self.dynamic_sampling_max_rounds < 1:

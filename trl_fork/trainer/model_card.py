@@ -151,7 +151,7 @@ def example_prompt(output_dir: Path, has_chat_template: bool) -> str | list[dict
 
 def read_results(path: Path) -> tuple[list[str], list[list[str]]]:
     """
-    Headings and rows for a table of what `examples/evaluate.py` wrote; nothing where it wrote nothing.
+    Headings and rows for a table of what `trl-fork evaluate` wrote; nothing where it wrote nothing.
 
     Accuracies are fractions in the file and percent in the table, as in the paper's Table 2.
     """

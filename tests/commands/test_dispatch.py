@@ -1,0 +1,241 @@
+"""`trl-fork COMMAND`: which words reach which command, and what accelerate is told."""
+
+import re
+import runpy
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from trl_fork import __version__, _shipped
+from trl_fork._shipped import find_shipped, shipped_files
+from trl_fork.commands import dispatch, launch, program, recipes, train
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def output_of(words, capsys) -> tuple[int, str, str]:
+    try:
+        status = dispatch.main(words)
+    except SystemExit as ended:
+        status = ended.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands(words, capsys):
+    status, out, _ = output_of(words, capsys)
+    assert status == 0 and out.startswith("usage: trl-fork COMMAND")
+    for name, text in dispatch.COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(text)}$", out, re.MULTILINE)
+
+
+def test_help_and_errors_import_no_libraries():
+    code = (
+        "import sys; from trl_fork.commands.dispatch import main; assert main(['trian']) == 2\n"
+        "assert not {'torch', 'transformers', 'trl', 'numpy'} & set(sys.modules)\n"
+        "main(['--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "did you mean train?" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("trian", "there is no command 'trian'; did you mean train?"),
+        ("analyse", "there is no command 'analyse'; did you mean analyze?"),
+        ("eval", "there is no command 'eval'; did you mean evaluate?"),
+        ("analyze_entropy", "there is no command 'analyze_entropy'; did you mean analyze?"),
+        ("xyzzy", "there is no command 'xyzzy'\n"),
+        ("", "there is no command ''\n"),
+        ("--verison", "there is no option '--verison'; did you mean --version?"),
+        ("--recipe", "there is no option '--recipe'\n"),
+    ],
+)
+def test_words_that_are_no_command(word, message, capsys):
+    status, out, err = output_of([word, "--config", "a.yaml"], capsys)
+    assert (status, out) == (2, "") and message in err and "trl-fork --help" in err
+
+
+def test_the_version(capsys):
+    assert output_of(["--version"], capsys)[:2] == (0, f"trl_fork {__version__}\n")
+
+
+# The help of the quickstart is tested in a process of its own, as it sets variables of the environment.
+@pytest.mark.parametrize("name", sorted({*dispatch.COMMANDS} - {"quickstart"}))
+def test_help_of_each_command(name, capsys):
+    status, out, _ = output_of([name, "--help"], capsys)
+    assert status == 0 and out.startswith(f"usage: trl-fork {name} ")
+    assert re.search(rf"^    trl-fork {name} ?", out, re.MULTILINE), "its docstring shows how it is called"
+    status, _, err = output_of([name, "--outputt", "x"], capsys)
+    assert status == 2 and err.startswith(
+        f"trl-fork {name}: error: there is no option --outputt; did you mean --output"
+    )
+    assert import_module(f"trl_fork.commands.{name}").main
+
+
+SHIMS = {
+    "train": "train",
+    "evaluate": "evaluate",
+    "analyze_entropy": "analyze",
+    "select_data": "select",
+    "merge_adapter": "merge",
+}
+
+
+@pytest.mark.parametrize(("script", "command"), SHIMS.items())
+def test_scripts_of_the_checkout_are_the_commands(script, command, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"examples/{script}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "examples" / f"{script}.py"), run_name="__main__")
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith(f"usage: trl-fork {command} ")
+
+
+def test_an_extra_that_is_missing(capsys, monkeypatch):
+    def without_rich(name):
+        raise ModuleNotFoundError("No module named 'rich'", name="rich")
+
+    monkeypatch.setattr(dispatch, "import_module", without_rich)
+    assert output_of(["quickstart"], capsys) == (
+        1,
+        "",
+        "trl-fork quickstart needs rich: pip install 'trl_fork[report]'\n",
+    )
+
+
+# ---------------------------------------------------------------------- what accelerate is told
+
+
+ZERO3 = str(find_shipped("accelerate", "zero3"))
+
+
+@pytest.mark.parametrize(
+    ("words", "for_launch", "others"),
+    [
+        (["--recipe", "a", "--max_steps", "2"], [], ["--recipe", "a", "--max_steps", "2"]),
+        (["--accelerate_config", "zero3", "--bf16", "true"], ["--config_file", ZERO3], ["--bf16", "true"]),
+        (["--accelerate_config=zero3.yaml"], ["--config_file", ZERO3], []),
+        (["--accelerate_config", ZERO3], ["--config_file", ZERO3], []),
+        (["--num_processes", "2", "--cpu", "--seed", "1"], ["--num_processes", "2", "--cpu"], ["--seed", "1"]),
+        (["--num-processes=2", "--seed=1"], ["--num-processes", "2"], ["--seed=1"]),
+        # Both have it
+        (["--gradient_accumulation_steps", "4", "--debug", "x"], [], None),
+        # A value that looks like an option of the launcher's
+        (["--instruction", "-m"], [], None),
+        (["--module", "x", "--no_python"], [], None),  # which the parser then refuses
+    ],
+    ids=str,
+)
+def test_options_of_accelerate_on_the_line(words, for_launch, others):
+    assert launch.split_launch(words, train.make_parser()) == (for_launch, words if others is None else others)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--accelerate_config", "zero"], "there is no file 'zero' .* Did you mean zero2 or zero3 or zero3_offload"),
+        (["--accelerate_config"], "--accelerate_config needs a value"),
+        (["--num_processes", "--cpu"], "--num_processes needs a value"),
+        (["--accelerate_config", "ddp", "--config_file", "x"], "configuration of accelerate is given twice"),
+        (["--num_processes", "2", "--learing_rate", "1"], "there is no option --learing_rate; did you mean"),
+        (["--num_processes", "2", "--recipe", "gsm8k"], "no recipe 'gsm8k'. Did you mean gsm8k_single_gpu"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_launches_that_are_refused(words, message, capsys):
+    with pytest.raises(SystemExit):
+        train.main(words)
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_process_that_was_launched_launches_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(SystemExit):
+        train.main(["--accelerate_config", "zero3"])
+    assert "give it to `accelerate launch`, before the script or module" in capsys.readouterr().err
+
+
+def test_no_recipe_and_file_at_once(capsys, tmp_path):
+    (tmp_path / "a.yaml").write_text("max_steps: 1")
+    for words in (["--recipe", "quickstart", f"--config={tmp_path / 'a.yaml'}"], ["--recipe=a", "--recipe", "b"]):
+        with pytest.raises(SystemExit):
+            train.make_parser().parse_args_and_config(words)
+    err = capsys.readouterr().err
+    assert "--recipe and --config are both given" in err and "--recipe is given twice" in err
+    with pytest.raises(SystemExit):
+        train.make_parser().parse_args_and_config(["--recipe", str(tmp_path / "a.yaml")])
+    assert "A file of your own goes into --config." in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- files that come with the package
+
+
+def test_every_kind_is_found():
+    for kind, name in (("recipes", "quickstart"), ("accelerate", "zero3")):
+        assert find_shipped(kind, name) == find_shipped(kind, f"{name}.yaml") == shipped_files(kind)[name]
+    assert list(shipped_files("recipes")) == sorted(shipped_files("recipes"))
+    assert load_config_from_file(ZERO3).num_machines == 1
+
+
+def test_a_package_without_files(monkeypatch, tmp_path):
+    monkeypatch.setattr(_shipped, "_PLACES", (tmp_path / "configs",))
+    with pytest.raises(ValueError, match=r"There is no recipe 'a'\. There are: none\."):
+        find_shipped("recipes", "a")
+
+
+def test_recipes_are_listed_printed_and_copied(capsys, tmp_path):
+    recipes.main([])
+    listed = capsys.readouterr().out
+    for kind in ("recipes", "accelerate"):
+        for name, path in shipped_files(kind).items():
+            assert name in listed
+            recipes.main([name])
+            assert capsys.readouterr().out == path.read_text()
+    for name, words in (
+        ("qwen3_0.6b_lora_8gb", ["r = 16", "one GPU of 8 GB", "Qwen/Qwen3-0.6B-Base", "gsm8k"]),
+        ("zero3_offload", ["zero3.yaml with weights and optimizer state in host memory"]),
+    ):
+        (line,) = [line for line in listed.splitlines() if name in line]
+        assert all(word in line for word in words), line
+
+    copy = tmp_path / "new" / "my_run.yaml"
+    for name, option in (("quickstart", "--config"), ("zero3", "--accelerate_config")):
+        recipes.main([name, "--output", str(copy)])
+        assert f"train {option} {copy}" in capsys.readouterr().out
+        assert copy.read_text() == find_shipped("recipes" if option == "--config" else "accelerate", name).read_text()
+        with pytest.raises(SystemExit):
+            recipes.main([name, "--output", str(copy)])
+        assert "is there already: nothing was written" in capsys.readouterr().err
+        copy.unlink()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["gsm8k"], r"no recipe or launch file 'gsm8k'. Did you mean gsm8k_single_gpu\?"),
+        (["zero4"], r"no recipe or launch file 'zero4'. Did you mean zero3\?"),
+        (["--output", "x.yaml"], "--output copies one file: say which"),
+    ],
+)
+def test_recipes_that_there_are_not(words, message, capsys):
+    status, _, err = output_of(["recipes", *words], capsys)
+    assert status and re.search(message, f"{status}{err}")
+
+
+def test_how_the_command_is_called(monkeypatch, tmp_path):
+    """From the path, from the environment of this Python, or by `-m`: whichever works in the shell at hand."""
+    monkeypatch.setattr(program.shutil, "which", lambda name: f"/bin/{name}")
+    assert program.program() == ["trl-fork"]
+    monkeypatch.setattr(program.shutil, "which", lambda name: None)
+    monkeypatch.setattr(program.sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.chdir(tmp_path)
+    assert program.program() == ["bin/python", "-m", "trl_fork"]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "trl-fork").touch()
+    assert program.program() == ["bin/trl-fork"]

@@ -1,0 +1,73 @@
+"""`trl-fork COMMAND`: only the module of that command is imported, so that help and errors come at once."""
+
+import argparse
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+
+from .. import __version__
+from .program import PROGRAM
+
+
+COMMANDS = {
+    "train": "train a model by reinforcement learning on the tokens that matter",
+    "evaluate": "sample and grade answers to benchmarks: avg@K, pass@K, lengths",
+    "analyze": "show where a model's responses fork, with the analyses of the paper",
+    "select": "select training responses by their High-Entropy Sum",
+    "merge": "merge a LoRA adapter into its base model",
+    "recipes": "list the recipes and launch files that come with the package, print or copy one",
+    "quickstart": "watch a tiny model learn on a CPU: a few minutes, no download",
+}
+_EXTRAS = {"matplotlib": "report", "rich": "report"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """
+    Run the command that the first word names.
+
+    Args:
+        arguments (`list[str]`, *optional*):
+            Words of the command line after `trl-fork`; those of this process if not given.
+
+    Returns:
+        `int`: the exit status.
+    """
+    name, *words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help", "--version"):
+        _make_parser().parse_args([name])
+    if name not in COMMANDS:
+        print(_describe_unknown(name), file=sys.stderr)
+        return 2
+    try:
+        command = import_module(f"{__package__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        print(f"{PROGRAM} {name} needs {error.name}: pip install 'trl_fork[{_EXTRAS[error.name]}]'", file=sys.stderr)
+        return 1
+    command.main(words)
+    return 0
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage="%(prog)s COMMAND [--OPTION VALUE ...]",
+        description=f"Reinforcement learning of language models on the tokens that matter.\n\ncommands:\n{listed}",
+        epilog="trl-fork COMMAND --help shows the options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"trl_fork {__version__}")
+    return parser
+
+
+def _describe_unknown(word: str) -> str:
+    """What is wrong with a first word that names neither a command nor an option, and what was meant."""
+    kind, known = ("option", ["--help", "--version"]) if word.startswith("-") else ("command", list(COMMANDS))
+    begins = [name for name in known if word and (name.startswith(word) or word.startswith(name))]
+    near = (begins or get_close_matches(word, known, 1))[:1]
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return f"{PROGRAM}: error: there is no {kind} {word!r}{meant}\nAll commands: {PROGRAM} --help"

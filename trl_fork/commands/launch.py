@@ -1,0 +1,111 @@
+"""Options of `accelerate launch` on the line of a command, which is then run by accelerate on every process."""
+
+import argparse
+import os
+from pathlib import Path
+
+from accelerate.commands.launch import launch_command, launch_command_parser
+
+from .._shipped import find_shipped
+from .options import NearestOption
+
+
+# What to run is not for the user to say here.
+_OF_THE_SCRIPT = {"--module", "--no_python", "--no-python"}
+
+
+def split_launch(words: list[str], parser: NearestOption) -> tuple[list[str], list[str]]:
+    """
+    Take the options of `accelerate launch` out of a command line.
+
+    An option that both have (`--gradient_accumulation_steps`, `--debug`) is the command's own.
+
+    Args:
+        words (`list[str]`):
+            Words of the command line.
+        parser ([`NearestOption`]):
+            The command's own options.
+
+    Returns:
+        `tuple[list[str], list[str]]`: words for `accelerate launch`, with `--accelerate_config` as the `--config_file`
+        that it stands for, and the other words.
+    """
+    of_accelerate = launch_options()
+    for_launch, others, rest = [], [], list(words)
+    while rest:
+        word = rest.pop(0)
+        name, has_value, value = word.partition("=")
+        is_config = name == "--accelerate_config"
+        if not is_config and (name not in of_accelerate or name in parser._option_string_actions):
+            others.append(word)
+            continue
+        taken = [name]
+        if has_value:
+            taken.append(value)
+        elif is_config or of_accelerate[name]:
+            if not rest or rest[0].startswith("--"):
+                parser.error(f"{name} needs a value")
+            taken.append(rest.pop(0))
+        if is_config:
+            taken = ["--config_file", _configuration(taken[1], parser)]
+        if "--config_file" in taken and "--config_file" in for_launch:
+            parser.error("the configuration of accelerate is given twice; a launch has one")
+        for_launch += taken
+    if for_launch and "LOCAL_RANK" in os.environ:
+        parser.error(
+            f"{for_launch[0]} is for the launch, and accelerate has launched this process already: give it to "
+            "`accelerate launch`, before the script or module"
+        )
+    return for_launch, others
+
+
+def launch_options() -> dict[str, bool]:
+    """Names of the options of `accelerate launch`, and whether each takes a value."""
+    actions = launch_command_parser()._option_string_actions
+    return {
+        name: action.nargs != 0
+        for name, action in actions.items()
+        if name.startswith("--") and name not in _OF_THE_SCRIPT and name != "--help"
+    }
+
+
+def launch(module: str, words: list[str], parser: NearestOption) -> bool:
+    """
+    Have accelerate run a command, if its line has options of `accelerate launch`.
+
+    Args:
+        module (`str`):
+            The command's module, which runs its words where it is `__main__`.
+        words (`list[str]`):
+            Words of the command line.
+        parser ([`NearestOption`]):
+            The command's own options. Those that do not exist are refused once, rather than by every process.
+
+    Returns:
+        `bool`: whether it has been launched, and has ended. If not, it is for this process to run.
+    """
+    for_launch, others = split_launch(words, parser)
+    if not for_launch or {"-h", "--help"} & set(others):
+        return False
+    parser.refuse(parser.unknown_options(others))
+    launch_command(launch_command_parser().parse_args([*for_launch, "--module", module, *others]))
+    return True
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """The option of a command that [`launch`] takes from its line, for its help."""
+    parser.add_argument(
+        "--accelerate_config",
+        metavar="NAME|FILE",
+        default=argparse.SUPPRESS,
+        help="launch by accelerate as this file says: a name (trl-fork recipes lists them) or a file of your own",
+    )
+
+
+def _configuration(name: str, parser: NearestOption) -> str:
+    if Path(name).is_file():
+        return name
+    try:
+        return str(find_shipped("accelerate", name))
+    except ValueError as error:
+        parser.error(f"--accelerate_config: there is no file {name!r} (looked from {Path.cwd()}). {error}")

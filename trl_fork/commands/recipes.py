@@ -1,0 +1,97 @@
+"""
+List the recipes and the launch files that come with the package; print one of them, or copy it to change it.
+
+    trl-fork recipes
+    trl-fork recipes gsm8k_single_gpu
+    trl-fork recipes gsm8k_single_gpu --output my_run.yaml
+
+A recipe is a YAML file of options of `trl-fork train`, which takes it by name (`--recipe gsm8k_single_gpu`) or, as a
+file of your own, by its path (`--config my_run.yaml`). A launch file tells accelerate on what to run
+(`--accelerate_config zero3`). Each says at its top what it is for.
+"""
+
+import argparse
+import itertools
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import yaml
+
+from .._files import write_text
+from .._shipped import find_shipped, shipped_files
+from ..evaluation.tables import print_table
+from .options import OptionParser
+from .program import PROGRAM, program
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = OptionParser(description=__doc__, command="recipes")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="recipe or launch file that is printed")
+    parser.add_argument("--output", metavar="FILE", help="copy it to this file, instead of printing it")
+    options = parser.parse_args(arguments)
+    if options.output and not options.name:
+        parser.error("--output copies one file: say which, trl-fork recipes NAME --output FILE")
+    if options.output and Path(options.output).exists():
+        parser.error(f"--output: {options.output!r} is there already: nothing was written")
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
+    if not options.name:
+        list_files()
+        return
+    path = find_shipped(("recipes", "accelerate"), options.name)
+    is_launch_file = path.parent.name == "accelerate"
+    if not options.output:
+        print(path.read_text(encoding="utf-8"), end="")
+        return
+    write_text(options.output, path.read_text(encoding="utf-8"))
+    train = [*program(), "train", "--accelerate_config" if is_launch_file else "--config", options.output]
+    if is_launch_file:
+        train += ["--recipe", "NAME"]
+    print(f"{path.stem} is in {options.output}.\nNext, when you have changed it:\n  {shlex.join(train)}")
+
+
+def list_files() -> None:
+    """Print a table of the recipes and one of the launch files, with what their first comments say."""
+    rows = []
+    for name, path in shipped_files("recipes").items():
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        hardware = re.search(r"^# Hardware +(.*)$", comment_of(path), flags=re.MULTILINE)
+        lora = f"r = {settings['lora_r']}" if settings.get("use_peft") else "-"
+        model, data = (settings[key] for key in ("model_name_or_path", "dataset_name"))
+        rows.append([name, model, data, first_sentence(hardware[1]) if hardware else "-", lora])
+    header = ["name", "model", "data", "hardware", "LoRA"]
+    print_table("Recipes: trl-fork train --recipe NAME", header, rows, justify="left")
+    rows = [[name, first_sentence(comment_of(path))] for name, path in shipped_files("accelerate").items()]
+    print_table(
+        "Launch files: trl-fork train --accelerate_config NAME", ["name", "what it does"], rows, justify="left"
+    )
+    print("Next:\n  trl-fork recipes NAME                 prints one, with its sources and what it needs")
+    print("  trl-fork recipes NAME --output FILE   copies it, for you to change")
+
+
+def comment_of(path: Path) -> str:
+    """The comment that a file begins with."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+def first_sentence(text: str) -> str:
+    """Of a comment, up to the first colon, semicolon or full stop."""
+    words = " ".join(line.removeprefix("#").strip() for line in text.splitlines())
+    return re.split(r"[.:;](?=\s|$)", words, maxsplit=1)[0].strip()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    try:
+        run(options)
+    except ValueError as error:  # a name that there is not
+        sys.exit(f"{PROGRAM} recipes: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

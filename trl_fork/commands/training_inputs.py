@@ -1,0 +1,148 @@
+"""What a run trains on, from its arguments: data, tokenizer and rewards, checked before a model is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoProcessor, AutoTokenizer, IntervalStrategy
+from trl import ModelConfig
+
+from .. import ForkingGRPOConfig
+from ..data.columns import column_names, place
+from ..data.loading import load_benchmark, load_training_set, source_of, training_prompt
+from ..data.math_datasets import BENCHMARKS
+from ..rewards.functions import get_reward_function
+from ..trainer.checks import check_tokenizer
+from .training_arguments import ForkingScriptArguments
+
+
+def load_data(
+    arguments: ForkingScriptArguments,
+    name: str,
+    split: str,
+    *,
+    evaluation: bool = False,
+    solution_required: bool = True,
+):
+    if evaluation and name in BENCHMARKS:
+        return load_benchmark(name, **(prompt_of(arguments) or {}))
+    return load_training_set(
+        name,
+        split,
+        config=arguments.dataset_config if name == arguments.dataset_name else None,
+        streaming=arguments.dataset_streaming,
+        deduplicate=False if evaluation else arguments.deduplicate,
+        prompt_column=arguments.prompt_column,
+        solution_column=arguments.solution_column,
+        solution_required=solution_required,
+        instruction=arguments.instruction,
+        prompt_template=arguments.prompt_template,
+    )
+
+
+def load_evaluation_data(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, *, solution_required: bool):
+    """
+    Problems that are not trained on.
+
+    Raises:
+        `ValueError`: if there are none, before anything is trained, naming the options that choose them.
+    """
+    assert arguments.dataset_name  # `run` has looked
+    name, split = arguments.eval_dataset_name or arguments.dataset_name, arguments.dataset_test_split
+    config = arguments.dataset_config if name == arguments.dataset_name else None
+    strategy = IntervalStrategy(args.eval_strategy).value
+    why = f"eval_strategy is {strategy!r}" if strategy != "no" else "eval_on_start is set"
+    remedy = (
+        "Name other problems in eval_dataset_name (a data set, a file, or a benchmark such as 'math500') or their "
+        "split in dataset_test_split, or set eval_strategy to 'no'."
+    )
+    trained = source_of(arguments.dataset_name, arguments.dataset_train_split, arguments.dataset_config)
+    if source_of(name, split, config, benchmark=name in BENCHMARKS) == trained:
+        raise ValueError(f"{why}, but {name!r} (split {split!r}) is what the model is trained on. {remedy}")
+    try:
+        return load_data(arguments, name, split, evaluation=True, solution_required=solution_required)
+    except ValueError as error:
+        raise ValueError(f"{why}, but there is no evaluation set: {error} {remedy}") from error
+
+
+def load_processing_class(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config: ModelConfig):
+    """What the trainer would load by itself; with `text_only` the tokenizer of an image-text model."""
+    auto_class = AutoTokenizer if arguments.text_only else AutoProcessor
+    try:
+        return auto_class.from_pretrained(
+            model_config.model_name_or_path,
+            revision=model_config.model_revision,
+            truncation_side="left",
+            padding_side="left",
+            trust_remote_code=args.trust_remote_code,
+        )
+    except ImportError as error:  # what reads images is not installed
+        if arguments.text_only:
+            raise
+        raise ImportError(
+            f"The processor of {model_config.model_name_or_path!r} cannot be loaded: {error} To train an image-text "
+            "model on text alone, set text_only to true (--text_only true)."
+        ) from error
+
+
+def check_prompts(arguments: ForkingScriptArguments, processing_class, dataset) -> None:
+    """What a user of this script would otherwise read after a large model was loaded, in terms of its options."""
+    if arguments.text_only:
+        refuse_images(dataset)
+    first = dataset.select([0]) if isinstance(dataset, Dataset) else Dataset.from_list(list(dataset.take(1)))
+    check_tokenizer(
+        processing_class,
+        first,
+        plain_prompts='set prompt_template, a plain text (--prompt_template "Question: {question} Answer:", or paper)',
+    )
+
+
+def refuse_images(dataset) -> None:
+    """Refuse what a tokenizer cannot take, in columns or as parts of messages: the first that comes would fail."""
+    remedy = "and text alone is trained on and evaluated. Leave them out of the data, or set text_only to false."
+    if images := [name for name in ("image", "images") if name in column_names(dataset)]:
+        raise ValueError(f"text_only: the data set has the columns {images}, {remedy}")
+    for number, prompt in enumerate(dataset["prompt"] if isinstance(dataset, Dataset) else ()):
+        if isinstance(prompt, str) or isinstance(prompt[0]["content"], str):  # and then in all rows
+            return
+        kinds = {part.get("type") for message in prompt for part in message["content"] or ()} - {"text"}
+        if kinds:
+            raise ValueError(
+                f"text_only: {place('prompt', number)}: the prompt has parts of type {sorted(kinds)}, {remedy}"
+            )
+
+
+def prompt_of(arguments: ForkingScriptArguments) -> dict[str, Any] | None:
+    """What the model is asked in training, and then in evaluation."""
+    assert arguments.dataset_name  # `run` has looked
+    return training_prompt(
+        arguments.dataset_name,
+        arguments.dataset_train_split,
+        config=arguments.dataset_config,
+        streaming=arguments.dataset_streaming,
+        prompt_column=arguments.prompt_column,
+        instruction=arguments.instruction,
+        prompt_template=arguments.prompt_template,
+    )
+
+
+def refuse_adapter(model: str) -> None:
+    """Of a folder that holds an adapter alone, transformers would say that its model is not recognized."""
+    folder = Path(model)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"model_name_or_path: {model!r} holds an adapter, not a model. To train on, give its run's own command "
+            "with --resume_from_checkpoint true; or merge it into its base model (merge_and_unload of PEFT) and name "
+            "the folder of that."
+        )
+
+
+def load_rewards(arguments: ForkingScriptArguments, args: ForkingGRPOConfig) -> list:
+    return [
+        get_reward_function(
+            name,
+            max_completion_len=arguments.soft_overlong_max_completion_len or args.max_completion_length,
+            soft_punish_cache=arguments.soft_overlong_punish_cache,
+        )
+        for name in arguments.reward_funcs
+    ]

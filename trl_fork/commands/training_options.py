@@ -1,0 +1,160 @@
+"""The options of the training: TRL's, transformers' and ours, from a recipe, a file and the command line."""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import NoneType
+from typing import get_args, get_type_hints
+
+from trl import TrlParser
+from yaml import YAMLError
+
+from .._shipped import find_shipped, shipped_files
+from ..data.yaml_values import mapping, option_value, tracker
+from .launch import add_launch_arguments, launch_options
+from .options import NearestOption
+from .program import PROGRAM
+from .renamed_options import OTHER_NAMES, what_became_of
+
+
+_FILES = ("recipe", "config", "accelerate_config")  # options of the command line alone
+
+
+class GroupedTrlParser(NearestOption, TrlParser):
+    """
+    [`~trl.TrlParser`] with the options of its help in groups.
+
+    Args:
+        dataclass_types (`Iterable[type]`):
+            As in [`~trl.TrlParser`].
+        groups (`dict[str, Iterable[str]]`):
+            Names of fields by title, in the order of the help. A field goes to the first group that names it.
+        description (`str`, *optional*):
+            What stands above.
+        command (`str`, *optional*):
+            The command of `trl-fork` that the script is, if it is one, for usage and messages.
+    """
+
+    def __init__(
+        self,
+        dataclass_types,
+        *,
+        groups: dict[str, Iterable[str]],
+        description: str | None = None,
+        command: str | None = None,
+    ):
+        super().__init__(
+            dataclass_types,
+            prog=command and f"{PROGRAM} {command}",
+            description=description,
+            usage="%(prog)s [--recipe NAME | --config FILE] [--OPTION VALUE ...]",
+        )
+        self.formatter_class = _DefaultsHelpFormatter
+        # Fields that may be lists or dictionaries; fsdp by its code, not by its type. Others are as well, to YAML.
+        kinds = {name: kind for part in dataclass_types for name, kind in get_type_hints(part).items()}
+        self._structured = {"fsdp"} | {
+            name for name, kind in kinds.items() if re.search(r"\b(list|dict)\b", str(kind), re.IGNORECASE)
+        }
+        self._nullable = {name for name, kind in kinds.items() if NoneType in get_args(kind)}
+        self._problems: list[str] = []  # of the command line, while the file is read
+        # `TrlParser` takes --config out of the command line before argparse sees it, and this class the others.
+        for name, value, text in (
+            ("--recipe", "NAME", "recipe that comes with the package (trl-fork recipes lists them)"),
+            ("--config", "FILE", "YAML file of options, instead of a recipe"),
+        ):
+            self.add_argument(name, metavar=value, default=argparse.SUPPRESS, help=text)
+        add_launch_arguments(self)
+        for action in self._actions:  # what is shown of an option: HfArgumentParser takes --max-steps as well
+            action.option_strings = [name for name in action.option_strings if "-" not in name[2:]]
+            if action.dest.endswith("_kwargs"):  # texts to HfArgumentParser
+                action.type = mapping
+            if action.dest == "report_to":
+                action.type = tracker
+        left = self._optionals._group_actions
+        for title, names in groups.items():
+            wanted = set(names)
+            group = self.add_argument_group(title)
+            group._group_actions += [action for action in left if action.dest in wanted]
+            left[:] = [action for action in left if action.dest not in wanted]
+
+    def parse_args_and_config(self, args=None, **kwargs):
+        words = self.with_config(sys.argv[1:] if args is None else list(args))
+        if "--config" in words:
+            position = words.index("--config")
+            path = "".join(words[position + 1 :][:1])
+            if not Path(path).is_file():
+                recipe = f"; the recipe of this name is --recipe {path}" if path in shipped_files("recipes") else ""
+                self.error(f"--config: there is no file {path!r} (looked from {Path.cwd()}){recipe}")
+            # Beside the problems of the file, not after them
+            self._problems = self.unknown_options(words[:position] + words[position + 2 :])
+        try:
+            return super().parse_args_and_config(words, **kwargs)
+        except YAMLError as error:
+            self.error(f"--config: {path!r} is no YAML: {error}")
+        except TypeError as error:
+            if "keywords must be strings" not in str(error):
+                raise
+            self.error(
+                f"--config: {path!r} has a key that is no text (to YAML, a number, null, yes, no, on and off are none)"
+            )
+        except ValueError as error:  # a value that a configuration refuses, with its reason
+            self.error(str(error))
+
+    def with_config(self, words: list[str]) -> list[str]:
+        """The words with `--recipe NAME` and `--config=FILE` as the two words `--config FILE`, at most once."""
+        separated: list[str] = []
+        for word in words:
+            name, equals, value = word.partition("=")
+            separated += [name, value] if name in ("--config", "--recipe") and equals else [word]
+        given = [word for word in separated if word in ("--config", "--recipe")]
+        if len(given) > 1:
+            how = f"{given[0]} is given twice" if len(set(given)) == 1 else "--recipe and --config are both given"
+            self.error(f"{how}; a run has one file, and the command line changes single options")
+        if given == ["--recipe"]:
+            position = separated.index("--recipe")
+            name = "".join(separated[position + 1 : position + 2])
+            try:
+                separated[position : position + 2] = ["--config", str(find_shipped("recipes", name))]
+            except ValueError as error:
+                own = " A file of your own goes into --config." if name.endswith((".yaml", ".yml")) else ""
+                self.error(f"--recipe: {error}{own}")
+        return separated
+
+    def set_defaults_with_config(self, **settings) -> list[str]:
+        actions = {action.dest: action for action in reversed(self._actions) if action.dest not in _FILES}
+        problems = []
+        for name, value in settings.items():
+            if name not in actions:
+                problems.append(f"the YAML file has a key {name!r}, which is no option{self.nearest_key(name)}")
+                continue
+            if isinstance(value, (list, dict)) and name not in self._structured and actions[name].type is str:
+                problems.append(f"the YAML file: {name} must be a text, got {value!r}")
+                continue
+            try:
+                settings[name] = option_value(actions[name], value)
+            except ValueError as error:
+                problems.append(f"the YAML file: {error}")
+                continue
+            if settings[name] is None and name not in self._nullable:
+                default = actions[name].default
+                problems.append(f"the YAML file: {name} must not be null; leave it out for its default, {default}")
+        self.refuse(problems + self._problems)
+        return super().set_defaults_with_config(**settings)
+
+    def nearest_key(self, name: str) -> str:
+        """The end of a sentence about a key of a file that is no option."""
+        if f"--{name}" in ("--accelerate_config", *launch_options()) and name not in OTHER_NAMES:
+            return f" of a run; it is for its launch: give it on the command line, {PROGRAM} train --{name}"
+        return self.nearest(name)
+
+    def news_of(self, name: str) -> str | None:
+        return what_became_of(name)
+
+    def meant_by(self, name: str) -> str | None:
+        return OTHER_NAMES.get(name)
+
+
+class _DefaultsHelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults after each help text, and the description as it was written."""
