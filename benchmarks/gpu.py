@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from trl_fork._files import write_text
+
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
@@ -245,14 +247,6 @@ def run_parts(parts, budget: float, keep, **settings) -> dict:
     return records
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A reader, and a script that is killed, find the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text)
-    new.replace(path)
-
-
 def header(record: dict, options: argparse.Namespace) -> dict:
     """What the results of all parts have in common, from the record of the part `environment`."""
     found = record.get("numbers") or {}
@@ -333,7 +327,7 @@ def main(arguments=None) -> int:
             common.update(found)
         if common:
             kept = {**(earlier or {}).get("parts", {}), **records}
-            write_whole(options.output, json.dumps({**common, "parts": kept}, indent=2) + "\n")
+            write_text(options.output, json.dumps({**common, "parts": kept}, indent=2) + "\n")
         return None
 
     with tempfile.TemporaryDirectory() as folder:

@@ -32,13 +32,11 @@ over those of rows with a gradient, the LM head of the training pass on the sele
 import argparse
 import dataclasses
 import gc
-import json
 import os
 import statistics
 import tempfile
 import time
 import warnings
-from pathlib import Path
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -59,6 +57,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer, select_tokens, token_entropy
+from trl_fork._files import write_json
 from trl_fork.trainer.lm_head import row_sparse_head
 
 from .instruments import Clock, GradientError, PeakMemory, count_head_rows
@@ -408,19 +407,12 @@ def main():
                 "torch": torch.__version__,
                 "rows": [*rows, *latest],
             }
-            write_whole(Path(options.output), json.dumps(result, indent=2) + "\n")
+            write_json(options.output, result)
 
     for workload in options.workload:
         found = measure(workload, options, device, keep)
         print_table(found, options, device)
         rows += found
-
-
-def write_whole(path, text):
-    """A process that is killed leaves the file as it was or as it is to be."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text)
-    new.replace(path)
 
 
 def device_name(device):
