@@ -276,6 +276,28 @@ def test_nothing_after_training_costs_the_model(recipe, own_rewards, tmp_path, m
     assert f"Model is in {tmp_path / 'run'}." in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("answer", [None, "a commit"])
+def test_a_push_that_the_hub_did_not_take_is_no_success(answer, recipe, tmp_path, monkeypatch, capsys):
+    """The trainer has reported it by then (test_hub.py), and gives `None`."""
+
+    class Unpublished(script.ForkingGRPOTrainer):
+        def save_state(self):
+            super().save_state()
+            self.args.push_to_hub = True  # not before: there is no Hub to make a repository on
+
+        def push_to_hub(self, **settings):
+            return answer
+
+    monkeypatch.setattr(script, "ForkingGRPOTrainer", Unpublished)
+    words = ["--config", write(recipe | {"max_steps": 1, "save_strategy": "no"}, tmp_path)]
+    if answer:
+        script.main(words)
+        assert "Pushed to https://huggingface.co/" in capsys.readouterr().out
+        return
+    with pytest.raises(SystemExit, match=r"failed in part: publishing it \(what remains to be done is said above\)"):
+        script.main(words)
+
+
 def test_a_picture_of_rewards_that_are_not_finite(recipe, own_rewards, tmp_path, capsys):
     recipe |= {"reward_funcs": [f"{own_rewards}.infinite"], "save_strategy": "no", "gradient_accumulation_steps": 1}
     script.run(*parse("--config", write(recipe, tmp_path)))
