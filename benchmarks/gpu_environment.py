@@ -30,11 +30,11 @@ KEPT = {"torch", "triton", "transformers"}
 
 
 def requirements() -> list[Requirement]:
-    """What the package requires, and what its tests do."""
+    """What the package requires, and what its tests do, but for what only the statistics of analyses import."""
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
     lines = [*config["options"]["install_requires"].split(), "pytest>=8", "pytest-timeout>=2.3", "rich>=13"]
-    return [Requirement(line) for line in lines]
+    return [rule for rule in map(Requirement, lines) if rule.name != "scipy"]
 
 
 def installed_version(name: str) -> str | None:

@@ -218,8 +218,8 @@ def test_recipes_are_listed_printed_and_copied(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["gsm8k"], r"no recipe or launch file 'gsm8k'. Did you mean gsm8k_single_gpu\?"),
-        (["zero4"], r"no recipe or launch file 'zero4'. Did you mean zero3\?"),
+        (["gsm8k"], r"no recipe or launch file or preset of token credit 'gsm8k'. Did you mean gsm8k_single_gpu\?"),
+        (["zero4"], r"no recipe or launch file or preset of token credit 'zero4'. Did you mean zero3\?"),
         (["--output", "x.yaml"], "--output copies one file: say which"),
     ],
 )

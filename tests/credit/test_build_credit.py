@@ -41,18 +41,6 @@ def test_presets_name_their_source_and_have_a_control(request):
             assert any(build_credit(other).rules[0].fraction == chain.rules[0].fraction for other in controls)
 
 
-def test_presets_come_from_the_package_where_it_holds_them(tmp_path, monkeypatch):
-    # As in an installed wheel: the files are package data, and there is no checkout around the package.
-    package = tmp_path / "site-packages" / "trl_fork"
-    folder = package / "configs" / "credit"
-    folder.mkdir(parents=True)
-    (folder / "mine.yaml").write_text("token_credit: {random: {fraction: 0.4}}")
-    (folder / "__init__.py").touch()
-    monkeypatch.setattr("trl_fork.credit.presets.files", lambda name: package)
-    assert preset_names() == ["mine"]
-    assert build_credit("mine") == Chain((Random(0.4),))
-
-
 def test_ways_to_write_a_chain():
     expected = Chain((TopFraction(0.5), Random()))
     assert build_credit({"top_fraction": {"fraction": 0.5}, "random": None}) == expected

@@ -1,5 +1,5 @@
 """
-List the recipes and the launch files that come with the package; print one of them, or copy it to change it.
+List the recipes, launch files and credit presets that come with the package; print one of them, or copy it.
 
     trl-fork recipes
     trl-fork recipes gsm8k_single_gpu
@@ -7,7 +7,8 @@ List the recipes and the launch files that come with the package; print one of t
 
 A recipe is a YAML file of options of `trl-fork train`, which takes it by name (`--recipe gsm8k_single_gpu`) or, as a
 file of your own, by its path (`--config my_run.yaml`). A launch file tells accelerate on what to run
-(`--accelerate_config zero3`). Each says at its top what it is for.
+(`--accelerate_config zero3`). A credit preset says which tokens are trained on (`--token_credit temporal_position`).
+Each says at its top what it is for.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import yaml
 
 from .._files import write_text
 from .._shipped import find_shipped, shipped_files
+from ..credit import build_credit
 from ..evaluation.tables import print_table
 from .options import OptionParser
 from .program import PROGRAM, program
@@ -28,7 +30,7 @@ from .program import PROGRAM, program
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = OptionParser(description=__doc__, command="recipes")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="recipe or launch file that is printed")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="recipe, launch file or credit preset that is printed")
     parser.add_argument("--output", metavar="FILE", help="copy it to this file, instead of printing it")
     options = parser.parse_args(arguments)
     if options.output and not options.name:
@@ -42,20 +44,24 @@ def run(options: argparse.Namespace) -> None:
     if not options.name:
         list_files()
         return
-    path = find_shipped(("recipes", "accelerate"), options.name)
-    is_launch_file = path.parent.name == "accelerate"
+    path = find_shipped(("recipes", "accelerate", "credit"), options.name)
+    kind = path.parent.name
     if not options.output:
         print(path.read_text(encoding="utf-8"), end="")
         return
     write_text(options.output, path.read_text(encoding="utf-8"))
-    train = [*program(), "train", "--accelerate_config" if is_launch_file else "--config", options.output]
-    if is_launch_file:
+    print(f"{path.stem} is in {options.output}.")
+    if kind == "credit":
+        print("Next, when you have changed it: put its lines into the YAML file of your run, which --config takes.")
+        return
+    train = [*program(), "train", "--accelerate_config" if kind == "accelerate" else "--config", options.output]
+    if kind == "accelerate":
         train += ["--recipe", "NAME"]
-    print(f"{path.stem} is in {options.output}.\nNext, when you have changed it:\n  {shlex.join(train)}")
+    print(f"Next, when you have changed it:\n  {shlex.join(train)}")
 
 
 def list_files() -> None:
-    """Print a table of the recipes and one of the launch files, with what their first comments say."""
+    """Print tables of the recipes, the launch files and the credit presets, with what they are for."""
     rows = []
     for name, path in shipped_files("recipes").items():
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -69,6 +75,8 @@ def list_files() -> None:
     print_table(
         "Launch files: trl-fork train --accelerate_config NAME", ["name", "what it does"], rows, justify="left"
     )
+    rows = [[name, build_credit(name).in_words] for name in shipped_files("credit")]
+    print_table("Credit: trl-fork train --token_credit NAME", ["name", "trains on"], rows, justify="left")
     print("Next:\n  trl-fork recipes NAME                 prints one, with its sources and what it needs")
     print("  trl-fork recipes NAME --output FILE   copies it, for you to change")
 
