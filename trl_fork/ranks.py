@@ -67,8 +67,8 @@ def kth_largest_keys(keys: torch.Tensor, ks: list[int], ranks: Ranks) -> torch.T
         keys (`torch.Tensor` of shape `(num_local,)`):
             Signed integer keys of this rank. May be empty; its length may differ between ranks.
         ks (`list[int]`):
-            Numbers of the statistics, equal on every rank: each between 1 (the maximum) and the number of keys over all
-            ranks.
+            Numbers of the statistics, equal on every rank: each between 1 (the maximum) and the number of keys over
+            all ranks.
         ranks ([`Ranks`]):
             The processes that take part.
 
