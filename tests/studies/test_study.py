@@ -66,7 +66,7 @@ def test_every_step_is_checked(text, right):
 # ---------------------------------------------------------------------- the arms
 
 
-# Of made-up results: accuracy, and the factor of the learning rate 2.5e-4 that is the best one.
+# Made-up results: accuracy, and the factor of the learning rate 2.5e-4 that is the best one.
 LEVELS = {"all": (0.6, 1.0), "top20": (0.7, 0.5), "random20": (0.5, 4.0)}
 
 
