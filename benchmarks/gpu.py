@@ -50,7 +50,7 @@ class Part:
         title (`str`): In the page.
         limit (`int`): Seconds after which it is killed.
         expected (`int`): Seconds it should take on an H100, by estimate.
-        command (`str`): What follows `python`; `{output}` stands for the file it leaves.
+        command (`str`): Arguments of `python`; `{output}` stands for the file it writes.
         dry (`str`): Appended in a dry run, where the last word wins.
         report (`str`): `"json"`, or `"junit"`, pytest's.
     """
@@ -226,10 +226,10 @@ def run_parts(parts, budget: float, keep, **settings) -> dict:
     Run parts until they are done or the seconds of `budget` are spent.
 
     Args:
-        parts: Of which each gets its limit, or what is left.
+        parts: The parts; each gets its limit, or the time that is left.
         keep (`Callable`): Called with all records, by name, after every part; what it returns, if anything, is why the
             parts that are left are skipped.
-        **settings: Of [`run_part`].
+        **settings: Arguments of [`run_part`].
     """
     begin, records, reason = time.perf_counter(), {}, None
     for part in parts:
@@ -262,7 +262,7 @@ def header(record: dict, options: argparse.Namespace) -> dict:
 
 
 def commit() -> str | None:
-    """Of the checkout, with a `+` where files differ from it; `None` where it is not one."""
+    """Commit of the checkout, with a `+` if files differ from it; `None` without a checkout."""
 
     def git(*words):
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

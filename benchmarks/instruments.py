@@ -30,7 +30,7 @@ class Clock(TrainerCallback):
         self.steps.append({"seconds": seconds, "processor_seconds": processor})
 
     def medians(self, warm_up):
-        """Of the steps after the first `warm_up`."""
+        """Median of the steps after the first `warm_up`."""
         measured = self.steps[warm_up:]
         return {name: statistics.median(step[name] for step in measured) for name in measured[0]}
 
@@ -65,7 +65,7 @@ class PeakMemory(TrainerCallback):
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
         elif self.peak is None:
-            # TRL's head allocates tiles of this many columns, whatever the vocabulary. Of a smaller one the rest is
+            # TRL's head allocates tiles of this many columns, for any vocabulary. With a smaller one the rest is
             # never touched, so that it takes no memory, but would be counted.
             self.tile = trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE
             trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(self.tile, self.vocabulary)

@@ -17,7 +17,7 @@ PAGE = Path(__file__).with_name("api.md")
 TEMPLATE = Path(__file__).with_name("api.md.jinja")
 # What may be relied on: the names that the package and its rooms list in their `__init__`.
 ROOMS = ("", ".trainer", ".credit", ".rewards", ".data", ".generation", ".evaluation", ".analysis", ".report")
-# Our docstrings are in doc-builder's grammar: the type stands in the docstring, and one entry may name two parameters.
+# Our docstrings are in doc-builder's grammar: types are in the docstring, and one entry may name two parameters.
 OPTIONS = {
     "returns_multiple_items": False,
     "returns_named_value": False,
@@ -59,7 +59,7 @@ def methods(thing) -> list:
 
 
 def signature(thing) -> str:
-    """Names and defaults: the types stand in the docstring."""
+    """Names and defaults. The types are in the docstring."""
     if not (thing.is_function or thing.is_class):  # a property
         return thing.name
     for parameter in thing.parameters:

@@ -49,7 +49,7 @@ def build_tokenizer():
 
 
 def tiny_sizes(tokenizer) -> dict:
-    """Of the configuration of a decoder, whatever its architecture."""
+    """Settings of a decoder's configuration, for any architecture."""
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": 32,
@@ -123,7 +123,7 @@ class FixedRollouts:
         return Dataset.from_dict({"prompt": self.texts})
 
     def __call__(self, prompts, trainer):
-        # Of the rows of all processes, this rank generates `len(prompts)` from this one on. Its first group may have
+        # This rank generates `len(prompts)` of the rows of all processes, from this one on. Its first group may have
         # begun on the rank before.
         first = trainer.accelerator.process_index * len(prompts)
         occurrences = list(self._occurrences(prompts, first % trainer.num_generations))

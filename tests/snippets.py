@@ -95,7 +95,7 @@ def commands(code: str) -> list[str]:
     return [text for line in lines if (text := re.sub(r"(^|\s+)# .*", "", line).strip())]
 
 
-# ---------------------------------------------------------------------- what stands in for the Hub and earlier runs
+# ---------------------------------------------------------------------- replacements of the Hub and of earlier runs
 
 
 def lay_out(directory: Path) -> None:
@@ -215,7 +215,7 @@ def run_python(block: Block, scope: dict) -> None:
 
 @contextlib.contextmanager
 def tiny_runs():
-    """The smallest run there is, on a machine without a GPU, whatever else a configuration says."""
+    """The smallest possible run, on a machine without a GPU, for any configuration."""
     original = ForkingGRPOConfig.__init__
     with patch.object(
         ForkingGRPOConfig, "__init__", lambda self, *args, **kwargs: original(self, *args, **{**kwargs, **TINY_RUN})
@@ -224,7 +224,7 @@ def tiny_runs():
 
 
 def run_yaml(block: Block, scope: dict) -> None:
-    """As `trl-fork train --config` reads it: every key must arrive."""
+    """Read it like `trl-fork train --config`: every key must arrive."""
     path = Path("block.yaml")
     path.write_text(block.code)
     settings = yaml.safe_load(block.code)

@@ -1,4 +1,4 @@
-"""What README and `docs/` say is true: blocks run, links lead somewhere, the API page is that of the code."""
+"""README and `docs/` are true: blocks run, links lead somewhere, the API page is that of the code."""
 
 import inspect
 import re
@@ -28,7 +28,7 @@ ACCELERATE = {"zero3_save_16bit_model", "fsdp_state_dict_type"}
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
-# Of what the blocks of a page write
+# Some of the files that the blocks of a page write
 LEAVES = {
     "docs/adapters.md": ["outputs/qwen3_0.6b_merged/model.safetensors"],
     "README.md": ["outputs/gsm8k/adapter_model.safetensors"],
@@ -88,7 +88,7 @@ def without_blocks(page):
 
 
 def anchors(page):
-    """As GitHub makes them of headings."""
+    """Anchors that GitHub makes of headings."""
     headings = re.findall(r"^#+ (.*)$", without_blocks(page), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

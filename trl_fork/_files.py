@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, however a run ends."""
+"""Files that are written whole or not at all, however a run ends."""
 
 import json
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """
-    A path to write to; when the block ends, its file takes the place of `path` in one step.
+    A path to write to. When the block ends, its file replaces `path` in one step.
 
-    A reader, and a run that is continued, never see half of a file. If the block raises, `path` stays as it was and
-    nothing is left beside it. Folders are made.
+    No reader gets half of a file. If the block raises, `path` stays as it was and no other file is left. Missing
+    folders are made.
 
     Args:
         path (`str` or `Path`): The file to be written.

@@ -1,4 +1,4 @@
-"""Modules of a user's own, by name."""
+"""Import of a user's modules by name."""
 
 import importlib
 import os
@@ -8,7 +8,7 @@ from types import ModuleType
 
 def import_module_of_user(name: str) -> ModuleType:
     """
-    Import a module, looked for in the working directory too: the console script does not look there by itself.
+    Import a module, also from the working directory, which is not on the path of a console script.
 
     The folder stays on the path, since a module may import its neighbours when it is first called.
     """

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are asked for: `import trl_fork.analysis` must not load TRL."""
+"""Names of a package that are imported at first use: `import trl_fork.analysis` must not load TRL."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""The YAML files that come with the package, by name: from a wheel, and from a checkout, where they lie beside it."""
+"""The YAML files of the package by name, in a wheel and in a checkout."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,7 +11,7 @@ _WORDS = {"recipes": "recipe", "accelerate": "launch file", "credit": "preset of
 
 def shipped_files(kind: str) -> dict[str, Path]:
     """
-    The files of a kind.
+    Find the files of a kind.
 
     Args:
         kind (`str`):
@@ -26,14 +26,14 @@ def shipped_files(kind: str) -> dict[str, Path]:
 
 def find_shipped(kind: str | tuple[str, ...], name: str) -> Path:
     """
-    A file by its name, with or without `.yaml`.
+    Find a file by its name, with or without `.yaml`.
 
     Args:
-        kind (`str` or `tuple[str, ...]`): As in [`shipped_files`]; of several, whichever has the name.
+        kind (`str` or `tuple[str, ...]`): One kind of [`shipped_files`], or several to look through.
         name (`str`): One of its names.
 
     Raises:
-        `ValueError`: if there is none of this name, listing those that there are.
+        `ValueError`: if there is no such file, with the names that exist.
     """
     kinds = (kind,) if isinstance(kind, str) else kind
     files = {file: path for part in kinds for file, path in shipped_files(part).items()}

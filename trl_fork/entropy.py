@@ -9,7 +9,7 @@ _CHUNK_LOGITS = 2**24
 
 
 def rows_per_chunk(vocabulary_size: int) -> int:
-    """How many positions to convert to float32 at a time."""
+    """Number of positions to convert to float32 at a time."""
     return max(1, _CHUNK_LOGITS // max(1, vocabulary_size))
 
 
@@ -32,7 +32,7 @@ def token_entropy(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tenso
 
     Returns:
         `torch.Tensor` of shape `(...)`: float32, in nats, between 0 and `log(vocabulary)`. NaN where the logits hold a
-        NaN or `+inf`, or only `-inf`: those are no distribution.
+        NaN or `+inf`, or only `-inf`, which is not a distribution.
 
     Example:
         ```python
@@ -64,7 +64,7 @@ def completion_entropies(
     temperature: float = 1.0,
 ) -> torch.Tensor:
     """
-    Entropy of the distribution that each completion token was drawn from.
+    Entropy of the distribution from which each completion token was drawn.
 
     The entropy that belongs to a token is that of the position before it, which predicts it.
 
@@ -75,12 +75,12 @@ def completion_entropies(
         input_ids, attention_mask (`torch.Tensor` of shape `(batch, seq)`):
             Prompts, padded on the left, and completions, padded on the right.
         completion_length (`int`):
-            Number of positions at the end that are completion; at least one prompt token must stand before them.
+            Number of completion positions at the end; at least one prompt token must precede them.
         temperature (`float`, *optional*, defaults to `1.0`):
             Decoding temperature; must be positive.
 
     Returns:
-        `torch.Tensor` of shape `(batch, completion_length)`: float32, in nats. What stands at padding means nothing.
+        `torch.Tensor` of shape `(batch, completion_length)`: float32, in nats. Values at padding are meaningless.
     """
     if not 0 < completion_length < input_ids.shape[1]:
         raise ValueError(

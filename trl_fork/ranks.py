@@ -3,9 +3,9 @@ Order statistics over all ranks, without gathering the values.
 
 The K-th largest of N values spread over R ranks is found by counting, digit by digit, over an integer key that sorts
 like the value: every round all-reduces one histogram of 256 counts per requested statistic (2 KiB), four rounds for a
-float32. What travels does not depend on N, the result is exact, and every rank computes the same one. `torch.quantile`
+float32. The data sent does not depend on N, the result is exact and the same on every rank. `torch.quantile`
 on gathered values refuses more than 2**24 of them and interpolates between neighbours, so that the number of tokens
-above its threshold is only approximately the one asked for.
+above its threshold is only approximate.
 """
 
 from fractions import Fraction
@@ -16,7 +16,7 @@ import torch
 
 class Ranks:
     """
-    The collectives a selection needs. `Ranks()` is a single process: every method returns what it was given.
+    The collectives a selection needs. `Ranks()` is a single process, whose methods return their argument.
 
     Args:
         accelerator ([`~accelerate.Accelerator`], *optional*):
@@ -38,7 +38,7 @@ class Ranks:
 
 
 def sort_keys(values: torch.Tensor) -> torch.Tensor:
-    """Signed integers that order like `values` and are equal exactly where `values` are. NaN has no place here."""
+    """Signed integers that order like `values` and are equal exactly where `values` are. NaN is not allowed."""
     if not values.is_floating_point():
         return values.long()
     if values.dtype != torch.float64:
@@ -67,7 +67,8 @@ def kth_largest_keys(keys: torch.Tensor, ks: list[int], ranks: Ranks) -> torch.T
         keys (`torch.Tensor` of shape `(num_local,)`):
             Signed integer keys of this rank. May be empty; its length may differ between ranks.
         ks (`list[int]`):
-            Which statistics, each between 1 (the maximum) and the number of keys over all ranks. Equal on every rank.
+            Numbers of the statistics, equal on every rank: each between 1 (the maximum) and the number of keys over
+            all ranks.
         ranks ([`Ranks`]):
             The processes that take part.
 
@@ -109,7 +110,7 @@ def top_k(values: torch.Tensor, k: int, ranks: Ranks) -> torch.Tensor:
         values (`torch.Tensor` of shape `(num_local,)`):
             Values of this rank, without NaN.
         k (`int`):
-            How many to mark over all ranks, between 1 and the number of values over all ranks.
+            Number of values to mark over all ranks, between 1 and the number of values over all ranks.
         ranks ([`Ranks`]):
             The processes that take part.
 
@@ -126,7 +127,7 @@ def top_k(values: torch.Tensor, k: int, ranks: Ranks) -> torch.Tensor:
 
 def percentiles(values: torch.Tensor, levels: list[float], ranks: Ranks) -> list[float]:
     """
-    The smallest values that at least a fraction `level` of all ranks' values does not exceed, for each of `levels`.
+    For each of `levels`, the smallest value that at least this fraction of all ranks' values does not exceed.
 
     Args:
         values (`torch.Tensor` of shape `(num_local,)`):
@@ -142,6 +143,6 @@ def percentiles(values: torch.Tensor, levels: list[float], ranks: Ranks) -> list
     total = int(ranks.sum(torch.tensor(values.numel(), device=values.device)))
     if total == 0:
         return [float("nan")] * len(levels)
-    # The levels as they are written: in floats 0.55 * 100 is more than 55.
+    # The levels are read as decimals: in floats 0.55 * 100 is more than 55.
     ks = [total - max(ceil(Fraction(str(level)) * total), 1) + 1 for level in levels]
     return values_of_keys(kth_largest_keys(sort_keys(values), ks, ranks)).tolist()

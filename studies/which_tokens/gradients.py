@@ -22,7 +22,7 @@ def gradient_shares(model, batches: list[dict[str, torch.Tensor]], seed: int) ->
     Args:
         model ([`~transformers.PreTrainedModel`]): The policy.
         batches (`list[dict]`): Two batches of rollouts, of the same kind but independent of each other.
-        seed (`int`): Of the random 20 %.
+        seed (`int`): Seed of the random 20 %.
 
     Returns:
         `dict[str, float]`: for each set, averaged over the two batches: `norm/SET`, its norm as a fraction of

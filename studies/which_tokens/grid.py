@@ -52,7 +52,7 @@ class Cell:
         arm (`str`): A key of `ARMS`.
         updates_per_batch (`int`): Optimizer steps on one batch of rollouts.
         learning_rate (`float`): Peak learning rate.
-        seed (`int`): Of the problems, their order, the sampling and a random selection.
+        seed (`int`): Seed of the problems, their order, the sampling and a random selection.
     """
 
     size: str
@@ -217,7 +217,7 @@ def best_factor(means: dict[float, float]) -> float:
 
 
 def best_learning_rate(rows: Sequence[dict], cell: Cell) -> float:
-    """Of what was tried for the arm of a cell."""
+    """The best learning rate of those tried for the arm of a cell."""
     return times(best_factor(sweep_of(rows, cell)), cell.learning_rate)
 
 

@@ -97,15 +97,15 @@ class Study:
         return self._with_rate_of(arm, task, updates, arm, self.size)
 
     def common_runs(self, task: str, updates: int, arm: str) -> dict[int, dict]:
-        """As [`confirmation_runs`], at the learning rate that was the best one for the top 20 %."""
+        """Like [`confirmation_runs`], at the learning rate that was best for the top 20 %."""
         return self._with_rate_of("top20", task, updates, arm, self.size)
 
     def long_runs(self, task: str, updates: int, arm: str) -> dict[int, dict]:
-        """As [`common_runs`], of the stage `long`."""
+        """Like [`common_runs`], for the stage `long`."""
         return self._with_rate_of("top20", task, updates, arm, f"{self.size}-long")
 
     def long_runs_with_own_rates(self, task: str, updates: int, arm: str) -> dict[int, dict]:
-        """As [`confirmation_runs`], of the stage `long`."""
+        """Like [`confirmation_runs`], for the stage `long`."""
         return self._with_rate_of(arm, task, updates, arm, f"{self.size}-long")
 
     def _with_rate_of(self, rate_arm: str, task: str, updates: int, arm: str, size: str) -> dict[int, dict]:
@@ -119,7 +119,7 @@ class Study:
         return {seed: row for seed, row in found.items() if row is not None}
 
     def pooled_difference(self, task: str, updates: int, first: str, second: str) -> Interval | None:
-        """Of [`runs`] and [`common_runs`] together, where these have the same learning rate; else `None`."""
+        """Difference over [`runs`] and [`common_runs`] together; `None` if their learning rates differ."""
         a, b = (self.runs(task, updates, arm) | self.common_runs(task, updates, arm) for arm in (first, second))
         rates = {row["learning_rate"] for row in (*a.values(), *b.values())}
         return paired(a, b) if len(rates) == 1 else None
@@ -137,7 +137,7 @@ class Study:
         return Cell(self.size, task, arm, updates, self.learning_rates[task, updates], SEEDS[0])
 
     def difference(self, task: str, updates: int, first: str, second: str, measure=accuracy) -> Interval:
-        """Of two arms at the chosen learning rate, over the seeds that both have."""
+        """Difference of two arms at the chosen learning rate, over the seeds that both have."""
         return paired(self.runs(task, updates, first), self.runs(task, updates, second), measure)
 
     def sweep(self, task: str, updates: int, arm: str) -> dict[float, float]:
@@ -177,7 +177,7 @@ class Comparison:
 
 
 def comparisons(study: Study, runs=Study.runs, pairs=COMPARISONS, settings=SETTINGS) -> list[Comparison]:
-    """Of the runs that `runs` gives for an arm in a setting."""
+    """Comparisons of arms, from the runs that `runs` returns for an arm in a setting."""
     found = [
         (task, updates, first, second, paired(runs(study, task, updates, first), runs(study, task, updates, second)))
         for task, updates in settings

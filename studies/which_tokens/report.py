@@ -117,22 +117,23 @@ def conclusion(study: Study) -> str:
     if study.is_complete("long"):
         kinds.append((f"the same, four times as long, {new}", Study.long_runs, long_comparisons(study)))
     rows = []
-    for updates in UPDATES_PER_BATCH:
+    for task, updates in [(task, updates) for task in TASKS for updates in UPDATES_PER_BATCH]:
         for label, runs, found in kinds:
-            found = [comparison for comparison in found if comparison.updates == updates]
+            found = [comparison for comparison in found if (comparison.task, comparison.updates) == (task, updates)]
             if not found:
                 continue
-            row = [str(updates), label]
+            row = [TASK_LABELS[task], str(updates), label]
             for arm in CONCLUSION_ARMS:
-                values = [[run["accuracy"] for run in runs(study, task, updates, arm).values()] for task in TASKS]
-                row.append(", ".join(f"{np.mean(v):.2f}" for v in values) if all(values) else "")
+                values = [run["accuracy"] for run in runs(study, task, updates, arm).values()]
+                row.append(f"{np.mean(values):.2f}" if values else "")
             for other in ("all", "random20"):
                 pair = [c for c in found if (c.first, c.second) == ("top20", other)]
                 leads = [f"**{c.difference.mean:+.3f}**" if c.p < 0.05 else f"{c.difference.mean:+.3f}" for c in pair]
                 row.append(", ".join(leads))
             rows.append(row)
     arms = [LABELS[arm] for arm in CONCLUSION_ARMS]
-    return markdown(["Updates per batch", "Learning rate", *arms, "top 20 % minus all", "top minus random 20 %"], rows)
+    headings = ["Task", "Updates per batch", "Learning rate", *arms, "top 20 % minus all", "top minus random 20 %"]
+    return markdown(headings, rows)
 
 
 def claims(study: Study) -> str:

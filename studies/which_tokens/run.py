@@ -119,7 +119,7 @@ def run_cell(cell: Cell, work_dir: Path, take_gradient_apart: bool) -> dict:
 def run_cells(
     cells: list[Cell], rows: list[dict], path: Path, work_dir: Path, workers: int, take_gradient_apart: bool = False
 ) -> None:
-    """Run what is not in the file yet, and append it."""
+    """Make the runs that are not in the file yet, and append them."""
     done = {cell_of(row) for row in rows}
     todo = [cell for cell in cells if cell not in done]
     console.print(f"{len(cells) - len(todo)} of {len(cells)} runs are in {path} already.")

@@ -13,8 +13,8 @@ class Size:
     Model and amount of work.
 
     Args:
-        shape (`dict`): Of the Qwen3, see [`digit_sums.make_model`].
-        warm_up_factor (`int`): Of `WARM_UP_STEPS`.
+        shape (`dict`): Shape of the Qwen3, see [`digit_sums.make_model`].
+        warm_up_factor (`int`): Factor of `WARM_UP_STEPS`.
         warm_up_learning_rate (`float`): Their peak learning rate.
         prompts_per_update (`int`): With 8 rollouts each.
         updates (`int`): Optimizer steps of every run; a multiple of 16.

@@ -55,7 +55,7 @@ def test_percentile_takes_the_level_as_written():
 
 @pytest.mark.parametrize("level", [0.05, 0.55, 0.8, 0.95])
 def test_percentile_of_a_million_float32(level):
-    """Of the numbers 1 to N, shuffled: the rank is the value, and not rounded as a product in float32 is."""
+    """The numbers 1 to N, shuffled: the rank is the value, without the rounding of a product in float32."""
     values = np.random.default_rng(0).permutation(np.arange(1, 10**6 + 4, dtype=np.float32))
     assert analysis.percentile(values, level) == math.ceil(Fraction(str(level)) * len(values))
 

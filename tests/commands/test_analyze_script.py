@@ -334,7 +334,7 @@ def test_awkward_names_and_tokens(tmp_path):
 
 
 def test_few_token_types_or_none(files, tmp_path, capsys):
-    """A short file, as of a first try: what is missing is said, and no token stands in both lists of the console."""
+    """A short file, as in a first try: missing analyses are named, and no token is in both lists of the console."""
     (path := tmp_path / "few.jsonl").write_text(
         json.dumps({"prompt": "<user>a<assistant>", "completion": "aaaabbbcc"})
     )

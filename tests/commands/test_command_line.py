@@ -301,7 +301,7 @@ def test_no_name_is_stale():
 
 
 def test_options_that_transformers_has_dropped_are_known():
-    """Of the options of transformers 4.57, those that there are no more."""
+    """The options of transformers 4.57 that no longer exist."""
     old = {
         *("adafactor", "fp16_backend", "fp16_opt_level", "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap"),
         *("half_precision_backend", "include_inputs_for_metrics", "include_tokens_per_second", "jit_mode_eval"),

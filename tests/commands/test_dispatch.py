@@ -1,4 +1,4 @@
-"""`trl-fork COMMAND`: which words reach which command, and what accelerate is told."""
+"""`trl-fork COMMAND`: the words that reach each command, and those for accelerate."""
 
 import re
 import runpy
@@ -109,7 +109,7 @@ def test_an_extra_that_is_missing(capsys, monkeypatch):
     )
 
 
-# ---------------------------------------------------------------------- what accelerate is told
+# ---------------------------------------------------------------------- words for accelerate
 
 
 ZERO3 = str(find_shipped("accelerate", "zero3"))

@@ -144,7 +144,7 @@ def test_results_follow_from_the_completions(reference):
 
 
 def majority(votes):
-    """Of (answer, whether it is right): the share of right ones among the most frequent answers."""
+    """The share of right answers among the most frequent ones, from pairs (answer, whether it is right)."""
     sizes = [sum(verify(answer, other) for other, _ in votes) for answer, _ in votes]
     firsts = [n for n, (answer, _) in enumerate(votes) if not any(verify(other, answer) for other, _ in votes[:n])]
     winners = [votes[n][1] for n in firsts if sizes[n] == max(sizes)]

@@ -63,7 +63,7 @@ PAPER = {
     "dynamic_sampling_max_rounds": 10,
     "dynamic_sampling_reward": "accuracy_reward",
 }
-# Of these, what the recipes for small GPUs keep.
+# Those of these settings that the recipes for small GPUs keep.
 METHOD = [
     *("top_entropy_quantile", "token_selection", "loss_denominator", "loss_type", "epsilon", "epsilon_high", "delta"),
     *("beta", "entropy_coef", "num_iterations", "scale_rewards", "mask_truncated_completions", "temperature", "top_p"),

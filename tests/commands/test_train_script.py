@@ -152,7 +152,7 @@ def test_next_steps_of_a_run_without_checkpoints(recipe, tmp_path):
 
 
 def test_one_process_that_sees_several_gpus(recipe, tmp_path):
-    """As transformers counts them, where accelerate has not started one process for each."""
+    """GPUs as transformers counts them, if accelerate has not started one process for each."""
     arguments, args, model_config = parse("--config", write(recipe, tmp_path))
     args._n_gpu = 2
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Whoever has only the wheel: an environment with it and what it needs, outside the checkout, as a user types."""
+"""The wheel alone: an environment with it and its requirements, outside the checkout, as a user types commands."""
 
 import json
 import os

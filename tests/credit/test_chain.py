@@ -15,7 +15,7 @@ from trl_fork.ranks import Ranks
 
 @dataclass(frozen=True)
 class Told:
-    """A rule that says of itself what it is told to."""
+    """A rule with the given attributes."""
 
     mass: str = "summed"
     sparse: bool = False

@@ -1,4 +1,4 @@
-"""What every rule has to hold, whatever it is called: run over all of `RULES` and over rules of a user."""
+"""The contract of every rule, run over all of `RULES` and over rules of a user."""
 
 import json
 from itertools import pairwise
@@ -80,7 +80,7 @@ def test_weights_are_non_negative_and_zero_outside_the_mask(spec):
 def test_sparse_says_whether_valid_tokens_get_no_weight(spec):
     chain, signals = build_credit(spec), batch_of_signals()
     zeros = (chain(signals)[signals.mask != 0] == 0).any()
-    # The weights of a user's rule may be zero, which nobody but its author knows.
+    # The weights of a user's rule may be zero, which only its author can know.
     assert zeros == chain.sparse or (chain.sparse and "tests.credit.own_rules.surprisal" in spec)
 
 

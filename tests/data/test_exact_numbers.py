@@ -76,7 +76,7 @@ def test_long_digits_that_are_no_number_change_nothing(tmp_path):
 
 @pytest.mark.parametrize("make", [Dataset.to_iterable_dataset, lambda data: data], ids=["stream", "whole"])
 def test_a_number_that_came_rounded_is_refused_by_row_and_column(make, tmp_path):
-    """From the Hub, from Parquet, from Python: nobody knows any more which number it was."""
+    """From the Hub, from Parquet, from Python: the original number cannot be recovered."""
     data = Dataset.from_list([{"question": "1?", "answer": 5.0}, {"question": "2?", "answer": float(HUGE)}])
     with pytest.raises(ValueError, match=r"row 1, column 'answer': 1\.2345678901234568e\+22 is a float"):
         list(to_prompt_and_solution(make(data)))

@@ -383,7 +383,7 @@ def selected_by(run: Run, generation: int) -> dict[int, dict[int, float]]:
 
 
 def weight_difference(start: dict, actual: dict, expected: dict) -> float:
-    """Of two sets of weights, relative to how far `expected` is from `start`."""
+    """Distance of two sets of weights, relative to that of `expected` from `start`."""
     assert actual.keys() == expected.keys() == start.keys()
     actual, expected = (
         torch.cat([(weights[name] - start[name]).flatten() for name in sorted(start)])

@@ -5,7 +5,7 @@ What each process of a distributed test runs, under `accelerate launch`:
 
 Every scenario trains a fresh model on fixed rollouts, whose rows are the same however many processes share them. Rank
 0 writes `OUTPUT_DIR/SCENARIO/record.json`, a list with what each rank saw, beside the model that `save_model` left.
-The initial model stands in `OUTPUT_DIR/start`, for the scenario that loads it. A test runs the same scenarios in its
+The initial model is in `OUTPUT_DIR/start`, for the scenario that loads it. A test runs the same scenarios in its
 own process, by `run_scenario`, for the single-process side of the comparison.
 """
 

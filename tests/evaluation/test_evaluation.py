@@ -131,7 +131,7 @@ def test_interval_is_that_of_all_resamples():
 
 
 def test_interval_has_its_coverage():
-    """Of independent pairs of models that are equally good, the interval misses zero in about one case of 20."""
+    """For independent pairs of equally good models, the interval misses zero in about one case of 20."""
     generator = np.random.default_rng(1)
     missed = 0
     for _ in range(100):
@@ -173,7 +173,7 @@ def test_store_merges_parts_and_drops_a_half_written_line(tmp_path):
     with open(stores[0].path, "ab") as file:
         file.write(json.dumps(rows[1]).encode() + b"\n" + json.dumps(rows[5]).encode()[:-1])  # killed while merging
     merged = stores[0].merge()
-    assert merged == [rows[i] for i in (0, 3, 1, 4, 2, 5)], "by rank, whatever order the file system lists them in"
+    assert merged == [rows[i] for i in (0, 3, 1, 4, 2, 5)], "by rank, for any order of the file system"
     assert read_completions(stores[0].path) == merged == stores[0].merge()
     assert [path.name for path in tmp_path.iterdir()] == ["completions.jsonl"]
     stores[0].path.write_text("{}\nbroken\n{}\n")
@@ -326,7 +326,7 @@ def test_a_stop_string_does_not_begin_in_the_prompt():
 
 
 def test_a_special_token_can_be_a_stop_string(tokenizer):
-    """It is no part of the text, but of what is sampled."""
+    """It is not part of the text, but it is sampled."""
     engine = TransformersEngine(build_model(tokenizer), tokenizer, max_new_tokens=40, stop=["<user>", "zz"])
     found = engine.generate(PROMPTS * 8, list(range(32)))
     free = TransformersEngine(build_model(tokenizer), tokenizer, max_new_tokens=40).generate(

@@ -439,7 +439,7 @@ def test_formulas_with_words_are_left_to_trl():
 
 
 def test_preprocessing_is_linear():
-    """A hostile text of a megabyte takes no longer than its length; what is not an answer is left alone."""
+    """A hostile text of a megabyte takes time linear in its length; a text that is not an answer stays as it is."""
     for piece in (
         "√(",
         "0.",

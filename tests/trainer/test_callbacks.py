@@ -80,7 +80,7 @@ def test_page_shows_the_policy_that_starts_the_batch(settings, model, start, tok
     entropies = {r.row: log_probs_and_entropies(start, r, temperature)[1].tolist() for r in batch}
     forks = select(batch, entropies, 0.2, "high_entropy", [list(entropies)])
     assert data["threshold"] == pytest.approx(min(entropies[row][t] for row, t in forks), abs=1e-4)
-    assert all(entry["correct"] is None for entry in data["responses"]), "nobody says which are right"
+    assert all(entry["correct"] is None for entry in data["responses"]), "nothing says which are right"
 
 
 def test_tokens_of_the_environment_do_not_fork(model, start, tokenizer, tmp_path):

@@ -154,7 +154,7 @@ def test_newest_complete_checkpoint_is_taken(broken, run_directory, tokenizer, c
         (newest / "trainer_state.json").unlink()
     else:
         cut(newest / broken)
-    (run_directory / "checkpoint-backup").mkdir()  # somebody's own folder
+    (run_directory / "checkpoint-backup").mkdir()  # a user's own folder
     with caplog.at_level(logging.WARNING):
         resumed = run(tokenizer, run_directory, resume=True, max_steps=4)
     assert resumed._initial_global_step == 2

@@ -214,7 +214,7 @@ def test_conversations_without_a_template():
 
 
 def test_messages_in_the_format_of_this_template():
-    """Also of a template that no list of formats knows."""
+    """A template that is in no list of formats is found too."""
     tokenizer = build_tokenizer()
     wrapped = tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False)
     assert wrapped == "<user>ab"

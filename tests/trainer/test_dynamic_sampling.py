@@ -258,7 +258,7 @@ HOPELESS = {
 @pytest.mark.parametrize("scale_rewards", ["group", "none"])
 @pytest.mark.parametrize("kind", HOPELESS)
 def test_informative_groups_have_an_advantage(kind, scale_rewards, model, start, tokenizer, tmp_path, recwarn):
-    """Not only rewards that differ: of what is kept, every group moves the model, by a finite amount."""
+    """Rewards that differ are not enough: every group that is kept moves the model, by a finite amount."""
     if scale_rewards == "none" and kind in ("one huge", "huge and negative"):
         pytest.skip("without a division by the spread these advantages are finite, and what was asked for")
     rewards = [HOPELESS[kind] if n % 2 == 0 else SPREAD for n in range(8)]

@@ -229,7 +229,7 @@ def reads_length(tokenizer):
 @pytest.mark.parametrize("updates", [CUT, OFF_POLICY], ids=["on policy", "off policy"])
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_model_that_reads_the_padded_length_keeps_it(declared, updates, tokenizer, tmp_path, caplog, monkeypatch):
-    """As Phi-3 and Phi-4 say that they do: a row scored in a shorter batch would be scored by another model."""
+    """LongRoPE, as in Phi-3 and Phi-4: a row in a shorter batch would be scored by another model."""
     monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     start = build("qwen3", tokenizer, rope_parameters=LONGROPE) if declared else reads_length(tokenizer)
     changes = []
@@ -260,7 +260,7 @@ class FirstWithoutPadding(FixedRollouts):
 
 
 def test_a_batch_without_padding_hides_nothing(tokenizer, tmp_path):
-    """As where every completion is cut off at first: there is no padding yet that could have an effect."""
+    """If every completion is cut off at first, there is no padding yet that could have an effect."""
     rollouts = FirstWithoutPadding(tokenizer)
     trainer = train(reads_length(tokenizer), tokenizer, rollouts, tmp_path, max_steps=2, learning_rate=0.0, **CUT)
     assert len(rollouts.generated) == 2

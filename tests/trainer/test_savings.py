@@ -219,7 +219,7 @@ def test_metrics_keep_their_meaning(tokenizer, tmp_path):
 
 
 def test_ratios_over_valid_tokens_become_ratios_over_those_seen():
-    # Of 50 tokens 10 were seen; 4, 3 and 1 of them were clipped.
+    # 10 of 50 tokens were scored; 4, 3 and 1 of them were clipped.
     logged = {"clip_ratio/region_mean": [0.08, 0.06], "cispo_clip_ratio": [0.02], "kl": [0.5], "entropy": [0.7]}
     assert partial_metrics(logged, 50, 10) == {
         "forking/clip_ratio/region_mean": pytest.approx([0.4, 0.3]),

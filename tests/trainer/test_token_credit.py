@@ -1,4 +1,4 @@
-"""Every credit rule in real training: the gradient of the naive objective, whatever the cut; and what is refused."""
+"""Every credit rule in real training: the gradient of the naive objective for any cut, and the refusals."""
 
 import copy
 import json

@@ -36,7 +36,7 @@ def build_model_for_vllm(tokenizer):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A model that knows one answer to each question of the data, right for most of them, and one that never ends."""
+    """A model with one answer to each question of the data, right for most of them, and one that never ends."""
     folder = tmp_path_factory.mktemp("model")
     tokenizer = byte_tokenizer()
     model = build_model_for_vllm(tokenizer)

@@ -10,7 +10,7 @@ DEFINITIONS = {
         "num_correct": "Responses marked as correct; null if none is marked either way.",
         "num_other_length": (
             "Responses whose text, tokenized again, does not give the number of tokens the file states: there the "
-            "tokens analysed are not those that were sampled. Null if the file states no lengths."
+            "analysed tokens differ from the sampled ones. Null if the file states no lengths."
         ),
         "temperature": "Temperature inside the softmax of every entropy and probability.",
     },
@@ -36,7 +36,7 @@ DEFINITIONS = {
             "Mean, over all positions where this token was sampled, of the entropy of the distribution it was sampled "
             "from, in nats."
         ),
-        "count": "How often it was sampled; in `followed_by`, after this token.",
+        "count": "Number of times it was sampled; in `followed_by`, after this token.",
         "followed_by": "Most frequent next tokens in the same response.",
         "alternatives": "Other likely tokens where this one was sampled.",
         "mean_probability": (
@@ -56,11 +56,11 @@ DEFINITIONS = {
         "with_reference": "Positions shared with the reference model (paper, Table 1, first row).",
         "with_model": "Positions shared with the model (paper, Table 1, second row).",
         "whole_set": (
-            "Of the ceil(rho * N) positions of largest entropy among the N tokens of all responses, the fraction that "
-            "is also among those of the other model; ties to the earlier token. (The paper does not state its pool.)"
+            "Fraction of the ceil(rho * N) positions of largest entropy among the N tokens of all responses that the "
+            "other model shares; ties to the earlier token. (The paper does not state its pool.)"
         ),
         "per_response": "The same with ceil(rho * n) positions of each response of n tokens, summed over responses.",
-        "expected_by_chance": "What two independent random selections would share: the fraction that is selected.",
+        "expected_by_chance": "Share of two independent random selections: the fraction that is selected.",
     },
     "change": {
         "models": "Checkpoints in the order given, model; each against the reference.",
@@ -123,7 +123,7 @@ DEFINITIONS = {
         "p95": "The smallest fraction that at least 95 % of responses do not exceed.",
         "p100": "Largest fraction.",
         "batch_and_sequence_overlap": (
-            "Of the positions selected from the whole set, the fraction that is also selected response by response."
+            "Fraction of the positions selected from the whole set that are also selected response by response."
         ),
     },
     "decoding_temperature": {

@@ -26,7 +26,7 @@ def save_figure(figure: Figure, directory: str | Path, name: str) -> str:
 
     Args:
         figure ([`~matplotlib.figure.Figure`]): The figure.
-        directory (`str` or `Path`): Where the files go; it exists.
+        directory (`str` or `Path`): An existing folder for the files.
         name (`str`): Their name without suffix.
 
     Returns:
@@ -37,7 +37,7 @@ def save_figure(figure: Figure, directory: str | Path, name: str) -> str:
     directory = Path(directory)
     figure.savefig(directory / f"{name}.png", dpi=150)
     text = io.StringIO()
-    # Letters as outlines: the same everywhere. A salt per figure: several stand in one page without sharing ids.
+    # Letters are outlines, the same everywhere. A salt per figure keeps ids on one page apart.
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": name}):
         figure.savefig(text, format="svg", metadata={"Date": None})
     (directory / f"{name}.svg").write_text(text.getvalue())
@@ -100,8 +100,8 @@ def plot_change(change: list[dict], reference: str, model: str) -> Figure:
     """
     Analysis E: change of entropy by percentile of the reference's entropy (paper, Fig. 4).
 
-    The paper's log axis cannot show a decrease. Here it has both signs (linear within 1e-4 nats of 0), and the lower
-    panel counts the tokens that went up and down.
+    The paper's log axis cannot show a decrease. Here the axis has both signs (linear within 1e-4 nats of 0), and the
+    lower panel counts the tokens whose entropy rose and fell.
     """
     figure, (upper, lower) = _figures("Change of entropy", (2, 1))
     upper.set_title(
@@ -229,9 +229,9 @@ def plot_token_cloud(tokens: list[dict], title: str, *, largest: str) -> Figure 
     Analysis B: token types as a word cloud (paper, Fig. 2b and 2c).
 
     Args:
-        tokens (`list[dict]`): With `token` and `mean_entropy`, as in `summary.json`.
-        title (`str`): What stands above it.
-        largest (`str`): What is written largest: tokens of `"high"` or of `"low"` mean entropy.
+        tokens (`list[dict]`): Entries of `summary.json` with `token` and `mean_entropy`.
+        title (`str`): Title of the figure.
+        largest (`str`): Tokens that are written largest: those of `"high"` or of `"low"` mean entropy.
 
     Returns:
         [`~matplotlib.figure.Figure`], or `None` without the package `wordcloud` or without tokens.
@@ -246,7 +246,7 @@ def plot_token_cloud(tokens: list[dict], title: str, *, largest: str) -> Figure 
     from wordcloud import WordCloud
 
     means = [entry["mean_entropy"] for entry in tokens]
-    # The paper's font size is the mean entropy. Where all are near zero, as at the bottom, it is the rank instead.
+    # The paper's font size is the mean entropy. If all are near zero, as at the bottom, the rank replaces it.
     sizes = means if largest == "high" else range(len(tokens), 0, -1)
     words: dict[str, float] = {}
     for entry, size in zip(tokens, sizes, strict=True):
@@ -268,11 +268,11 @@ def plot_token_cloud(tokens: list[dict], title: str, *, largest: str) -> Figure 
     figure, (axes,) = _figures(title, (1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
     axes.axis("off")
-    # Outlines at the places the cloud has found: its own SVG needs the font on the reader's machine.
+    # Outlines at the places of the cloud, whose own SVG needs the font on the reader's machine.
     for number, ((word, _), size, (top, left), _, _) in enumerate(cloud.layout_):
         face = ImageFont.truetype(font, size)
         ink_left, ink_top, *_ = face.getbbox(word)  # `top` and `left` are where the ink begins
-        literal = word.replace("$", r"\$")  # no formula
+        literal = word.replace("$", r"\$")  # not a formula
         outline = TextPath((0, 0), literal, size=size, prop=FontProperties(fname=font))
         place = Affine2D().scale(1, -1).translate(left - ink_left, top - ink_top + face.getmetrics()[0])
         colour = (BLUE, VERMILION, GREY)[number % 3]
@@ -281,7 +281,7 @@ def plot_token_cloud(tokens: list[dict], title: str, *, largest: str) -> Figure 
 
 
 def visible(token: str) -> str:
-    """A token with its white space visible: a leading space is dropped where something follows it."""
+    """A token with its white space visible. A leading space before other characters is dropped."""
     text = token[1:] if token.startswith(" ") and token.strip() else token
     return text.replace("\n", "\u21b5").replace("\t", "\u21e5").replace(" ", "\u2423") or "(empty)"
 
@@ -303,7 +303,7 @@ def _figures(title: str, shape: tuple[int, int], names: Sequence[str] = ()):
     rows, columns = shape
     size = (7.2, 4.2) if rows * columns == 1 else (3.4 * columns, 2.3 * rows + 0.5) if columns > 1 else (7.2, 5.6)
     figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)  # not pyplot, whose backend and open figures belong to the caller
+    FigureCanvasAgg(figure)  # pyplot's backend and open figures belong to the caller
     figure.suptitle(title, fontsize=13, fontweight="bold", parse_math=False)
     panels = list(figure.subplots(rows, columns, squeeze=False, sharex=bool(names)).flat)
     for axes in panels:
@@ -317,7 +317,7 @@ def _figures(title: str, shape: tuple[int, int], names: Sequence[str] = ()):
 
 
 def _name_ticks(axes, names: Sequence[str]) -> None:
-    """At most a dozen names, the first and the last among them."""
+    """Write at most a dozen names, the first and the last among them."""
     shown = np.unique(np.linspace(0, len(names) - 1, min(len(names), 12)).astype(int))
     labels = [_plain(names[place], 24) for place in shown]
     is_long = max(map(len, labels)) * len(labels) > 60 or max(map(len, labels)) > 10
@@ -328,7 +328,7 @@ def _name_ticks(axes, names: Sequence[str]) -> None:
 
 
 def _label_decades(axes, values: np.ndarray) -> None:
-    """Ticks at 0 and at powers of ten on both sides, no further than the values reach."""
+    """Set ticks at 0 and at powers of ten on both sides, within the range of the values."""
     largest = max(float(np.abs(values).max(initial=0.0)), _SMALLEST_CHANGE)
     decades = [10.0**power for power in range(-4, int(np.ceil(np.log10(largest))) + 1)]
     low, high = values.min(initial=0.0) < 0, values.max(initial=0.0) > 0
@@ -338,7 +338,7 @@ def _label_decades(axes, values: np.ndarray) -> None:
 
 
 def _legend(figure) -> None:
-    """Below the axes, where it hides nothing."""
+    """Draw the legend below the axes, where it hides nothing."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if labels:
         columns = 2 if max(map(len, labels)) > 20 else 4

@@ -1,4 +1,4 @@
-"""Files of responses, as token ids: what `trl-fork evaluate` wrote, or any JSONL with prompts and completions."""
+"""Files of responses as token ids: those of `trl-fork evaluate`, or any JSONL with prompts and completions."""
 
 import json
 from collections.abc import Iterator
@@ -25,8 +25,8 @@ class Response:
         prompt_ids (`list[int]`): Tokens of the prompt.
         completion_ids (`list[int]`): Tokens of the response, with its end token if it was not cut off.
         prompt (`str`): Text of the prompt.
-        problem (`str`): What responses to one problem have in common.
-        correct (`bool`, *optional*): Whether the answer is right; `None` where the file does not say.
+        problem (`str`): Name of the problem, the same for all responses to it.
+        correct (`bool`, *optional*): Whether the answer is right; `None` if the file does not say.
         row (`dict`): The line it was read from.
     """
 
@@ -50,15 +50,15 @@ def read_responses(
 
     A line holds a prompt (`prompt`, `question` or `problem`: text as the model read it, or a conversation, to which
     the chat template is applied) and a completion (`completion`, `response` or `text`: text, or a conversation of one
-    message). Token ids in `prompt_ids` and `completion_ids` go before text: text is tokenized again, which need not
-    give the tokens that were sampled. The end token is appended to text whose line says `"truncated": false`.
-    `correct` is read if it is there, and `problem_id` (with `dataset`) names the problem, or else the prompt does.
+    message). Token ids in `prompt_ids` and `completion_ids` take precedence: text is tokenized again, which need
+    not give the tokens that were sampled. The end token is appended to text whose line says `"truncated": false`.
+    `correct` is read if present. `problem_id` (with `dataset`) names the problem, or else the prompt does.
 
     Args:
         path (`str` or `Path`): A JSONL file. A last line that a killed process has left half-written is skipped.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the model that will read the responses.
-        limit (`int`, *optional*): Only the first responses.
-        chat_template_kwargs (`dict`, *optional*): For the chat template of prompts that are conversations.
+        limit (`int`, *optional*): Number of responses to read, the first ones.
+        chat_template_kwargs (`dict`, *optional*): Arguments of the chat template, for prompts that are conversations.
 
     Yields:
         [`Response`].
@@ -83,9 +83,9 @@ def read_lines(path: str | Path) -> Iterator[dict]:
             except ValueError as error:
                 if not line.endswith(b"\n"):
                     return
-                raise ValueError(f"{path}, line {number}, is no JSON: {error}. Remove that line.") from error
+                raise ValueError(f"{path}, line {number}, is not JSON: {error}. Remove that line.") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}, is no JSON object: each line must be one response.")
+                raise ValueError(f"{path}, line {number}, is not a JSON object: each line must be one response.")
             yield row
 
 

@@ -1,4 +1,4 @@
-"""Scores on disk, shard by shard: a run that was killed goes on, and no checkpoint is scored twice."""
+"""Scores on disk, shard by shard: a killed run continues, and no checkpoint is scored twice."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from .responses import Response
 from .scoring import TokenScores, score_completions
 
 
-# Responses of one file. What is lost at a kill, and what is sorted by length at a time.
+# Responses of one file: the most that a killed run loses, and the number sorted by length at a time.
 SHARD_SIZE = 64
 
 
@@ -24,14 +24,13 @@ class ScoreStore:
     """
     Scores of one model under one directory, in files of `SHARD_SIZE` responses.
 
-    A model whose weights have changed, or other settings, have another directory; a shard whose responses have changed
-    is scored again.
+    Other weights or settings have another directory. A shard whose responses have changed is scored again.
 
     Args:
         root (`str` or `Path`): Directory of the scores of all models.
         model (`str`): Hub name or local directory of a model.
-        temperature (`float`, *optional*, defaults to `1.0`): Of the distributions.
-        dtype (`str`, *optional*, defaults to `"auto"`): Of the weights.
+        temperature (`float`, *optional*, defaults to `1.0`): Temperature of the distributions.
+        dtype (`str`, *optional*, defaults to `"auto"`): Dtype of the weights.
     """
 
     def __init__(self, root: str | Path, model: str, *, temperature: float = 1.0, dtype: str = "auto"):
@@ -55,15 +54,15 @@ class ScoreStore:
 
         Args:
             responses (`Iterable[Response]`):
-                In the same order at every call.
+                Responses, in the same order at every call.
             load_model (`Callable`):
-                Gives the model in evaluation mode. Not called if there is nothing to do.
+                Returns the model in evaluation mode. It is not called if there is nothing to do.
             num_alternatives (`int`, *optional*, defaults to `0`):
-                Of how many responses, counted from the first, to keep the most likely tokens, rounded up to shards.
+                Number of responses, from the first on, whose most likely tokens are kept; rounded up to shards.
             top_k (`int`, *optional*, defaults to `5`):
-                How many of them.
+                Number of most likely tokens.
             max_batch_tokens (`int`, *optional*, defaults to `16384`):
-                See [`~analysis.scoring.score_completions`].
+                Argument of [`~analysis.scoring.score_completions`].
             progress (`tqdm`, *optional*):
                 Bar over completion tokens.
         """
@@ -88,7 +87,7 @@ class ScoreStore:
 
     def read(self, responses: Iterable[Response]) -> Iterator[tuple[Response, TokenScores]]:
         """
-        Read back what was scored, one response at a time.
+        Read the scores back, one response at a time.
 
         Raises:
             `ValueError`: if a response has not been scored, or another was scored in its place.
@@ -127,7 +126,7 @@ class ScoreStore:
 
 
 def model_identity(model: str) -> list:
-    """What tells two models apart without reading their weights: a Hub name, or sizes and times of local files."""
+    """Identity of a model without reading its weights: a Hub name, or sizes and times of local files."""
     path = Path(model)
     if not path.is_dir():
         return [model]

@@ -16,16 +16,16 @@ from tqdm import tqdm
 from ..entropy import token_entropy
 
 
-# Logits at a time: 2**25 of them take 128 MiB in float32, and a few times that while they are worked on. Not much
-# less: an accelerator wants many rows for each pass over the head's weights, and blocks below 32 MiB come from glibc's
-# heap, which small tensors that stay between them made grow to 10 GB (seen with 2**22).
+# Logits at a time: 2**25 of them take 128 MiB in float32, and a few times that during the computation. A much smaller
+# number is slower on an accelerator, and blocks below 32 MiB come from glibc's heap, which small tensors left between
+# them made grow to 10 GB (seen with 2**22).
 _LOGITS_PER_SLICE = 2**25
 
 
 @dataclass
 class TokenScores:
     """
-    What a model says about the tokens of one completion.
+    Scores of a model for the tokens of one completion.
 
     Args:
         entropies (`np.ndarray` of shape `(length,)`): Entropy of the distribution of each token, float32 nats.
@@ -53,7 +53,7 @@ def score_completions(
     """
     Score completions under a model, in batches of similar length.
 
-    Equal, row by row, to:
+    The result equals, row by row:
 
     ```
     log_probs = model(prompt + completion).logits[len(prompt) - 1 : -1].div(temperature).log_softmax(-1)
@@ -68,7 +68,7 @@ def score_completions(
         temperature (`float`, *optional*, defaults to `1.0`):
             Decoding temperature; must be positive.
         top_k (`int`, *optional*, defaults to `0`):
-            How many of the most likely tokens to return at each position.
+            Number of most likely tokens to return at each position.
         max_batch_tokens (`int`, *optional*, defaults to `16384`):
             Most tokens of a batch, padding included. A single longer row is a batch by itself.
         progress (`tqdm`, *optional*):
@@ -97,7 +97,7 @@ def score_completions(
 
 
 def _batches(lengths: list[int], max_batch_tokens: int):
-    """Row indices by falling length, so that what does not fit into memory fails first, in batches of bounded size."""
+    """Row indices in batches of bounded size, the longest first: a batch too large for memory then fails at once."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batch and (len(batch) + 1) * lengths[batch[0]] > max_batch_tokens:
@@ -117,11 +117,13 @@ def _score_batch(model, rows, temperature: float, top_k: int) -> list[TokenScore
     for row, (prompt, completion) in enumerate(rows):
         end = len(prompt) + len(completion)
         input_ids[row, :end] = torch.tensor([*prompt, *completion])
-        attention_mask[row, :end] = 1  # padding on the right: nothing before it sees it, and positions count from 0
+        attention_mask[row, :end] = (
+            1  # padding is on the right, where no token attends to it and positions count from 0
+        )
         predicts[row, len(prompt) - 1 : end - 1] = True
     targets = torch.cat([torch.tensor(completion, dtype=torch.long) for _, completion in rows]).to(device)
 
-    # Made before the slices, so that nothing small that stays is put between large blocks that go.
+    # Allocated before the slices, so that no small tensor stays between large blocks that are freed.
     entropies, log_probs = torch.empty(2, len(targets))
     top_ids = torch.empty(len(targets), top_k, dtype=torch.int32)
     top_probs = torch.empty(len(targets), top_k)
@@ -147,10 +149,10 @@ def _logits_of_slices(model, input_ids, attention_mask, wanted):
     """
     Logits at the `wanted` positions, row by row, a bounded number of them at a time.
 
-    The backbone runs once. Then the model's own `forward` runs on slices of what the backbone has given, so that soft
-    caps, scales and whatever else an architecture does around its LM head are done by its own code.
+    The backbone runs once. Then the model's own `forward` runs on slices of the backbone's output, so that soft caps,
+    scales and other steps of an architecture around its LM head are done by its own code.
     """
-    if hasattr(model, "get_base_model"):  # PEFT: its layers stand within the base model
+    if hasattr(model, "get_base_model"):  # PEFT's layers are inside the base model
         model = model.get_base_model()
     backbone = model.get_decoder()
     outputs = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
@@ -166,7 +168,7 @@ def _logits_of_slices(model, input_ids, attention_mask, wanted):
     def slices():
         for number, part in enumerate(hidden.split(size) if len(hidden) else (), start=1):
             outputs.last_hidden_state = part[None]
-            # Some architectures look at the shape of their input.
+            # Some architectures read the shape of their input.
             logits = model(input_ids=input_ids.new_zeros(1, len(part)), use_cache=False).logits[0]
             if len(calls) != number:
                 raise NotImplementedError(

@@ -1,9 +1,9 @@
 """
 Statistics of token entropies: the analyses of the paper (section 3 and section 5.3) and of its follow-ups.
 
-Pure functions of flat arrays: `entropies` holds one float32 number in nats per token, one response after the other,
-and `lengths` says how many tokens each response has. A million tokens take 4 MB. No logits, no model, no TRL. What
-each number means stands in `definitions.py`, under the key it is reported by.
+These are pure functions of flat arrays: `entropies` holds one float32 number in nats per token, one response after
+the other, and `lengths` says how many tokens each response has. A million tokens take 4 MB. The functions need no
+logits, no model and no TRL. `definitions.py` says what each number means, under its key.
 """
 
 from fractions import Fraction
@@ -21,14 +21,14 @@ TRACE_LEVELS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 0.9, 0.95, 1.0)
 
 def percentile(values: np.ndarray, level: float) -> float:
     """
-    The smallest of `values` that at least the fraction `level` of them does not exceed; NaN if there are none, or one
-    of them is NaN.
+    The smallest of `values` that at least the fraction `level` of them does not exceed; NaN if there are no values or
+    one of them is NaN.
     """
     return percentile_trace(values, (level,))[0]
 
 
 def distribution(entropies: np.ndarray, num_bins: int = 60) -> dict:
-    """Analysis A: how entropies are distributed."""
+    """Analysis A: distribution of entropies."""
     counts, edges = np.histogram(entropies, num_bins, range=(0.0, max(float(entropies.max(initial=0.0)), 1e-6)))
     return {
         "num_tokens": len(entropies),
@@ -85,7 +85,7 @@ def change_by_percentile(reference: np.ndarray, entropies: np.ndarray, num_bins:
     Analysis E: how the entropy of tokens changed, by the entropy they had under the reference.
 
     Args:
-        reference, entropies (`np.ndarray` of shape `(num_tokens,)`): Before and after.
+        reference, entropies (`np.ndarray` of shape `(num_tokens,)`): Entropies before and after.
         num_bins (`int`, *optional*, defaults to `20`): Bins of equal count; each 5 % of the tokens.
 
     Returns:
@@ -118,7 +118,7 @@ def percentile_trace(entropies: np.ndarray, levels: tuple[float, ...] = TRACE_LE
     """Analysis F: percentiles of one model's entropies, in nats; see [`percentile`]."""
     if not len(entropies):
         return [float("nan")] * len(levels)
-    # The levels as they are written: in floats 0.55 * 100 is more than 55, and the next larger value would be taken.
+    # The levels are read as decimals: in floats 0.55 * 100 is more than 55, which would give the next larger value.
     exact = np.array([Fraction(str(level)) for level in levels])
     return np.quantile(entropies, exact, method="inverted_cdf").tolist()
 
@@ -138,7 +138,7 @@ def position_profile(entropies: np.ndarray, lengths: np.ndarray, selected: np.nd
 
 
 def length_summary(entropies: np.ndarray, lengths: np.ndarray) -> dict:
-    """How the length of a response goes with its entropy."""
+    """Correlation of the length of a response with its entropy."""
     lengths = np.asarray(lengths)
     with_tokens = lengths > 0
     pair = lengths[with_tokens], response_means(entropies, lengths)[with_tokens]
@@ -150,7 +150,7 @@ def length_summary(entropies: np.ndarray, lengths: np.ndarray) -> dict:
 
 
 def correctness_summary(entropies, lengths, selected, correct: list[bool | None]) -> dict:
-    """Correct against incorrect responses; those whose correctness is not known are left out."""
+    """Correct and incorrect responses compared. Responses of unknown correctness are left out."""
     rows, chosen = split(entropies, lengths), split(selected, lengths)
     means = response_means(entropies, lengths)
     summary = {}
@@ -170,7 +170,7 @@ def correctness_summary(entropies, lengths, selected, correct: list[bool | None]
 
 
 def scope_summary(entropies: np.ndarray, lengths: np.ndarray, fraction: float = 0.2) -> dict:
-    """What the threshold scopes `batch` and `sequence` would select."""
+    """Selections of the threshold scopes `batch` and `sequence`, compared."""
     selected, by_row = select_of_set(entropies, fraction), select_of_responses(entropies, lengths, fraction)
     shares = np.array([row.mean() for row in split(selected, lengths) if len(row)])
     percentiles = percentile_trace(shares, (0.0, 0.05, 0.5, 0.95, 1.0))
@@ -218,7 +218,7 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
 
 def _correlation(name: str, first: np.ndarray, second: np.ndarray) -> float:
     pair = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    # Means of equal numbers differ by rounding, and would be correlated with anything.
+    # Means of equal numbers differ by rounding, which would correlate by chance.
     if len(first) < 2 or any(np.ptp(values) <= 1e-12 * np.abs(values).max() for values in pair):
         return float("nan")
     from scipy import stats  # takes a second to import

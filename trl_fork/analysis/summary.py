@@ -1,4 +1,4 @@
-"""What `trl-fork analyze` shows of its summary: figures, a table of tokens, lines on the screen."""
+"""The summary of `trl-fork analyze` as figures, a table of tokens and lines on the screen."""
 
 from pathlib import Path
 
@@ -44,13 +44,13 @@ def draw(
 
 
 def _half_of_types(tokens: dict) -> int:
-    """How many of either list to show: with few types the two overlap."""
+    """Number of entries to show of either list; with few types the two overlap."""
     return max(1, tokens["num_types"] // 2)
 
 
 def _no_types(tokens: dict) -> str:
     return (
-        f"No token type is sampled more often than {tokens['min_count']} times, so that none is listed: lower "
+        f"No token type is sampled more often than {tokens['min_count']} times, so none is listed: lower "
         "--min_token_count, or sample more responses."
     )
 

@@ -32,10 +32,10 @@ class PromptWithSolution:
 
 def problems_of(responses: Iterable[Response]) -> list[PromptWithSolution]:
     """
-    The different problems of a file of responses.
+    Collect the different problems of a file of responses.
 
     Raises:
-        `ValueError`: if a line has no `solution`: nothing could be graded.
+        `ValueError`: if a line has no `solution`, without which it cannot be graded.
     """
     problems: dict[str, PromptWithSolution] = {}
     for response in responses:
@@ -74,16 +74,17 @@ def decode_with_temperatures(
     Sample and grade every pair of temperatures. Responses are appended to a file, from which a killed run continues.
 
     Args:
-        load_model (`Callable`): Gives the model in evaluation mode. Not called if there is nothing to do.
+        load_model (`Callable`): Returns the model in evaluation mode. It is not called if there is nothing to do.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-        problems (`list[PromptWithSolution]`): What is asked.
-        path (`str` or `Path`): JSONL file of this model, threshold, lengths, seed and stop, and of nothing else.
+        problems (`list[PromptWithSolution]`): The problems.
+        path (`str` or `Path`): JSONL file for exactly this model, threshold, lengths, seed and stop.
         threshold (`float`): Entropy in nats above which a token is a forking token.
-        temperatures (`Sequence[float]`, *optional*): Of either kind of token, the other at 1; the paper's by default.
+        temperatures (`Sequence[float]`, *optional*): Temperatures of either kind of token, with the other at
+            1; the paper's by default.
         num_samples (`int`, *optional*, defaults to `16`): Responses per problem and pair.
-        max_new_tokens (`int`, *optional*, defaults to `28672`): Of a response, in tokens; the paper's.
+        max_new_tokens (`int`, *optional*, defaults to `28672`): Limit of a response in tokens; the paper's.
         batch_size (`int`, *optional*, defaults to `32`): Responses at a time.
-        seed (`int`, *optional*, defaults to `0`): Of the sampling.
+        seed (`int`, *optional*, defaults to `0`): Seed of the sampling.
         stop (`Sequence[str]`, *optional*): Texts that end a response, and are cut off.
 
     Returns:
@@ -103,7 +104,7 @@ def decode_with_temperatures(
                 keys = [(*pair, problem.name, sample) for problem, sample in batch]
                 if not all(key in done for key in keys):
                     model = model or load_model()
-                    # A batch has a seed of its own, so that a run that was killed gives the same responses.
+                    # A batch has a seed of its own, so that a continued run gives the same responses.
                     torch.manual_seed(_seed(seed, keys))
                     asked = [problem for problem, _ in batch]
                     new = _sample_batch(model, tokenizer, asked, pair, threshold, max_new_tokens, stop)
@@ -133,7 +134,7 @@ def _sample_batch(model, tokenizer, problems, pair, threshold, max_new_tokens, s
     mask = torch.tensor([[0] * (width - len(p.prompt_ids)) + [1] * len(p.prompt_ids) for p in problems])
     stopping = StopAtText(tokenizer, stop, width) if stop else None
     original = model.generation_config
-    # In place of the model's own: `generate` takes from there what a configuration leaves open, such as a top_k.
+    # This replaces the model's own, from which `generate` would take values left open, such as a top_k.
     model.generation_config = GenerationConfig(
         do_sample=True, top_k=0, max_new_tokens=max_new_tokens, pad_token_id=pad_id, eos_token_id=ends
     )

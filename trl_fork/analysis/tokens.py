@@ -44,7 +44,7 @@ class Example:
     Args:
         response (`int`): Number of the response, from 0.
         position (`int`): Number of the token in it, from 0.
-        entropy (`float`): Of the distribution it was sampled from, in nats.
+        entropy (`float`): Entropy of the distribution it was sampled from, in nats.
         before (`list[int]`): Token ids before it, of the response only.
         after (`list[int]`): Token ids after it.
     """
@@ -58,13 +58,13 @@ class Example:
 
 class TokenContexts:
     """
-    Where given token types were sampled: examples in context, what came next, and what could have stood there.
+    Places where given token types were sampled: examples in context, next tokens and alternatives.
 
     Args:
         token_ids (`Iterable[int]`): The types.
         num_examples (`int`, *optional*, defaults to `3`): Examples of each, drawn uniformly.
         width (`int`, *optional*, defaults to `12`): Tokens of context on either side.
-        seed (`int`, *optional*, defaults to `0`): Of the draw.
+        seed (`int`, *optional*, defaults to `0`): Seed of the draw.
     """
 
     def __init__(self, token_ids: Iterable[int], num_examples: int = 3, width: int = 12, seed: int = 0):
@@ -80,7 +80,7 @@ class TokenContexts:
 
     def add(self, token_ids: list[int], entropies: np.ndarray, top_ids: np.ndarray, top_probs: np.ndarray) -> None:
         """
-        Look through one response.
+        Add one response.
 
         Args:
             token_ids (`list[int]`): Its tokens.
@@ -117,7 +117,7 @@ class TokenContexts:
         return [(other, mass / scored) for other, mass in likely if other != token_id][:count]
 
     def _place(self, token_id: int) -> int | None:
-        """Where in the reservoir the next occurrence goes (Vitter, algorithm R)."""
+        """Place of the next occurrence in the reservoir (Vitter, algorithm R)."""
         self._seen[token_id] += 1
         if self._seen[token_id] <= self.num_examples:
             return self._seen[token_id] - 1

@@ -7,9 +7,8 @@ See where a model's chains of thought fork: the analyses of the paper, on your m
 
 The responses are those in a file (of `trl-fork evaluate`, or any JSONL with prompts and completions), or they are
 sampled as `trl-fork evaluate` does. OUTPUT receives summary.json, in which every number has its definition, figures
-as PNG and SVG, tokens.md, and report.html, in which every token can be looked at. Every model reads the responses
-once: what it says is kept in OUTPUT/scores, so that a run that was killed continues, and a further checkpoint costs
-one pass.
+as PNG and SVG, tokens.md, and report.html, which shows every token. Every model reads the responses
+once. Its scores are kept in OUTPUT/scores, so a killed run continues, and a further checkpoint costs one pass.
 """
 
 import argparse
@@ -68,7 +67,9 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--min_token_count", type=int, default=100, help="list token types seen more often than this")
     parser.add_argument("--page_responses", type=int, default=200, help="responses in report.html (default: 200)")
     parser.add_argument("--max_batch_tokens", type=int, default=16384, help="tokens of a scoring batch")
-    parser.add_argument("--dtype", default="auto", help="of the weights, such as bfloat16 (default: the checkpoint's)")
+    parser.add_argument(
+        "--dtype", default="auto", help="dtype of the weights, such as bfloat16 (default: the checkpoint's)"
+    )
     parser.add_argument("--attn_implementation", help="of transformers, such as flash_attention_2")
     parser.add_argument("--device_map", help="'auto' spreads a large model over all GPUs")
 
@@ -93,9 +94,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     if options.completions:
         names = [name for name in PROMPT_ARGUMENTS if name not in ("chat_template_kwargs", "stop")]
         if given := [f"--{name}" for name in names if getattr(options, name) is not None]:
-            parser.error(
-                f"{' and '.join(given)} say what is asked of --dataset; a file of --completions has its prompts"
-            )
+            parser.error(f"{' and '.join(given)} set the prompts of --dataset; a file of --completions has its own")
     numbered = {name: re.search(r"checkpoint-(\d+)/?$", name) for name in options.checkpoints}
     steps = {name: int(found[1]) for name, found in numbered.items() if found}
     if len(steps) == len(numbered):  # the shell sorts checkpoint-100 before checkpoint-20
@@ -119,7 +118,7 @@ def load_model(name: str, options: argparse.Namespace) -> torch.nn.Module:
 
 
 def score(name: str, corpus: Corpus, options: argparse.Namespace, num_alternatives: int = 0) -> ScoreStore:
-    """Have a model read all responses; what it has read in an earlier run it does not read again."""
+    """Score all responses with a model, except those that an earlier run has scored."""
     store = ScoreStore(Path(options.output) / "scores", name, temperature=options.temperature, dtype=options.dtype)
     with tqdm(total=corpus.num_tokens, desc=f"scores of {name}", unit=" tokens", unit_scale=True) as progress:
         store.score(
@@ -203,7 +202,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def sample_responses(options: argparse.Namespace) -> Path:
-    """Have the command `evaluate` sample and grade, into the same folder; it continues a run that was killed."""
+    """Sample and grade with the command `evaluate`, into the same folder; it continues a killed run."""
     names = (
         *("model", "output", "num_samples", "temperature", "max_new_tokens", "limit", "batch_size", "seed", "dtype"),
         *("engine", "tensor_parallel_size"),
@@ -212,11 +211,11 @@ def sample_responses(options: argparse.Namespace) -> Path:
     if options.attn_implementation:
         arguments.append(f"--attn_implementation={options.attn_implementation}")
     settings = evaluate.parse_arguments([*arguments, "--dataset", *options.dataset])
-    # Not as words of a command line: a text may begin with a dash.
+    # These are not passed on a command line, as a text may begin with a dash.
     vars(settings).update({name: getattr(options, name) for name in PROMPT_ARGUMENTS})
     if options.engine == "transformers":
         evaluate.run(settings)
-    else:  # in a process of its own: an engine gives its memory back when its process ends, and scoring needs it
+    else:  # a process of its own: an engine frees its memory only when its process ends, and scoring needs it
         sampler = multiprocessing.get_context("spawn").Process(target=evaluate.run, args=(settings,))
         sampler.start()
         sampler.join()
@@ -229,7 +228,7 @@ def sample_responses(options: argparse.Namespace) -> Path:
 
 
 def chat_template_kwargs_of(options: argparse.Namespace) -> dict | None:
-    """Those of the command line, or else of the model's training."""
+    """Arguments of the chat template: those of the command line, or else of the model's training."""
     if options.chat_template_kwargs is not None:
         return options.chat_template_kwargs
     found = find_prompt(options.model)

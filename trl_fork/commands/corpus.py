@@ -1,4 +1,4 @@
-"""The analyses of the paper over a corpus of responses: numbers from what the models say of every token."""
+"""The analyses of the paper over a corpus of responses, from the models' scores of every token."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ NUM_LISTED = 100  # token types at either end, as in the paper
 
 @dataclass
 class Corpus:
-    """All responses, without their tokens: those are read again when they are needed."""
+    """All responses, without their tokens, which are read again when they are needed."""
 
     read: Callable[[], Iterator[Response]]
     lengths: np.ndarray
@@ -60,14 +60,14 @@ def load_corpus(
 
 
 def check_same_tokens(name: str, tokenizer) -> None:
-    """Entropies of two models belong together only where both read the same tokens."""
+    """Refuse a model with another vocabulary: entropies can be compared only over the same tokens."""
     # A checkpoint without a tokenizer has its model's.
     if has_tokenizer(name) and load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
         raise ValueError(f"{name!r} has another vocabulary than the model: its tokens cannot be compared.")
 
 
 def short_names(models: list[str]) -> dict[str, str]:
-    """As much of the end of their names as tells the models apart."""
+    """The shortest ends of the names that tell the models apart."""
     for length in range(1, max(len(Path(model).parts) for model in models)):
         names = {model: "/".join(Path(model).parts[-length:]) for model in models}
         if len(set(names.values())) == len(models):
@@ -166,7 +166,7 @@ def analyse_positions(entropies: np.ndarray, corpus: Corpus) -> dict:
 
 
 def without_nan(value):
-    """JSON has no NaN: what does not exist is null."""
+    """Replace NaN by null, as JSON has no NaN."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The page of `trl-fork analyze`, on which every token can be looked at."""
+"""The page of `trl-fork analyze`, which shows every token."""
 
 from pathlib import Path
 

@@ -65,7 +65,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _describe_unknown(word: str) -> str:
-    """What is wrong with a first word that names neither a command nor an option, and what was meant."""
+    """The error for a first word that names neither a command nor an option, with the nearest name."""
     kind, known = ("option", ["--help", "--version"]) if word.startswith("-") else ("command", list(COMMANDS))
     begins = [name for name in known if word and (name.startswith(word) or word.startswith(name))]
     near = (begins or get_close_matches(word, known, 1))[:1]

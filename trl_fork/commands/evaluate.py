@@ -56,7 +56,9 @@ def make_parser() -> OptionParser:
     parser.add_argument("--limit", type=int, help="only the first problems of each data set")
     parser.add_argument("--batch_size", type=int, help="samples at a time (default: 32; with vLLM 1024)")
     parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
-    parser.add_argument("--dtype", default="auto", help="of the weights, such as bfloat16 (default: the checkpoint's)")
+    parser.add_argument(
+        "--dtype", default="auto", help="dtype of the weights, such as bfloat16 (default: the checkpoint's)"
+    )
     parser.add_argument("--attn_implementation", help="of transformers, such as flash_attention_2")
     parser.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs of vLLM (default: %(default)s)")
     add_prompt_arguments(parser)
@@ -84,10 +86,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def use_training_prompt(options: argparse.Namespace, state: PartialState) -> dict[str, str]:
     """
-    Fill in what was not said on the command line with what the model was trained with, and print what is used.
+    Fill in options that the command line left out with those of the model's training, and print them.
 
     Returns:
-        `dict`: the prompt of the training, where it is used: for questions, while prompts in chat format stay.
+        `dict`: the prompt of the training if it is used. It is for questions; prompts in chat format stay.
     """
     trained, path = find_prompt(options.model) or ({}, None)
     prompt: dict[str, str] = {
@@ -118,7 +120,7 @@ def use_training_prompt(options: argparse.Namespace, state: PartialState) -> dic
         source = "as given"
     if options.stop:
         state.print(f"Samples end before {' or '.join(map(repr, options.stop))}, {source}; --stop changes it.")
-    # What is not there has one form, or a run that continues would seem to have other settings.
+    # A missing value has one form, or a continued run would seem to have other settings.
     options.stop, options.chat_template_kwargs = options.stop or None, options.chat_template_kwargs or None
     return prompt
 
@@ -159,7 +161,7 @@ def load_problems(
             problems.append(Problem(name, row["id"], text, ids, row["solution"]))
     if not problems:
         raise ValueError(f"There are no problems in {options.dataset}.")
-    # A misspelled argument changes nothing, and shows nowhere.
+    # A misspelled argument would have no effect, without a message.
     template = tokenizer.get_chat_template() if has_conversations else ""
     if unread := [name for name in options.chat_template_kwargs or () if not re.search(rf"\b{name}\b", template)]:
         reason = "the model's chat template does not read it" if template else "the prompts are plain text"
@@ -198,7 +200,7 @@ def build_engine(options: argparse.Namespace, tokenizer, problems: list[Problem]
 
 
 def settings_of(options: argparse.Namespace, problems: list[Problem]) -> dict:
-    """What decides the samples: a run that continues another must have the same."""
+    """Settings on which the samples depend. A run that continues another must have the same."""
     names = (
         *("model", "base_model", "dataset", "num_samples", "temperature", "top_p", "max_new_tokens"),
         *("seed", "limit", "engine", "dtype", "attn_implementation", *PROMPT_ARGUMENTS),
@@ -249,7 +251,7 @@ def run(options: argparse.Namespace) -> None:
         state.wait_for_everyone()
         done = {key(sample) for sample in read_completions(store.path)}
         left = todo_of(problems, options.num_samples, done)
-        # An instruction that the model was not trained with costs accuracy, and shows nowhere else.
+        # An instruction that the model was not trained with costs accuracy, and nothing else reports it.
         state.print(f"The first prompt: {problems[0].prompt!r}")
         if left:
             if done:
@@ -279,7 +281,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def with_answers(samples: list[dict], pool: GradingPool) -> list[dict]:
-    """Samples with what was read in them, which earlier versions did not write down."""
+    """Samples with their parsed answers, which earlier versions did not save."""
     old = [sample for sample in samples if "answer" not in sample]
     verdicts = pool.grade([sample["completion"] for sample in old], [sample["solution"] for sample in old])
     for sample, verdict in zip(old, verdicts, strict=True):

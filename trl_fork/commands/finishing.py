@@ -1,4 +1,4 @@
-"""The end of a run: the model is saved first, and nothing that comes after it can cost it."""
+"""The end of a run: the model is saved before anything that can fail."""
 
 import traceback
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from .._logging import logger
 
 class SaveFirstCallback(TrainerCallback):
     """
-    Save the model when training is done, before trackers finish and whatever else other callbacks do then.
+    Save the model when training is done, before trackers finish and other callbacks run.
 
     Args:
-        save (`callable`): Saves it; called on every process.
+        save (`callable`): Function that saves it; called on every process.
     """
 
     def __init__(self, save: Callable[[], None]):
@@ -28,21 +28,21 @@ class SaveFirstCallback(TrainerCallback):
 
 def train_and_save(trainer, resume_from_checkpoint: str | bool = False) -> str | None:
     """
-    Train, and save the model to `output_dir`, also where something fails between the last step and the end.
+    Train, and save the model to `output_dir`, even if something fails between the last step and the end.
 
     Trackers that cannot finish, a last evaluation or a last log that fails are reported as errors of the log, as the
     model is complete without them. An error before that is raised as always.
 
     Args:
-        trainer ([`ForkingGRPOTrainer`]): What trains. It need not have been told anything of this.
-        resume_from_checkpoint (`str` or `bool`, *optional*, defaults to `False`): As in `trainer.train`.
+        trainer ([`ForkingGRPOTrainer`]): The trainer. It needs no preparation.
+        resume_from_checkpoint (`str` or `bool`, *optional*, defaults to `False`): Argument of `trainer.train`.
 
     Returns:
-        `str`: what has failed after the last step, or `None`.
+        `str`: the failure after the last step, or `None`.
     """
 
     def save():
-        # Not a push of the model as well, which `save_model` does of itself
+        # No push of the model, which `save_model` would do by itself
         trainer.save_model(trainer.args.output_dir, _internal_call=True)
 
     saving = SaveFirstCallback(save)
@@ -71,15 +71,15 @@ def train_and_save(trainer, resume_from_checkpoint: str | bool = False) -> str |
 
 def attempt(what: str, function: Callable[[], object], failures: list[str] | None = None) -> object | None:
     """
-    Call a function that a finished run can do without: a failure is a warning.
+    Call a function that a finished run does not need. Its failure is a warning.
 
     Args:
-        what (`str`): What it does, for the warning: `"writing training.png"`.
+        what (`str`): Description of the function for the warning: `"writing training.png"`.
         function (`callable`): Takes nothing.
-        failures (`list[str]`, *optional*): Receives what has failed, where something that was asked for is missing.
+        failures (`list[str]`, *optional*): List to which a failure is added.
 
     Returns:
-        What the function returns, or `None` where it failed.
+        The result of the function, or `None` if it failed.
     """
     try:
         return function()
@@ -91,7 +91,7 @@ def attempt(what: str, function: Callable[[], object], failures: list[str] | Non
 
 
 def files_of(directory: str | Path, *names: str) -> str:
-    """A sentence about what a run has left, of the files that it may have."""
+    """A sentence that lists those of the named files that exist."""
     there = ["model", *(name for name in names if (Path(directory) / name).is_file())]
     listed = " and ".join(filter(None, (", ".join(there[:-1]), there[-1])))
     return f"{listed[0].upper()}{listed[1:]} {'are' if len(there) > 1 else 'is'} in {directory}."

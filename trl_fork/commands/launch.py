@@ -10,7 +10,7 @@ from .._shipped import find_shipped
 from .options import NearestOption
 
 
-# What to run is not for the user to say here.
+# Options of what to run, which the command sets itself.
 _OF_THE_SCRIPT = {"--module", "--no_python", "--no-python"}
 
 
@@ -71,18 +71,18 @@ def launch_options() -> dict[str, bool]:
 
 def launch(module: str, words: list[str], parser: NearestOption) -> bool:
     """
-    Have accelerate run a command, if its line has options of `accelerate launch`.
+    Run a command by accelerate, if its line has options of `accelerate launch`.
 
     Args:
         module (`str`):
-            The command's module, which runs its words where it is `__main__`.
+            The command's module, which runs its words if it is `__main__`.
         words (`list[str]`):
             Words of the command line.
         parser ([`NearestOption`]):
             The command's own options. Those that do not exist are refused once, rather than by every process.
 
     Returns:
-        `bool`: whether it has been launched, and has ended. If not, it is for this process to run.
+        `bool`: whether it has been launched and has ended. If not, this process must run it.
     """
     for_launch, others = split_launch(words, parser)
     if not for_launch or {"-h", "--help"} & set(others):
@@ -98,7 +98,7 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
         "--accelerate_config",
         metavar="NAME|FILE",
         default=argparse.SUPPRESS,
-        help="launch by accelerate as this file says: a name (trl-fork recipes lists them) or a file of your own",
+        help="launch by accelerate with this file: a name (trl-fork recipes lists them) or a file of your own",
     )
 
 

@@ -4,8 +4,8 @@ Merge a LoRA adapter into its base model: one folder that loads without PEFT, an
     trl-fork merge --model outputs/qwen3_0.6b_lora --output outputs/qwen3_0.6b_merged
 
 The base model is loaded in `--dtype`, never in 4 bits: an adapter that was trained on a quantized base (QLoRA) is
-merged into the weights before rounding, which are not quite those it was trained on. Evaluate the merged model, not
-only the adapter.
+merged into the weights before rounding, which differ slightly from those it was trained on. Evaluate the merged model,
+not only the adapter.
 """
 
 import shlex
@@ -23,7 +23,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="folder, checkpoint or Hub name of the adapter")
     parser.add_argument("--output", required=True, help="folder of the merged model; it must be new or empty")
     parser.add_argument("--base_model", help="base model, if not the one the adapter's configuration names")
-    parser.add_argument("--dtype", default="auto", help="of the weights; that of the base model's checkpoint if auto")
+    parser.add_argument(
+        "--dtype", default="auto", help="dtype of the weights; that of the base model's checkpoint if auto"
+    )
     options = parser.parse_args(arguments)
     output = Path(options.output)
     if output.is_dir() and any(output.iterdir()):

@@ -1,4 +1,4 @@
-"""Command lines that name the option that was meant."""
+"""Parsers whose errors name the nearest option."""
 
 import argparse
 import sys
@@ -10,18 +10,18 @@ from .program import PROGRAM
 
 class NearestOption(argparse.ArgumentParser):
     """
-    Options are written out, and one that does not exist ends the script with the nearest one that does.
+    A parser without abbreviations, whose error for an unknown option names the nearest one.
 
-    The message stands alone: of a script that takes all of TRL's options, argparse's usage is pages long.
+    The message has no usage: with all of TRL's options, argparse's usage is pages long.
     """
 
     def __init__(self, *args, **kwargs):
-        # A prefix would be taken for whichever option happens to be the only one that begins so.
+        # A prefix would be taken for the only option that happens to begin with it.
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def parse_known_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else list(args)
-        # Before argparse looks: where a required option is misspelled, it would say that the option is missing.
+        # Checked before argparse, which reports a misspelled required option as missing.
         self.refuse(self.unknown_options(words))
         namespace, unknown = super().parse_known_args(words, namespace)
         if unknown:
@@ -39,7 +39,7 @@ class NearestOption(argparse.ArgumentParser):
         return [f"there is no option {name}{self.nearest(name, '--')}" for name in dict.fromkeys(names)]
 
     def refuse(self, problems: list[str]) -> None:
-        """End the script if there are problems, with all of them: each start of a large job takes its time."""
+        """End the script with all problems at once, if there are any, as each start of a large job takes long."""
         if len(problems) > 1:
             self.error(f"{len(problems)} settings cannot be taken:" + "".join(f"\n  {text}" for text in problems))
         if problems:
@@ -63,7 +63,7 @@ class NearestOption(argparse.ArgumentParser):
         return f"; did you mean {' or '.join(prefix + option for option in found)}?" if found else ""
 
     def news_of(self, name: str) -> str | None:
-        """What became of an option that there used to be."""
+        """What became of an option of an older release."""
         return None
 
     def meant_by(self, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""One run to a directory: whether to continue the one that is there."""
+"""One run per directory: starting a new one, or continuing the one in it."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ _NO = {"false", "no", "n", "f", "0", "off", "none", "null", ""}
 
 def checkpoint_choice(resume_from_checkpoint: str | bool | None) -> str | bool:
     """
-    What `resume_from_checkpoint` means: a field of type `str`, so that the command line's `false` arrives as text.
+    Convert `resume_from_checkpoint`, a field of type `str` in which the command line's `false` arrives as text.
 
     Args:
         resume_from_checkpoint (`str` or `bool`, *optional*):
-            As it was parsed.
+            The parsed value.
 
     Returns:
         `str` or `bool`: `False` for a new run, `True` for the newest checkpoint, or the path of one.
@@ -36,11 +36,11 @@ def checkpoint_choice(resume_from_checkpoint: str | bool | None) -> str | bool:
 
 def refuse_other_run(output_dir: str | Path, resume_from_checkpoint: str | bool) -> None:
     """
-    A second run in the same directory would mix its checkpoints with the first one's.
+    Refuse a second run in the same directory, which would mix its checkpoints with those of the first.
 
     Args:
-        output_dir (`str` or `Path`): Of the run that begins.
-        resume_from_checkpoint (`str` or `bool`): As [`checkpoint_choice`] gives it.
+        output_dir (`str` or `Path`): Output directory of the new run.
+        resume_from_checkpoint (`str` or `bool`): Result of [`checkpoint_choice`].
 
     Raises:
         `ValueError`: if another run is there, and is not the one to continue.

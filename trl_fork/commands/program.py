@@ -1,4 +1,4 @@
-"""How this package is called from the shell at hand, for the commands that are printed."""
+"""The words that start this package in the current shell, for printed commands."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ PROGRAM = "trl-fork"
 
 
 def program() -> list[str]:
-    """Words that start `trl-fork`, also where the environment it is in has not been activated."""
+    """Words that start `trl-fork`, also if its environment is not activated."""
     if shutil.which(PROGRAM):
         return [PROGRAM]
     script = Path(sys.executable).with_name(PROGRAM)

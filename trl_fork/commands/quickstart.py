@@ -11,12 +11,12 @@ Watch a tiny language model learn by training on 20 % of its tokens: a few minut
 import os
 
 
-# Before the Hub client is imported. Everything is made here: there is nothing to download, nor a bar to show for it.
+# Set before the Hub client is imported. Nothing is downloaded, so there is no bar to show.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# What libraries say to their callers (deprecations, defaults that changed). Errors are still shown.
+# Warnings of libraries to their callers (deprecations, changed defaults). Errors are still shown.
 os.environ["PYTHONWARNINGS"] = "ignore"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = OptionParser(description=__doc__, command="quickstart")
-    parser.add_argument("--seed", type=int, default=42, help="of the problems, the weights and the sampling")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the problems, the weights and the sampling")
     parser.add_argument(
         "--output_dir", default=str(DEFAULT_OUTPUT_DIR), help="emptied if an earlier quickstart made it"
     )
@@ -137,9 +137,6 @@ def prepare_directory(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     (path / MARKER).write_text("Made by the quickstart, which may empty this directory.\n")
     return path
-
-
-# ---------------------------------------------------------------------- the three phases
 
 
 def warm_up(path: Path, seed: int, rng: random.Random) -> None:
@@ -261,9 +258,6 @@ def evaluate(path: Path, problems: list[tuple[int, ...]], seed: int) -> Evaluati
             for i in range(NUM_SHOWN)
         ],
     )
-
-
-# ---------------------------------------------------------------------- data and words
 
 
 def message(role: str, content: str) -> dict[str, str]:

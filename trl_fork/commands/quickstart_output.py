@@ -1,4 +1,4 @@
-"""What the quickstart shows on the terminal, and writes, of its two evaluations."""
+"""Terminal output and files of the quickstart's two evaluations."""
 
 import shlex
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ class Evaluation:
     mean_length: float  # tokens, of the sampled completions, with the end token
     correct: list[bool]
     completions: list[Text]  # the sampled ones, forking tokens highlighted
-    responses: list[ReportResponse]  # the first of them, with what else the model might have written
+    responses: list[ReportResponse]  # the first of them, with the model's alternatives
 
 
 def show_completion(when: str, evaluation: Evaluation, problems: list[tuple[int, ...]]) -> None:

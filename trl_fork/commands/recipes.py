@@ -6,9 +6,9 @@ List the recipes, launch files and credit presets that come with the package; pr
     trl-fork recipes gsm8k_single_gpu --output my_run.yaml
 
 A recipe is a YAML file of options of `trl-fork train`, which takes it by name (`--recipe gsm8k_single_gpu`) or, as a
-file of your own, by its path (`--config my_run.yaml`). A launch file tells accelerate on what to run
+file of your own, by its path (`--config my_run.yaml`). A launch file configures accelerate
 (`--accelerate_config zero3`). A credit preset says which tokens are trained on (`--token_credit temporal_position`).
-Each says at its top what it is for.
+The first lines of each file say what it is for.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def comment_of(path: Path) -> str:
 
 
 def first_sentence(text: str) -> str:
-    """Of a comment, up to the first colon, semicolon or full stop."""
+    """The part of a comment up to the first colon, semicolon or full stop."""
     words = " ".join(line.removeprefix("#").strip() for line in text.splitlines())
     return re.split(r"[.:;](?=\s|$)", words, maxsplit=1)[0].strip()
 
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     try:
         run(options)
-    except ValueError as error:  # a name that there is not
+    except ValueError as error:  # an unknown name
         sys.exit(f"{PROGRAM} recipes: error: {error}")
 
 

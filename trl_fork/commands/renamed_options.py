@@ -91,7 +91,7 @@ REMOVED = {
     ),
 }
 
-# What other trainers and papers call an option, where no likeness of the names leads to it.
+# Names that other trainers and papers use for an option, if they do not resemble its name.
 OTHER_NAMES = {
     **dict.fromkeys(("lr", "actor_lr"), "learning_rate"),
     **dict.fromkeys(("lora_rank", "lora_dim", "rank"), "lora_r"),
@@ -132,7 +132,7 @@ OTHER_NAMES = {
 
 
 def what_became_of(name: str) -> str | None:
-    """The end of a sentence about an option of an older release; `None` where nothing is known of it."""
+    """The end of a sentence about an option of an older release; `None` for any other name."""
     if name in RENAMED:
         return f"it is called {RENAMED[name]} now"
     return REMOVED.get(name)

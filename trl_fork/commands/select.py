@@ -7,8 +7,8 @@ Select training responses by their High-Entropy Sum (HES): the sum of the entrop
         --num_selected 2 --pool problem
 
 "Unified Data Selection for LLM Reasoning" (arXiv 2605.22389): among correct responses, those of high HES train better.
-Wrong responses have a higher HES than correct ones, so that it cannot tell the two apart: wrong ones are left out
-unless you ask for them. HES grows with length; how much of it is length stands beside the result.
+Wrong responses have a higher HES than correct ones and are left out unless you ask for them. HES grows with length;
+the output says how much of it is length.
 
 OUTPUT receives the lines of the file that were selected, as they are, with `high_entropy_sum` (nats), in their order.
 OUTPUT.json holds the numbers that are printed. Scores are kept beside it: a run that was killed continues.
@@ -44,7 +44,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         help="JSONL file, such as evaluate's completions.jsonl",
     )
     parser.add_argument("--output", required=True, help="JSONL file of the responses that are selected")
-    parser.add_argument("--fraction", type=float, help="of the responses of each pool, in (0, 1]; rounded up")
+    parser.add_argument("--fraction", type=float, help="fraction of the responses of each pool, in (0, 1]; rounded up")
     parser.add_argument("--num_selected", type=int, help="responses of each pool, instead of --fraction")
     parser.add_argument("--pool", choices=["global", "problem"], default="global", help="(default: %(default)s)")
     parser.add_argument(
@@ -53,7 +53,9 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--include_incorrect", action="store_true", help="rank wrong and ungraded responses too")
     parser.add_argument("--temperature", type=float, default=1.0, help="inside the softmax (default: %(default)s)")
     parser.add_argument("--max_batch_tokens", type=int, default=16384, help="tokens of a scoring batch")
-    parser.add_argument("--dtype", default="auto", help="of the weights, such as bfloat16 (default: the checkpoint's)")
+    parser.add_argument(
+        "--dtype", default="auto", help="dtype of the weights, such as bfloat16 (default: the checkpoint's)"
+    )
     parser.add_argument("--device_map", help="'auto' spreads a large model over all GPUs")
     options = parser.parse_args(arguments)
     if (options.fraction is None) == (options.num_selected is None):
@@ -104,7 +106,7 @@ def score(options: argparse.Namespace, output: Path) -> tuple[list[float], list[
 
 
 def select(sums: list[float], problems: list[str], candidates: list[int], options: argparse.Namespace) -> set[int]:
-    """Of the candidates of each pool, those of largest HES; ties to the earlier response."""
+    """The candidates of largest HES in each pool; ties to the earlier response."""
     pools: dict[str, list[int]] = {}
     for row in candidates:
         pools.setdefault(problems[row] if options.pool == "problem" else "", []).append(row)

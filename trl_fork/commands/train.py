@@ -7,10 +7,10 @@ Train a language model by reinforcement learning on its forking tokens.
     trl-fork train --accelerate_config zero3 --recipe qwen3_8b_forking
 
 Any field of ForkingGRPOConfig (TRL's GRPOConfig and more), of TRL's ModelConfig (LoRA and quantization among them) and
-of the script arguments below can stand in the YAML file or on the command line; the command line wins.
+of the script arguments below can be set in the YAML file or on the command line; the command line wins.
 
-Options of `accelerate launch` (--num_processes 2) are taken on the command line too, and have it launch the training;
-without any of them, the training runs in this process. `accelerate launch -m trl_fork.commands.train` does the same.
+Options of `accelerate launch` (--num_processes 2) on the command line make it launch the training; without any
+of them, the training runs in this process. `accelerate launch -m trl_fork.commands.train` does the same.
 """
 
 import shlex
@@ -70,10 +70,10 @@ def make_parser() -> GroupedTrlParser:
 
 def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config: ModelConfig) -> list[str]:
     """
-    Train as the three parts of the arguments say, save the model, and then do what comes after.
+    Train, save the model, and then write, draw and publish.
 
     Returns:
-        `list[str]`: what has failed after the last step. The model is saved all the same.
+        `list[str]`: failures after the last step. The model is saved in any case.
     """
     if not arguments.dataset_name:
         raise ValueError("dataset_name is not set: name a data set of the Hub, or a local file.")
@@ -82,7 +82,7 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
     check_model_path(model_config.model_name_or_path)
     refuse_adapter(model_config.model_name_or_path)
     checkpoint = checkpoint_choice(args.resume_from_checkpoint)
-    assert args.output_dir and not isinstance(args.model_init_kwargs, str)  # transformers has seen to both
+    assert args.output_dir and not isinstance(args.model_init_kwargs, str)  # transformers has set both
     refuse_other_run(args.output_dir, checkpoint)
     refuse_several_gpus(args)
     require_matplotlib()
@@ -133,7 +133,7 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
 
 
 def refuse_several_gpus(args: ForkingGRPOConfig) -> None:
-    """TRL would say so when the model is loaded, and not of this command."""
+    """Refuse one process with several GPUs before the model is loaded, with the options of this command."""
     if args.n_gpu > 1 and "device_map" not in (args.model_init_kwargs or {}):
         raise ValueError(
             f"{args.n_gpu} GPUs are visible to this one process, which would have to spread every batch over them. "
@@ -143,7 +143,7 @@ def refuse_several_gpus(args: ForkingGRPOConfig) -> None:
 
 
 def after_training(trainer: ForkingGRPOTrainer, arguments: ForkingScriptArguments, base: str) -> list[str]:
-    """Write, draw and publish what a finished run has, and print what comes next; returns what has failed."""
+    """Write, draw and publish the results of a finished run, and print the next steps; returns the failures."""
     args = trainer.args
     failures: list[str] = []
     attempt("writing trainer_state.json", trainer.save_state, failures)
@@ -164,7 +164,7 @@ def after_training(trainer: ForkingGRPOTrainer, arguments: ForkingScriptArgument
 
 
 def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base: str, steps: int) -> str:
-    """Commands for what comes after a run."""
+    """Commands to run after a training."""
 
     def command(name: str, **options) -> str:
         words = [*program(), name]
@@ -175,7 +175,7 @@ def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base:
     data, output = arguments.eval_dataset_name or arguments.dataset_name, Path(args.output_dir)
     if find_dataset(TRAINING_SETS, data) and not find_dataset(BENCHMARKS, data):  # has no problems to test on
         data = "math500"
-    # Of the data set that was trained on; another one has columns of its own.
+    # The columns are those of the training data; another data set has its own.
     names = ("dataset_config", "prompt_column", "solution_column") if data == arguments.dataset_name else ()
     columns = {name: getattr(arguments, name) for name in names if data not in BENCHMARKS}
     if names and arguments.dataset_test_split != "test":
@@ -209,7 +209,7 @@ def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    # TRL 1.16 calls transformers by names that 5.23 has replaced: nothing that a user of this command could change.
+    # TRL 1.16 uses names that transformers 5.23 has replaced, which a user of this command cannot change.
     warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6", category=FutureWarning)
     parser = make_parser()
     words = parser.with_config(sys.argv[1:] if arguments is None else list(arguments))
@@ -217,7 +217,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     arguments_of_the_run = parser.parse_args_and_config(words)
     failures = run(*arguments_of_the_run)
-    if failures:  # who waits for the exit status would take the rest for done
+    if failures:  # a script that checks the exit status must not take the rest for done
         raise SystemExit(
             f"The training is done and its model saved in {arguments_of_the_run[1].output_dir}. The exit status is 1, "
             f"because what comes after the last step has failed in part: {'; '.join(failures)}."

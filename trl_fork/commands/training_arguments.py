@@ -1,4 +1,4 @@
-"""What a run of `trl-fork train` is told beside TRL's own arguments: data, rewards, and what to see of it."""
+"""Arguments of `trl-fork train` beside TRL's own: data, rewards and reports."""
 
 from dataclasses import dataclass, field
 
@@ -8,14 +8,14 @@ from trl import ScriptArguments
 @dataclass
 class ForkingScriptArguments(ScriptArguments):
     """
-    Data, rewards, and what to see of the run.
+    Data, rewards and reports of a run.
 
     Args:
         dataset_name (`str`):
             `dapo-math-17k`, `dapo-math-17k-processed`, `guru-math` or `gsm8k` for these data sets as the paper uses
             them; or a Hub name, a folder of `save_to_disk`, or a JSON, JSONL, Parquet or CSV file.
         eval_dataset_name (`str`, *optional*):
-            Where the evaluation problems are, or a benchmark by its short name (`aime24`, `math500`, `gsm8k`, ...); by
+            Data set of the evaluation problems, or short name of a benchmark (`aime24`, `math500`, `gsm8k`, ...); by
             default the split `dataset_test_split` of `dataset_name`. The rows that are trained on are refused.
         prompt_column, solution_column (`str`, *optional*):
             Columns of question and answer; found by their usual names if not given. Only rewards that take `solution`

@@ -1,4 +1,4 @@
-"""What a run trains on, from its arguments: data, tokenizer and rewards, checked before a model is loaded."""
+"""Data, tokenizer and rewards of a run from its arguments, checked before a model is loaded."""
 
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def load_data(
 
 def load_evaluation_data(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, *, solution_required: bool):
     """
-    Problems that are not trained on.
+    Load problems that are not trained on.
 
     Raises:
         `ValueError`: if there are none, before anything is trained, naming the options that choose them.
@@ -66,7 +66,7 @@ def load_evaluation_data(arguments: ForkingScriptArguments, args: ForkingGRPOCon
 
 
 def load_processing_class(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config: ModelConfig):
-    """What the trainer would load by itself; with `text_only` the tokenizer of an image-text model."""
+    """The processor or tokenizer that the trainer would load; with `text_only`, that of the text alone."""
     auto_class = AutoTokenizer if arguments.text_only else AutoProcessor
     try:
         return auto_class.from_pretrained(
@@ -76,7 +76,7 @@ def load_processing_class(arguments: ForkingScriptArguments, args: ForkingGRPOCo
             padding_side="left",
             trust_remote_code=args.trust_remote_code,
         )
-    except ImportError as error:  # what reads images is not installed
+    except ImportError as error:  # the package that reads images is missing
         if arguments.text_only:
             raise
         raise ImportError(
@@ -86,7 +86,7 @@ def load_processing_class(arguments: ForkingScriptArguments, args: ForkingGRPOCo
 
 
 def check_prompts(arguments: ForkingScriptArguments, processing_class, dataset) -> None:
-    """What a user of this script would otherwise read after a large model was loaded, in terms of its options."""
+    """Check prompts before a large model is loaded, with errors in terms of the options of this script."""
     if arguments.text_only:
         refuse_images(dataset)
     first = dataset.select([0]) if isinstance(dataset, Dataset) else Dataset.from_list(list(dataset.take(1)))
@@ -98,12 +98,12 @@ def check_prompts(arguments: ForkingScriptArguments, processing_class, dataset) 
 
 
 def refuse_images(dataset) -> None:
-    """Refuse what a tokenizer cannot take, in columns or as parts of messages: the first that comes would fail."""
+    """Refuse columns and parts of messages that a tokenizer cannot read; the run would fail at the first one."""
     remedy = "and text alone is trained on and evaluated. Leave them out of the data, or set text_only to false."
     if images := [name for name in ("image", "images") if name in column_names(dataset)]:
         raise ValueError(f"text_only: the data set has the columns {images}, {remedy}")
     for number, prompt in enumerate(dataset["prompt"] if isinstance(dataset, Dataset) else ()):
-        if isinstance(prompt, str) or isinstance(prompt[0]["content"], str):  # and then in all rows
+        if isinstance(prompt, str) or isinstance(prompt[0]["content"], str):  # true of all rows if of one
             return
         kinds = {part.get("type") for message in prompt for part in message["content"] or ()} - {"text"}
         if kinds:
@@ -113,7 +113,7 @@ def refuse_images(dataset) -> None:
 
 
 def prompt_of(arguments: ForkingScriptArguments) -> dict[str, Any] | None:
-    """What the model is asked in training, and then in evaluation."""
+    """Prompt of the training, which is also that of the evaluation."""
     assert arguments.dataset_name  # `run` has looked
     return training_prompt(
         arguments.dataset_name,
@@ -127,7 +127,7 @@ def prompt_of(arguments: ForkingScriptArguments) -> dict[str, Any] | None:
 
 
 def refuse_adapter(model: str) -> None:
-    """Of a folder that holds an adapter alone, transformers would say that its model is not recognized."""
+    """Refuse a folder with only an adapter, for which transformers would say that its model is not recognized."""
     folder = Path(model)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise ValueError(

@@ -28,11 +28,11 @@ class GroupedTrlParser(NearestOption, TrlParser):
 
     Args:
         dataclass_types (`Iterable[type]`):
-            As in [`~trl.TrlParser`].
+            Argument of [`~trl.TrlParser`].
         groups (`dict[str, Iterable[str]]`):
             Names of fields by title, in the order of the help. A field goes to the first group that names it.
         description (`str`, *optional*):
-            What stands above.
+            Text above the options.
         command (`str`, *optional*):
             The command of `trl-fork` that the script is, if it is one, for usage and messages.
     """
@@ -58,7 +58,7 @@ class GroupedTrlParser(NearestOption, TrlParser):
             name for name, kind in kinds.items() if re.search(r"\b(list|dict)\b", str(kind), re.IGNORECASE)
         }
         self._nullable = {name for name, kind in kinds.items() if NoneType in get_args(kind)}
-        self._problems: list[str] = []  # of the command line, while the file is read
+        self._problems: list[str] = []  # problems of the command line, while the file is read
         # `TrlParser` takes --config out of the command line before argparse sees it, and this class the others.
         for name, value, text in (
             ("--recipe", "NAME", "recipe that comes with the package (trl-fork recipes lists them)"),
@@ -66,9 +66,9 @@ class GroupedTrlParser(NearestOption, TrlParser):
         ):
             self.add_argument(name, metavar=value, default=argparse.SUPPRESS, help=text)
         add_launch_arguments(self)
-        for action in self._actions:  # what is shown of an option: HfArgumentParser takes --max-steps as well
+        for action in self._actions:  # spellings shown in the help: HfArgumentParser takes --max-steps as well
             action.option_strings = [name for name in action.option_strings if "-" not in name[2:]]
-            if action.dest.endswith("_kwargs"):  # texts to HfArgumentParser
+            if action.dest.endswith("_kwargs"):  # HfArgumentParser takes these for texts
                 action.type = mapping
             if action.dest == "report_to":
                 action.type = tracker
@@ -87,7 +87,7 @@ class GroupedTrlParser(NearestOption, TrlParser):
             if not Path(path).is_file():
                 recipe = f"; the recipe of this name is --recipe {path}" if path in shipped_files("recipes") else ""
                 self.error(f"--config: there is no file {path!r} (looked from {Path.cwd()}){recipe}")
-            # Beside the problems of the file, not after them
+            # Reported with the problems of the file, not after them
             self._problems = self.unknown_options(words[:position] + words[position + 2 :])
         try:
             return super().parse_args_and_config(words, **kwargs)
@@ -144,7 +144,7 @@ class GroupedTrlParser(NearestOption, TrlParser):
         return super().set_defaults_with_config(**settings)
 
     def nearest_key(self, name: str) -> str:
-        """The end of a sentence about a key of a file that is no option."""
+        """The end of a sentence about a key of a file that is not an option."""
         if f"--{name}" in ("--accelerate_config", *launch_options()) and name not in OTHER_NAMES:
             return f" of a run; it is for its launch: give it on the command line, {PROGRAM} train --{name}"
         return self.nearest(name)

@@ -2,7 +2,7 @@
 Token credit: which tokens are trained on, how much, and when.
 
 A rule is a pure function from [`Signals`] to non-negative weights of shape `(batch, seq)`, which multiply the policy
-term of TRL's loss. This package imports torch and knows neither TRL nor a trainer.
+term of TRL's loss. This package imports torch, but neither TRL nor a trainer.
 """
 
 from .build import RULES, build_credit

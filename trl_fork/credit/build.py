@@ -22,16 +22,16 @@ def build_credit(spec: str | dict | list | Callable) -> Chain:
 
     Args:
         spec (`str`, `dict`, `list` or `Callable`):
-            A dictionary is a chain in its order, `{rule: {parameter: value}}`; rules are the keys of `RULES`, or a
-            user's by their dotted paths. So is a list of such dictionaries, in which a rule may stand twice. A text is
-            the name of a preset or, with a dot in it, the path of a user's function or class, `my_package.MyRule`. A
-            function takes [`Signals`] and returns weights.
+            A dictionary `{rule: {parameter: value}}` is a chain in its order. Its keys are those of `RULES`, or dotted
+            paths of a user's rules. A list of such dictionaries may hold a rule twice. A text is the name of a preset
+            or, with a dot in it, the path of a user's function or class, `my_package.MyRule`. A function takes
+            [`Signals`] and returns weights.
 
     Returns:
         [`Chain`].
 
     Raises:
-        `ValueError`: for an unknown name, parameter or value, with what there is.
+        `ValueError`: for an unknown name, parameter or value, with those that exist.
 
     Example:
         ```python
@@ -58,7 +58,7 @@ def build_credit(spec: str | dict | list | Callable) -> Chain:
         if not links or not all(isinstance(link, dict) and link for link in links):
             raise ValueError(
                 f"token_credit must name at least one rule, got {spec!r}. Write {{rule: {{parameter: value}}}} with "
-                f"rules of {list(RULES)}, or leave it out for what top_entropy_quantile and token_selection say."
+                f"rules of {list(RULES)}, or leave it out to use top_entropy_quantile and token_selection."
             )
         return Chain(tuple(_rule(name, parameters) for link in links for name, parameters in link.items()))
     if callable(spec):
@@ -119,7 +119,7 @@ def _user_rule(path: str, parameters: dict) -> UserRule:
     except (ModuleNotFoundError, ValueError, TypeError) as error:  # the last two for an empty name, or a relative one
         missing = getattr(error, "name", None)
         if missing is not None and not f"{module_name}.".startswith(f"{missing}."):
-            raise  # the module is there, and something that it imports is not
+            raise  # the module exists, but a module that it imports does not
         raise ValueError(
             f"token_credit={path!r}: there is no module {module_name!r}. Name a rule of yours as "
             "module.function or package.module.Class, in a package that is installed or in a folder of PYTHONPATH; a "

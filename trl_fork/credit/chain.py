@@ -1,4 +1,4 @@
-"""Rules one after the other: what each leaves, the next one weighs."""
+"""Chains: each rule weighs the tokens that the rules before it have left."""
 
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ from .user_rules import as_rule, checked_weights, is_scheduled, parameters_of
 
 class Credit(NamedTuple):
     """
-    What a chain gives to the tokens of one process.
+    Weights of a chain for the tokens of one process.
 
     Args:
         weights (`torch.FloatTensor` of shape `(batch, seq)`): At least 0; 0 at invalid tokens. Not normalised.
-        mass (`torch.FloatTensor` of shape `(batch, seq)`): The weights that the loss is divided by: without those of
-            rules that are not counted.
+        mass (`torch.FloatTensor` of shape `(batch, seq)`): Weights whose sum divides the loss: those of the rules that
+            are counted.
     """
 
     weights: torch.Tensor
@@ -30,8 +30,8 @@ class Credit(NamedTuple):
 @dataclass(frozen=True)
 class Chain:
     """
-    Rules in the order in which they apply. Each sees as its mask the tokens that those before it have left nonzero,
-    and the weights multiply: a fraction after a span is a fraction of the span.
+    Rules in the order in which they apply. The mask of each is the tokens that those before it have left nonzero, and
+    the weights multiply: a fraction after a span is a fraction of the span.
 
     Args:
         rules (`tuple`): Rules of this package, or a user's functions and objects, see [`UserRule`]. Without any
@@ -45,10 +45,10 @@ class Chain:
 
     def apply(self, signals: Signals, pool: Pool, ranks: Ranks) -> Credit:
         """
-        Weights of the rows of this process. All ranks call it together.
+        Compute the weights of this process's rows. All ranks must call it together.
 
         Args:
-            signals ([`Signals`]): Those that the chain needs; `mask` is nonzero at valid tokens.
+            signals ([`Signals`]): The signals that the chain needs; `mask` is nonzero at valid tokens.
             pool ([`Pool`]): The pool of the rules that name none of their own.
             ranks ([`~ranks.Ranks`]): The processes that take part.
 
@@ -102,10 +102,10 @@ class Chain:
     @property
     def mass(self) -> str:
         """
-        What is known of the total of [`Credit.mass`]: `"from_masks"`, `"one_per_row"` or `"summed"`.
+        How the total of [`Credit.mass`] is known: `"from_masks"`, `"one_per_row"` or `"summed"`.
 
-        The total of a rule may be known from the mask that it sees. Behind a rule that leaves out tokens by their
-        scores, even one that is not counted, that mask itself is not known beforehand.
+        The total of a rule may be known from its mask. After a rule that leaves out tokens by their scores, even one
+        that is not counted, the mask itself is not known beforehand.
         """
         mass, mask_is_known = "from_masks", True
         for rule in self.rules:
@@ -116,14 +116,14 @@ class Chain:
 
     def check_pool(self, name: str) -> None:
         """
-        Refuse a pool that the rules cannot be used with.
+        Refuse a pool that does not go with the rules.
 
         Args:
             name (`str`): The pool of the rules that name none of their own, `entropy_threshold_scope`.
 
         Raises:
-            `ValueError`: if pools of micro-batches meet a rule whose total weight they do not know beforehand, or
-                another kind of pool.
+            `ValueError`: if the pools are micro-batches and the total weight of a rule is not known beforehand, or a
+                rule has another kind of pool.
         """
         at_loss_time = is_at_loss_time(name)
         for rule in self.rules:
@@ -153,7 +153,7 @@ class Chain:
         return [fraction for fraction in found if isinstance(fraction, (Constant, Schedule))]
 
     def forking_set(self, weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
-        """The tokens whose smallest entropy is the threshold, `(batch, seq)`; `None` if the rules know no such set."""
+        """The tokens whose smallest entropy is the threshold, `(batch, seq)`; `None` if the rules have no such set."""
         return self.rules[0].forking_set(weights, mask) if len(self.rules) == 1 else None
 
     def describe(self) -> list[dict[str, dict[str, Any]]]:

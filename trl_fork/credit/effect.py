@@ -1,4 +1,4 @@
-"""What the log says about weights."""
+"""Metrics of weights for the log."""
 
 import torch
 
@@ -10,11 +10,11 @@ def credit_effect(
     weights: torch.Tensor, mask: torch.Tensor, advantages: torch.Tensor, *, ranks: Ranks | None = None
 ) -> dict[str, float]:
     """
-    How unevenly weights are spread, over all ranks.
+    Measure how unevenly weights are spread, over all ranks.
 
     Args:
         weights (`torch.Tensor` of shape `(batch, seq)`):
-            At least 0, as they multiply the policy term. What stands at invalid tokens is not read.
+            Factors of the policy term, at least 0. Those of invalid tokens are not read.
         mask (`torch.Tensor` of shape `(batch, seq)`):
             Nonzero at valid tokens.
         advantages (`torch.Tensor` of shape `(batch,)` or `(batch, seq)`):

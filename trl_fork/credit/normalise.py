@@ -14,7 +14,7 @@ def normalise(weights: torch.Tensor, mass_total: float, num_valid: int, denomina
 
     Args:
         weights (`torch.Tensor` of shape `(batch, seq)`):
-            What a chain has given.
+            Weights of a chain.
         mass_total (`float`):
             Total mass of the generation batch over all ranks, for a selection the number of selected tokens.
         num_valid (`int`):
@@ -37,7 +37,7 @@ def totals(credit: Credit, mask: torch.Tensor, ranks: Ranks) -> tuple[float, int
     Total mass and number of valid tokens over all ranks, from one all-reduce.
 
     Args:
-        credit ([`Credit`]): Of the rows of this process.
+        credit ([`Credit`]): Credit of this process's rows.
         mask (`torch.Tensor` of shape `(batch, seq)`): Nonzero at valid tokens.
         ranks ([`~ranks.Ranks`]): The processes that take part.
     """
@@ -50,11 +50,11 @@ def total_from_masks(
     """
     [`totals`] of micro-batches whose scores do not exist yet.
 
-    A chain whose `mass` is `"from_masks"` has the same total for any scores, and is run on zeros.
+    A chain whose `mass` is `"from_masks"` has the same total for any scores, so it is applied to zeros.
 
     Args:
         chain ([`Chain`]): Its `mass` must be `"from_masks"`.
-        masks (`list[torch.Tensor]`): Shape `(batch, seq)` each, nonzero at valid tokens. As many on every rank.
+        masks (`list[torch.Tensor]`): Shape `(batch, seq)` each, nonzero at valid tokens; equally many on every rank.
         pool ([`Pool`]): The pool of the rules that name none of their own.
         ranks ([`~ranks.Ranks`]): The processes that take part.
         progress (`float`, *optional*, defaults to `0.0`): Share of the training that is done.

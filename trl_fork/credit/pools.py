@@ -2,7 +2,7 @@
 Pools: the sets of tokens over which a rule takes a fraction, a sum or a mean.
 
 All methods take tensors of shape `(batch, seq)` with the rows of this process. Every process must call them in the
-same order: some talk to the other ranks.
+same order, because some communicate with the other ranks.
 """
 
 from fractions import Fraction
@@ -27,7 +27,7 @@ class NaNSignalError(ValueError):
     A signal is NaN at valid tokens.
 
     Args:
-        message (`str`): What was found.
+        message (`str`): Text of the error.
         signal (`str`, *optional*, defaults to `"entropies"`): Name of the signal or score.
     """
 
@@ -40,7 +40,7 @@ def forking_count(num_tokens: int, fraction: float) -> int:
     """
     `K = ceil(fraction * num_tokens)`, the size of the forking set of a pool of `num_tokens`.
 
-    The fraction is taken as the decimal it is written as: in floats `ceil(0.55 * 100)` is 56.
+    The fraction is read as the decimal that is written: in floats `ceil(0.55 * 100)` is 56.
     """
     return ceil(Fraction(str(fraction)) * num_tokens)
 
@@ -106,7 +106,7 @@ class Pool:
 
         Args:
             values (`torch.Tensor` of shape `(batch, seq)`): For entropies of the forking set, this is the threshold.
-            chosen (`torch.BoolTensor` of shape `(batch, seq)`): Which tokens are asked about.
+            chosen (`torch.BoolTensor` of shape `(batch, seq)`): The chosen tokens.
 
         Returns:
             `float`: equal on every rank; NaN if no token is chosen.
@@ -115,7 +115,7 @@ class Pool:
         ranks = self.ranks
         if self.members is ranks:
             lowest = ranks.gather(lowest).min().reshape(1)
-            ranks = Ranks()  # every rank holds the one value now
+            ranks = Ranks()  # every rank has the value now
         exists = lowest.isfinite()
         total, count = ranks.sum(torch.stack([lowest[exists].sum(), exists.sum().float()])).tolist()
         return total / count if count else float("nan")
@@ -127,15 +127,14 @@ class Pool:
         """
         Raise [`NaNSignalError`] on every rank if any rank holds a NaN at a valid token. `name` is the signal's.
 
-        Comparing with a NaN is always False, so that one of them would silently empty or fill the selection of all
-        ranks.
+        A comparison with NaN is always False, so a single one would silently empty or fill the selection of all ranks.
         """
         mask = mask.bool()
         num_nan, num_valid = self.ranks.sum(torch.stack([(torch.isnan(values) & mask).sum(), mask.sum()])).tolist()
         if num_nan:
             cause = "the logits hold NaN or infinite values there."
             if name not in _FROM_LOGITS:
-                cause = "what it is computed from holds NaN or infinite values there."
+                cause = "the signals it is computed from hold NaN or infinite values there."
             what = _FROM_LOGITS.get(name, name)
             raise NaNSignalError(f"{num_nan} of {num_valid} valid tokens have a NaN {what}: {cause}", name)
 
@@ -154,7 +153,7 @@ class MicroBatchPool(Pool):
 
 
 class LocalPool(Pool):
-    """The current micro-batch of one rank. The ranks only agree on errors and on what is logged."""
+    """The current micro-batch of one rank. The ranks communicate only for errors and the log."""
 
     name = "local"
     at_loss_time = True
@@ -165,7 +164,7 @@ class LocalPool(Pool):
 
 
 class SequencePool(Pool):
-    """Each completion is a pool of its own. The ranks only agree on errors and on what is logged."""
+    """Each completion is a pool of its own. The ranks communicate only for errors and the log."""
 
     name = "sequence"
 
@@ -178,7 +177,7 @@ class SequencePool(Pool):
         if fraction == 1:
             return mask
         lowest = torch.finfo(scores.dtype).min if scores.is_floating_point() else torch.iinfo(scores.dtype).min
-        # Valid tokens first, by falling score. Both sorts are stable, so that ties stay in token order.
+        # Valid tokens come first, by falling score. Both sorts are stable, so ties stay in token order.
         order = scores.masked_fill(~mask, lowest).argsort(dim=1, descending=True, stable=True)
         order = order.gather(1, mask.gather(1, order).int().argsort(dim=1, descending=True, stable=True))
         counts = [forking_count(n, fraction) for n in mask.sum(1).tolist()]

@@ -15,7 +15,7 @@ class Random:
     """
     Weight 1 on exactly `ceil(fraction * n)` tokens of each pool of `n`, drawn uniformly.
 
-    Divided by their number, their gradient is an unbiased estimate of that of all tokens: NAT's uniform estimator
+    Their gradient, divided by their number, is an unbiased estimate of that of all tokens: NAT's uniform estimator
     (arXiv 2603.06619) with a sample of fixed size.
 
     Args:

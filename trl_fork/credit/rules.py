@@ -1,8 +1,7 @@
 """
-What a rule is: a pure function from signals to non-negative weights.
+The protocol of a rule, a pure function from signals to non-negative weights.
 
-Its attributes say what it needs and what may be left out around it, so that no other code has to know its name or its
-formula.
+Its attributes say what it needs and what work may be left out, so no other code depends on its name or formula.
 """
 
 from typing import Protocol
@@ -19,13 +18,13 @@ MASSES = ("from_masks", "one_per_row", "summed")
 class Rule(Protocol):
     """
     Attributes:
-        name (`str`): What the rule is called in a configuration.
+        name (`str`): Name of the rule in a configuration.
         needs (`frozenset[str]`): Names of the signals that it reads, see [`Signals`]. `mask`, `places`, `advantages`
-            and `progress` are always there.
+            and `progress` are always given.
         sparse (`bool`): Whether it gives weight 0 to some tokens of the mask.
-        mass (`str`): What is known of the total weight: `"from_masks"`: it does not depend on scores.
-            `"one_per_row"`: the weights of a row sum to the number of its tokens. `"summed"`: nothing.
-        counted (`bool`): Whether the loss is divided by its weights. Not, if it reshapes advantages.
+        mass (`str`): How the total weight is known. `"from_masks"`: it does not depend on scores.
+            `"one_per_row"`: the weights of a row sum to the number of its tokens. `"summed"`: only by a sum.
+        counted (`bool`): Whether the loss is divided by its weights; false if it reshapes advantages.
         pool (`str`, *optional*): Pool of its own, instead of the one that the chain is given.
         in_words (`str`): The tokens with weight, as the object of a sentence.
         trusted (`bool`): Whether its weights are non-negative by construction and need no check.

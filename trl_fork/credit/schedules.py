@@ -1,7 +1,7 @@
 """
 Numbers that change over a training run.
 
-`{linear|sigmoid|power: [start, end, horizon]}` stands where a parameter of a rule may be scheduled. The shapes are
+A scheduled parameter of a rule is written `{linear|sigmoid|power: [start, end, horizon]}`. The shapes are
 those of Temporal Scheduling (arXiv 2605.25381) and its code. Here `power` starts at `start` like the others; there it
 squares the whole difference and starts elsewhere.
 """
@@ -18,13 +18,13 @@ def _sigmoid(q: float) -> float:
     return (curve(q) - curve(1)) / (curve(0) - curve(1))
 
 
-# What is left of the distance from start to end after a share q of the horizon: from 1 to 0.
+# Part of the distance from start to end that is left after a share q of the horizon, from 1 to 0.
 SHAPES = {"linear": lambda q: 1 - q, "sigmoid": _sigmoid, "power": lambda q: (1 - q) ** 2}
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A number that stays what it is."""
+    """A number that does not change."""
 
     value: float
     is_constant = True
@@ -47,7 +47,7 @@ class Schedule:
     """
     `end + (start - end) * g(q)` with `q = clip(progress / horizon, 0, 1)`, rounded to 6 decimals.
 
-    Rounded, because the last bit of `exp` differs between machines, and a fraction is taken as the decimal it prints.
+    It is rounded because the last bit of `exp` differs between machines, and a fraction is read as its decimal.
 
     Args:
         shape (`str`): `"linear"`: `g = 1 - q`. `"sigmoid"`: a logistic curve of slope 8, scaled to run from 1 to 0.
@@ -95,7 +95,7 @@ def as_schedule(value: Any, *, name: str, low: float, high: float, low_included:
     The schedule that a configuration writes as a number or as `{shape: [start, end, horizon]}`.
 
     Args:
-        value (`float`, `dict`, [`Constant`] or [`Schedule`]): What the configuration says.
+        value (`float`, `dict`, [`Constant`] or [`Schedule`]): Value of the configuration.
         name (`str`): Name of the parameter, for messages.
         low, high (`float`): Range of the number, and of the values at the start and at the end of a schedule.
         low_included (`bool`, *optional*, defaults to `False`): Whether `low` itself is allowed. `high` is.

@@ -1,7 +1,7 @@
 """
 Scores by which tokens are ranked: functions of [`Signals`] that give a tensor of shape `(batch, seq)`.
 
-What a score is outside of the mask is never read.
+Scores outside the mask are never read.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 Which tokens are selected: the forking set, its complement, or a random set of the same size.
 
 `entropies` are in nats, `mask` is 1 at the tokens that may be selected (completion tokens that are neither padding,
-nor tool output, nor of a completion that is left out); what stands elsewhere is never read.
+nor tool output, nor of a completion that is left out). Values elsewhere are never read.
 """
 
 import torch
@@ -78,7 +78,7 @@ def select_tokens(
             f"{tuple(mask.shape)}."
         )
     pool = BatchPool(ranks)
-    if entropies is not None:  # a random selection needs none
+    if entropies is not None:  # a random selection needs no entropies
         pool.check(entropies, mask, "entropies")
     selected = pool.top(scores, mask, fraction)
     return mask.bool() & ~selected if rule == "low_entropy" else selected
@@ -88,17 +88,17 @@ def random_priorities(
     seed: int, generation: tuple[int, ...], first_row: int, shape: tuple[int, int], device=None
 ) -> torch.Tensor:
     """
-    Uniform random priorities of tokens, a hash of where a token stands and of nothing else.
+    Uniform random priorities of tokens, a hash of the place of a token and of nothing else.
 
     A generator's stream would depend on how many ranks draw from it and on how often it was used before, so that a run
     on another number of GPUs, or a resumed one, would train on other tokens.
 
     Args:
         seed (`int`): Seed of the run.
-        generation (`tuple[int, ...]`): What names the generation batch within the run.
+        generation (`tuple[int, ...]`): Name of the generation batch within the run.
         first_row (`int`): Index, within the generation batch of all ranks, of the first row wanted.
         shape (`tuple[int, int]`): `(batch, seq)`.
-        device (`torch.device`, *optional*): Where the result lives.
+        device (`torch.device`, *optional*): Device of the result.
 
     Returns:
         `torch.LongTensor` of shape `shape`.
@@ -113,7 +113,7 @@ def random_priorities(
 
 def _splitmix64(x: torch.Tensor) -> torch.Tensor:
     # Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014), in wrapping int64.
-    def shifted(value, bits):  # logical, where torch's >> is arithmetic
+    def shifted(value, bits):  # a logical shift; torch's >> is arithmetic
         return (value >> bits) & ((1 << (64 - bits)) - 1)
 
     x = x - 0x61C8864680B583EB  # + 0x9E3779B97F4A7C15 modulo 2**64

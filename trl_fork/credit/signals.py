@@ -1,4 +1,4 @@
-"""What a credit rule may read about the tokens of a batch."""
+"""Signals: the data about a batch's tokens that a credit rule may read."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from .spans import tokens_matching
 
 
-# The signals that cost something to make, so that a rule has to name those it reads in its `needs`.
+# Signals that take work to compute. A rule must name those it reads in its `needs`.
 SIGNALS = ("entropies", "log_probs", "contrast_log_probs", "completion_ids", "priorities")
 
 
@@ -19,7 +19,7 @@ class Signals:
 
     Args:
         mask (`torch.Tensor` of shape `(batch, seq)`):
-            Nonzero at the tokens that a rule may weigh. What stands elsewhere in the other signals is never read.
+            Nonzero at the tokens that a rule may weigh. The other signals are never read elsewhere.
         entropies (`torch.Tensor` of shape `(batch, seq)`, *optional*):
             Token entropies in nats, float32.
         log_probs (`torch.Tensor` of shape `(batch, seq)`, *optional*):
@@ -37,7 +37,7 @@ class Signals:
         tokenizer (`Any`, *optional*):
             The tokenizer of the run, for [`matching`].
         valid (`torch.Tensor` of shape `(batch, seq)`, *optional*):
-            Nonzero at the valid tokens of the rows, where `mask` has been narrowed by an earlier rule of a chain.
+            Nonzero at the valid tokens of the rows, of which an earlier rule of a chain may have left fewer in `mask`.
             Defaults to `mask`.
     """
 
@@ -92,7 +92,7 @@ class Signals:
         return found & self.mask.bool()
 
     def required(self, name: str) -> torch.Tensor:
-        """The signal of that name; an error that names it if it has not been given."""
+        """The signal of that name. A missing signal is an error that names it."""
         value = getattr(self, name)
         if value is None:
             raise ValueError(f"Signals.{name} is needed by the credit rule and has not been given: pass {name}=...")

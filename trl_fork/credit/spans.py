@@ -1,4 +1,4 @@
-"""Which tokens of a completion hold the text that a pattern matches."""
+"""Tokens of a completion whose text a pattern matches."""
 
 import re
 from bisect import bisect_left
@@ -9,16 +9,16 @@ def tokens_matching(ids: list[int], decode: Callable[[list[int]], str], pattern:
     """
     Mark the tokens that hold any character of a match.
 
-    Boundaries are found by decoding beginnings of the completion, about fifteen for each end of a match. Encoding the
-    text again would give other tokens where merges differ.
+    Boundaries are found by decoding beginnings of the completion, about fifteen for each end of a match. Tokenizing
+    the text again could give other tokens.
 
     Args:
         ids (`list[int]`):
             Token ids of one completion.
         decode (`Callable`):
-            From token ids to text, as a tokenizer's `decode`.
+            Function from token ids to text, such as a tokenizer's `decode`.
         pattern (`str` or `re.Pattern`):
-            What to look for; every match counts.
+            Pattern to look for; every match counts.
 
     Returns:
         `list[bool]`: one per token.
@@ -28,8 +28,8 @@ def tokens_matching(ids: list[int], decode: Callable[[list[int]], str], pattern:
     for match in re.finditer(pattern, text):
         start, end = match.span()
         if end > start:
-            # From the first token that adds to the text before the match, to the one that completes the match: with
-            # some bytes of a character missing, a decoder already writes one character in its place.
+            # From the first token that adds to the text before the match, to the one that completes the match. If some
+            # bytes of a character are missing, a decoder already writes one character in its place.
             first = bisect_left(counts, True, key=lambda k: len(decode(ids[:k])) > start) - 1
             last = bisect_left(counts, True, key=lambda k: decode(ids[:k])[:end] == text[:end])
             marked[first:last] = [True] * (last - first)

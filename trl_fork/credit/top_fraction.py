@@ -22,14 +22,14 @@ class TopFraction:
         fraction (`float`, `dict` or [`Schedule`], *optional*, defaults to `0.2`):
             In (0, 1]; or a schedule, see [`as_schedule`].
         score (`str`, *optional*, defaults to `"entropy"`):
-            What the tokens are ranked by, a key of `SCORES`.
+            Score by which the tokens are ranked, a key of `SCORES`.
         complement (`bool`, *optional*, defaults to `False`):
             Weight 1 on all the other tokens instead (the paper's bottom 80 %).
         pool (`str`, *optional*):
             One of `POOLS`. Defaults to the pool that the chain is given.
 
     Raises:
-        `ValueError`: for a value out of range, or where no token would be left.
+        `ValueError`: for a value out of range, or if no token would be left.
     """
 
     fraction: Any = 0.2
@@ -89,7 +89,7 @@ class TopFraction:
         The tokens of highest entropy, whose smallest entropy is the threshold that is logged.
 
         Args:
-            weights (`torch.Tensor` of shape `(batch, seq)`): What the rule has given, times any positive number.
+            weights (`torch.Tensor` of shape `(batch, seq)`): Weights of the rule, times any positive number.
             mask (`torch.Tensor` of shape `(batch, seq)`): Nonzero at the tokens that the rule could weigh.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Functions and objects of a user as rules, and what is asked of them."""
+"""Functions and objects of a user as rules, and the checks on them."""
 
 import inspect
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from .schedules import Constant, Schedule
 from .signals import SIGNALS, Signals
 
 
-# What a user's function reads, unless its attribute `needs` says it: all that one scoring pass gives.
+# Signals of a user's function without an attribute `needs`: everything that one scoring pass gives.
 DEFAULT_NEEDS = frozenset({"entropies", "log_probs", "completion_ids"})
 
 
@@ -26,9 +26,9 @@ class UserRule:
     Args:
         function (`Callable`): `function(signals)` or `function(signals, pool)`, the weights of shape `(batch, seq)`.
             Its attributes `needs`, `sparse`, `mass`, `counted` and `pool` are those of [`Rule`]; the defaults are
-            safe for any rule that reads no more than `DEFAULT_NEEDS`. An attribute `scheduled = True` says that it
-            reads the progress of the training.
-        name (`str`): What it is called in messages and when settings are compared.
+            safe for any rule that reads no more than `DEFAULT_NEEDS`. A rule that reads the progress of
+            the training has an attribute `scheduled = True`.
+        name (`str`): Its name in messages and when settings are compared.
     """
 
     function: Callable
@@ -90,7 +90,7 @@ def as_rule(rule: Any) -> Rule:
 
 
 def parameters_of(rule: Rule) -> dict[str, Any]:
-    """The parameters of a rule as a configuration writes them, in order; of a user's, those of a dataclass."""
+    """The parameters of a rule as a configuration writes them, in order; a user's rule has those of its dataclass."""
     inner = rule.function if isinstance(rule, UserRule) else rule
     if not is_dataclass(inner):
         return {}
@@ -127,7 +127,7 @@ def checked_weights(rule: Rule, signals: Signals, pool: Pool, ranks: Ranks) -> t
                 f"it must return a tensor of the shape of signals.mask, {tuple(mask.shape)}, got {shape}."
             )
         weights = result.to(device=mask.device, dtype=torch.float32).masked_fill(~mask, 0.0)
-    except Exception as failure:  # the other ranks are told before it is raised: they would wait for this one
+    except Exception as failure:  # the error is sent to the other ranks before it is raised, or they would hang
         error = failure
     failed = torch.tensor(int(error is not None), device=mask.device)
     counts = torch.stack([failed, (weights < 0).sum(), (~weights.isfinite()).sum(), mask.sum()])
@@ -148,7 +148,7 @@ def checked_weights(rule: Rule, signals: Signals, pool: Pool, ranks: Ranks) -> t
 def _takes_pool(function: Callable, name: str) -> bool:
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of a builtin, which does not say
+    except (TypeError, ValueError):  # a builtin without a signature
         return False
     for arguments in ((None,), (None, None)):
         try:

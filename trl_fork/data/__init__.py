@@ -1,4 +1,4 @@
-"""Data sets of problems and answers: read, checked and turned into prompts."""
+"""Data sets of problems and answers: loading, checks and prompts."""
 
 from .._lazy import lazy_names
 

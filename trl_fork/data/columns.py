@@ -1,4 +1,4 @@
-"""Columns of a data set: found by their usual names, and read with errors that say where."""
+"""Columns of a data set: finding them by their usual names, and reading them with errors that name the place."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ _DECIDING_COLUMNS = ("completion", "messages", "chosen", "rejected")
 
 def column_names(dataset) -> list[str]:
     """
-    Names of the columns; of a stream that does not know them, those of its first row.
+    Names of the columns; for a stream without column names, those of its first row.
 
     Raises:
         `ValueError`: for several splits, or no columns at all.
@@ -36,15 +36,15 @@ def column_names(dataset) -> list[str]:
 
 def find_column(argument: str, given: str | None, candidates: tuple[str, ...], columns: list[str]) -> str | None:
     """
-    The column that is meant, `None` if there is none; a dot stands before the name within a nested one.
+    Find a column; `None` if there is none. A dot separates the parts of a nested name.
 
-    Names as they are come first, then those that differ in upper and lower case only.
+    Exact names come first, then those that differ in upper and lower case only.
 
     Args:
-        argument (`str`): What a user sets to choose a column.
-        given (`str`, *optional*): What the user has set it to.
+        argument (`str`): Option by which a user chooses the column.
+        given (`str`, *optional*): Its value.
         candidates (`tuple[str]`): Names to look for if it is not set.
-        columns (`list[str]`): Columns there are.
+        columns (`list[str]`): Columns of the data set.
 
     Raises:
         `ValueError`: if several columns differ from the name in upper and lower case only.
@@ -64,7 +64,7 @@ def find_column(argument: str, given: str | None, candidates: tuple[str, ...], c
 
 
 def pick_column(argument: str, given: str | None, candidates: tuple[str, ...], columns: list[str]) -> str:
-    """[`find_column`], with a `ValueError` that names the columns there are where none is found."""
+    """[`find_column`], with a `ValueError` that names the existing columns if none is found."""
     column = find_column(argument, given, candidates, columns)
     if column is None:
         wanted = repr(given) if given else f"one of {list(candidates)}"
@@ -76,7 +76,7 @@ def pick_column(argument: str, given: str | None, candidates: tuple[str, ...], c
 
 def get_value(row: dict, column: str, number: int | None = None) -> Any:
     """
-    The value of a column, nested or not; `None` where a nested column is missing as a whole.
+    The value of a column, nested or not; `None` if a nested column is missing as a whole.
 
     Raises:
         `ValueError`: if there is no such value within a nested column, naming the row if its number is known.
@@ -93,7 +93,7 @@ def get_value(row: dict, column: str, number: int | None = None) -> Any:
 
 
 def place(column: str, number: int | None = None) -> str:
-    """Where a value stands, as errors begin."""
+    """Place of a value, as the beginning of an error."""
     return f"column {column!r}" if number is None else f"row {number}, column {column!r}"
 
 

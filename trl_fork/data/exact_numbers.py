@@ -17,7 +17,7 @@ from datasets import Dataset
 
 
 EXACT_IN_FLOAT = 2**53  # the first integer after it that a float rounds
-_LONG = re.compile(rb"(?<![\d.])\d{16,}")  # what may be beyond that
+_LONG = re.compile(rb"(?<![\d.])\d{16,}")  # numbers that may be beyond that
 _INTEGER = re.compile(r"\s*[+-]?\d+\s*")
 _FLOAT = re.compile(r"\s*[+-]?(\d+\.\d*|\.\d+|\d+(?:\.\d*)?[eE][+-]?\d+)\s*")
 
@@ -30,7 +30,7 @@ def load_exact(path: Path) -> Dataset | None:
         path (`Path`): The file.
 
     Returns:
-        [`~datasets.Dataset`], or `None` where nothing would be rounded: the usual reader is right then, and faster.
+        [`~datasets.Dataset`], or `None` if nothing would be rounded: the usual reader is then right, and faster.
     """
     if path.suffix not in (".json", ".jsonl", ".csv") or not _has_long_number(path):
         return None
@@ -39,7 +39,7 @@ def load_exact(path: Path) -> Dataset | None:
 
 def check_exact(answer, column: str, row: int) -> None:
     """
-    Refuse an answer that is an integer rounded to a float by whatever wrote or read the data set.
+    Refuse an answer that is an integer rounded to a float when the data set was written or read.
 
     A float of 2^53 and more with sixteen or seventeen digits is taken for one; `6.02e23` is not.
 
@@ -67,7 +67,7 @@ def _has_long_number(path: Path) -> bool:
 def _load_json(path: Path) -> Dataset | None:
     try:
         rows = list(_json_rows(path))
-    except ValueError:  # the usual reader's to complain about
+    except ValueError:  # the usual reader reports this
         return None
     if not all(isinstance(row, dict) for row in rows):
         return None
@@ -100,7 +100,7 @@ def _load_csv(path: Path) -> Dataset | None:
 
 
 class _Columns:
-    """Which numbers are in which column, nested ones included."""
+    """The numbers of each column, nested ones included."""
 
     def __init__(self):
         self._largest: dict[tuple, int] = {}
@@ -110,7 +110,7 @@ class _Columns:
         if isinstance(value, float):
             self._with_floats.add(place)
         else:
-            # -2^63 is an integer of 64 bits, and 2^63 is none.
+            # -2^63 is an integer of 64 bits, and 2^63 is not.
             self._largest[place] = max(self._largest.get(place, 0), value if value >= 0 else -value - 1)
 
     @property

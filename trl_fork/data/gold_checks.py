@@ -1,4 +1,4 @@
-"""Rows that nothing can be learnt from: their gold answer cannot be read."""
+"""Check for rows whose gold answer cannot be read, from which nothing can be learnt."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from .._logging import logger
 from ..rewards.grading import default_pool
 
 
-# Read without asking: a number, a formula, a worked text with a box
+# Readable without the grading workers: a number, a formula, a worked text with a box
 _READABLE = re.compile(r"[-$]?\d[\d.,]*|\$.+\$|.*\\boxed\{.*", re.DOTALL)
 # Longer lists of golds in doubt are asked of the grading workers in part: a thousand take seconds.
 MOST_ASKED = 2000
@@ -24,11 +24,11 @@ def warn_of_unreadable_golds(dataset: Dataset, name: str = "The data set") -> No
         dataset ([`~datasets.Dataset`]):
             Data set with a column `solution`, as [`~data.loading.to_prompt_and_solution`] makes it.
         name (`str`, *optional*):
-            What the warning calls it.
+            Name of the data set in the warning.
     """
     is_text = (
         getattr(dataset.features.get("solution"), "dtype", None) == "string"
-    )  # or it is for a reward of the user's
+    )  # otherwise it is for a reward of the user's
     if not is_text or os.environ.get("RANK", "0") != "0":
         return
     in_doubt = (gold for gold in dataset.unique("solution") if not _READABLE.fullmatch(gold))
@@ -37,7 +37,7 @@ def warn_of_unreadable_golds(dataset: Dataset, name: str = "The data set") -> No
         return
     try:
         verdicts = default_pool().grade([""] * len(asked), asked)
-    except RuntimeError as error:  # the workers do not start; whatever reward is used may not need them
+    except RuntimeError as error:  # the workers do not start, but the run's reward may not need them
         logger.warning(f"{name}: its gold answers were not checked. {error}")
         return
     unreadable = {gold for gold, verdict in zip(asked, verdicts, strict=True) if verdict.reward is None}

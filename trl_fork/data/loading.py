@@ -1,4 +1,4 @@
-"""Data sets to TRL's `prompt` and `solution` columns: files, the Hub, and the paper's by short name."""
+"""Data sets with TRL's `prompt` and `solution` columns: files, the Hub, and the paper's by short name."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ def load_split(
     Load one split of a data set: from the Hub, a folder of `save_to_disk`, or a JSON, JSONL, Parquet or CSV file.
 
     Args:
-        name (`str`): Hub name or local path. A file is the data set, whatever `split` says.
+        name (`str`): Hub name or local path. A file is the whole data set, and `split` is ignored.
         split (`str`): Name of the split.
         config (`str`, *optional*): Configuration of a Hub data set.
         streaming (`bool`, *optional*, defaults to `False`): Whether to stream it.
@@ -57,7 +57,7 @@ def load_split(
     JSONL or CSV file.
 
     Raises:
-        `ValueError`: if a local path looks like none of these, or does not have the split (naming those it has).
+        `ValueError`: if a local path is none of these, or does not have the split (naming those it has).
     """
     path = Path(name)
     if path.is_file():
@@ -115,8 +115,8 @@ def load_training_set(
             Whether to keep each problem once, and print how many there are. By default for the sets of the table that
             repeat problems: DAPO-Math-17k has each of its problems about a hundred times.
         prompt_column, solution_column, solution_required, instruction, prompt_template (*optional*):
-            See [`to_prompt_and_solution`]. Sets of the table have known columns, and ask for `\\boxed{}` unless told
-            otherwise.
+            Arguments of [`to_prompt_and_solution`]. Sets of the table have known columns, and by default ask for
+            `\\boxed{}`.
 
     Returns:
         [`~datasets.Dataset`], or [`~datasets.IterableDataset`] when streaming.
@@ -166,9 +166,9 @@ def training_prompt(
     The prompt that [`load_training_set`] makes of a question, given the same arguments.
 
     Returns:
-        `dict`: `{"instruction": ...}` or `{"prompt_template": ...}`, with `{question}` in it; or `None` where prompts
-        are in chat format already, which it leaves as they are. Where these are conversations that all (of the first
-        thousand) begin with one system prompt, `{"system_prompt": ...}`.
+        `dict`: `{"instruction": ...}` or `{"prompt_template": ...}`, with `{question}` in it; or `None` if prompts
+        are in chat format already, which stay as they are; or `{"system_prompt": ...}` if these are conversations and
+        the first thousand all begin with one system prompt.
     """
     if prompt_template is not None:
         return {"prompt_template": PAPER_PROMPT if prompt_template == "paper" else prompt_template}
@@ -214,19 +214,19 @@ def load_benchmark(
         system_prompt (`str`, *optional*):
             Message of the system before that of the user.
         trained_prompt (`dict`, *optional*):
-            What [`training_prompt`] says of the model's training, in place of the default instruction.
+            Result of [`training_prompt`] for the model's training, in place of the default instruction.
         split (`str`, *optional*):
             Name of the split; by default the one of the table, or `"test"`.
         config (`str`, *optional*):
             Configuration of a Hub data set; by default the one of the table.
         prompt_column, solution_column (`str`, *optional*):
-            See [`to_prompt_and_solution`]; by default those of the table.
+            Arguments of [`to_prompt_and_solution`]; by default those of the table.
 
     Returns:
         [`~datasets.Dataset`] with the columns `prompt` (a conversation, or a text with `prompt_template`), `solution`
         (text that math-verify reads as the answer) and `id` (`str`, different for every problem, and the same wherever
         it stands in the file). Prompts in chat format stay as they are, as in training, unless `prompt_template` or
-        `instruction` is given, or the data set's own instruction asks for what no reward reads.
+        `instruction` is given, or the data set's own instruction asks for a format that no reward reads.
 
     Raises:
         `ValueError`: if two problems have one id, and as [`load_split`] and [`to_prompt_and_solution`] do.
@@ -248,12 +248,12 @@ def load_benchmark(
     if not has_instruction:
         instruction = BOXED_INSTRUCTION
     ask = prompt_writer(prompt_template=prompt_template, instruction=instruction, system_prompt=system_prompt)
-    # Of prompts in chat format only what was asked for in this call is put into them, or refused ...
+    # Only arguments of this call are put into prompts in chat format, or refused ...
     keep = prompt_writer(**given)
     # ... but a single message of the user is a question too.
     keep_message = prompt_writer(system_prompt=None if prompt_template else system_prompt)
 
-    problems: dict[str, dict] = {}  # by what makes a problem: copies of a row, as files for avg@k have them, are one
+    problems: dict[str, dict] = {}  # copies of a row, as in files for avg@k, are one problem
     for number, row in enumerate(dataset):
         asked, solution = get_value(row, prompt_column, number), get_value(row, solution_column, number)
         where = place(prompt_column, number)
@@ -278,7 +278,7 @@ def load_benchmark(
             f"{name!r} has different problems with one {entry and entry.id_column!r}: results could not be told apart."
         )
     if entry and config in (None, entry.config) and len(rows) != entry.num_problems:
-        logger.warning(f"{name}: {len(rows)} problems where {entry.num_problems} are known; scores may not compare.")
+        logger.warning(f"{name}: {len(rows)} problems, but {entry.num_problems} are expected; scores may not compare.")
     kinds = {isinstance(row["prompt"], str) for row in rows}
     if len(kinds) > 1:
         raise ValueError(
@@ -322,7 +322,7 @@ def to_prompt_and_solution(
             Column of the answer, with a dot for a nested one. By default the first there is of `ground_truth`,
             `reward_model.ground_truth`, `final_answer`, `answer`, `solution`, in upper or lower case.
         solution_required (`bool`, *optional*, defaults to `True`):
-            Whether every row needs an answer. If not, and there is no column of answers, there is no `solution`.
+            Whether every row needs an answer. If not, a data set without answers gets no `solution`.
         instruction (`str`, *optional*):
             Text of the user message; `{question}` stands for the question. By default the question alone.
         prompt_template (`str`, *optional*):
@@ -332,7 +332,7 @@ def to_prompt_and_solution(
         The data set with these columns.
 
     Raises:
-        `ValueError`: if a column is missing, naming those there are and those wanted; if `instruction` or
+        `ValueError`: if a column is missing, naming those that exist and those wanted; if `instruction` or
             `prompt_template` leaves the question out, or both are given; for a question that is neither a text nor a
             conversation, or an answer that is missing or was rounded, naming row and column; or if a conversation of
             several messages or a text in chat format is to be written anew.
@@ -350,7 +350,7 @@ def to_prompt_and_solution(
         where = place(prompt_column, number)
         check_question(value, where)
         if is_chat_formatted(value) != formatted:
-            raise ValueError(f"{where}: of the prompts, some are in chat format and some are not: {value!r}.")
+            raise ValueError(f"{where}: some prompts are in chat format and some are not: {value!r}.")
         return write(value, where)
 
     # `map` keeps the type of a column that keeps its name, and an integer `solution` would stay one.
@@ -363,12 +363,12 @@ def to_prompt_and_solution(
     if first is not None:
         unwanted.update(misleading_columns(first, make_prompt(get_value(first, prompt_column, 0), 0)))
 
-    def convert(row, number: int, reading=READING):  # a default value is part of what the cache knows the function by
+    def convert(row, number: int, reading=READING):  # the cache identifies the function by its defaults too
         row = {**row, **{name: row[source] for name, source in sources.items()}}
         made = {"prompt": make_prompt(get_value(row, prompt_column, number), number)}
         if solution_column:
             answer = get_value(row, solution_column, number)
-            if solution_required and (answer is None or answer != answer):  # NaN, as pandas writes what is missing
+            if solution_required and (answer is None or answer != answer):  # pandas writes a missing value as NaN
                 raise ValueError(
                     f"{place(solution_column, number)}: the answer is {answer}, and no reward could compare with it. "
                     "Leave such rows out, or give them an empty text to have them skipped by rewards that compare."
@@ -398,7 +398,7 @@ def drop_repeated_problems(dataset: Dataset, prompt_column: str | None = None) -
     first: dict[str, int] = {}
     seen: set[str] = set()
     position = 0
-    # As Arrow tables, ten times as fast as rows, and only new values are taken apart: 1.8 million rows are read here.
+    # Arrow tables are ten times as fast as rows, and only new values are parsed: 1.8 million rows are read here.
     for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=1000):
         for value in table[column].to_pylist():
             raw = str(value)
@@ -411,20 +411,20 @@ def drop_repeated_problems(dataset: Dataset, prompt_column: str | None = None) -
 
 def final_answer(solution) -> str:
     r"""
-    The answer that a reward compares with, as a text that math-verify reads correctly.
+    Text of the answer that a reward compares with, in a form that math-verify reads correctly.
 
     `"... #### 1,018"` is `"1018"`, a formula `11\sqrt{2}` is `"$11\sqrt{2}$"`, a list of answers is one text, a number
     or a worked solution is itself.
     """
     if solution is None:
-        return ""  # accuracy_reward leaves out what it cannot parse
+        return ""  # accuracy_reward skips a solution that it cannot parse
     if isinstance(solution, str) and "####" in solution:
         solution = solution.rsplit("####", 1)[1].strip().replace(",", "")
     return as_gold(solution)
 
 
 def _is_answer(value) -> bool:
-    """Tests of a program, for one, are for a reward of the user's own: no answer that math-verify could read."""
+    """Whether math-verify could read it. Tests of a program, for example, are for a reward of the user's own."""
     return not any(isinstance(part, dict) for part in (value if isinstance(value, list) else [value]))
 
 
@@ -438,11 +438,11 @@ def _load(entry: MathDataset | None, name: str, split: str, config: str | None, 
 
 def source_of(name: str, split: str, config: str | None = None, *, benchmark: bool = False) -> tuple[str | None, ...]:
     """
-    What tells the rows of one data set from those of another: two names with one source are the same rows.
+    Source of the rows of a data set: two names with one source are the same rows.
 
     Args:
         name (`str`): Name, as [`load_training_set`] or, with `benchmark`, [`load_benchmark`] takes it.
-        split (`str`): Name of the split. A file, or a folder with a single data set, is the same whatever it says.
+        split (`str`): Name of the split. It does not matter for a file or a folder with a single data set.
         config (`str`, *optional*): Configuration of a Hub data set.
         benchmark (`bool`, *optional*, defaults to `False`): Whether a short name is that of a benchmark.
     """
@@ -463,14 +463,14 @@ def prompt_writer(
     *, prompt_template: str | None = None, instruction: str | None = None, system_prompt: str | None = None
 ):
     """
-    The function from what a row asks to its prompt, for training and for evaluation.
+    Make the function from a row's question to its prompt, for training and for evaluation.
 
     Args:
         prompt_template, instruction, system_prompt (`str`, *optional*):
-            See [`load_benchmark`]. A prompt in chat format stays as it is without them.
+            Arguments of [`load_benchmark`]. Without them a prompt in chat format stays as it is.
 
     Returns:
-        `Callable`: takes a question, a conversation, or a text in chat format, and for errors where it stands; gives a
+        `Callable`: takes a question, a conversation, or a text in chat format, and its place for errors; returns a
         conversation or a text.
 
     Raises:

@@ -1,5 +1,5 @@
 r"""
-The data sets of "Beyond the 80/20 Rule" by short name: where they are on the Hub, and how their texts are read.
+The data sets of "Beyond the 80/20 Rule" by short name: their places on the Hub and the reading of their texts.
 
 The tables were compiled without access to the Hub, from dataset cards, file listings and public code that loads these
 sets. `licence` is what the card states; `"not stated"`: a card without a licence was seen; `"unknown"`: sources
@@ -9,7 +9,7 @@ disagree, or none was found.
 import re
 from dataclasses import dataclass
 
-from ..rewards.golds import as_gold as as_gold  # it was here
+from ..rewards.golds import as_gold as as_gold  # earlier imports find it here
 
 
 # The paper's prompt for base models: plain text, ended by `<|endoftext|>`.
@@ -87,8 +87,8 @@ TRAINING_SETS = {
         solution_column="solution",
         licence="not stated",
     ),
-    # What the README of the authors' code recommends in place of DAPO-Math-17k. The repository has six domains with
-    # different columns, so that only this file can be loaded. 54.4k is what its name says.
+    # The README of the authors' code recommends this in place of DAPO-Math-17k. The repository has six domains with
+    # different columns, so only this file can be loaded. Its name says 54.4k.
     "guru-math": MathDataset(
         hub_id="LLM360/guru-RL-92k",
         data_files="train/math__combined_54.4k.parquet",

@@ -1,8 +1,8 @@
 """
-What a model was asked in training, kept beside it: what it is evaluated with, and what its card shows.
+The prompt of a model's training, saved beside the model for its evaluation and its card.
 
-The file holds what no other one does. A chat template is saved with the tokenizer, but not the arguments it was called
-with; a column `chat_template_kwargs` of the data set is read by TRL's supervised trainers, not by GRPO.
+No other file holds it. A chat template is saved with the tokenizer, but not the arguments it was called with. TRL's
+supervised trainers read a column `chat_template_kwargs` of the data set, GRPO does not.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _KINDS: dict[str, type] = {
     "stop": list,
 }
 _EXAMPLE = '{"enable_thinking": false}'
-# Of `apply_chat_template`, and not of the template.
+# Arguments of `apply_chat_template` that are not for the template.
 _RESERVED = ("conversation", "tokenize", "add_generation_prompt", "return_dict", "return_tensors", "padding")
 
 
@@ -46,11 +46,11 @@ def save_prompt(
 
     Args:
         directory (`str` or `Path`): The output directory.
-        prompt (`dict`, *optional*): As [`~data.loading.training_prompt`] gives it.
+        prompt (`dict`, *optional*): Result of [`~data.loading.training_prompt`].
         chat_template_kwargs, generation_kwargs (`dict`, *optional*): Those of the run's configuration; of the latter
             the stop strings are kept.
 
-    Where all of them are empty, an earlier run's file is removed.
+    If all of them are empty, an earlier run's file is removed.
     """
     stop = [text for name in ("stop", "stop_strings") for text in _as_list((generation_kwargs or {}).get(name))]
     content = {**(prompt or {}), "chat_template_kwargs": chat_template_kwargs, "stop": stop}
@@ -65,14 +65,14 @@ def save_prompt(
 
 def find_prompt(model: str | Path) -> tuple[dict[str, Any], str] | None:
     """
-    The prompt that a model was trained with, and its file.
+    Find the prompt that a model was trained with, and its file.
 
     Args:
         model (`str` or `Path`): Output directory, checkpoint in it, or name on the Hub.
 
     Returns:
         `tuple`: a dictionary with some of the keys `"instruction"`, `"prompt_template"`, `"system_prompt"`,
-        `"chat_template_kwargs"` and `"stop"`, and the path; or `None` where nothing is known.
+        `"chat_template_kwargs"` and `"stop"`, and the path; or `None` if there is no such file.
 
     Raises:
         `ValueError`: if the file does not hold such a dictionary.
@@ -82,7 +82,7 @@ def find_prompt(model: str | Path) -> tuple[dict[str, Any], str] | None:
     for place in (model, folder.parent) if is_checkpoint else (model,):
         try:
             path = cached_file(str(place), FILE_NAME)
-        except OSError:  # transformers' for a file that is not there, and for a Hub that cannot be reached
+        except OSError:  # transformers raises this for a missing file, and if the Hub cannot be reached
             continue
         if path is not None:
             return _read(path), path
@@ -93,12 +93,12 @@ def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict], chat_template_kwargs: dict[str, Any] | None = None
 ) -> tuple[str, list[int]]:
     """
-    What a model reads of a prompt, as `GRPOTrainer` makes it: `(text, ids)`.
+    Encode a prompt for the model as `GRPOTrainer` does: `(text, ids)`.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Of the model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the model.
         prompt (`str` or `list[dict]`): Plain text, or a conversation, to which the chat template is applied.
-        chat_template_kwargs (`dict`, *optional*): For the template, such as `{"enable_thinking": False}`.
+        chat_template_kwargs (`dict`, *optional*): Arguments of the template, such as `{"enable_thinking": False}`.
     """
     if isinstance(prompt, str):
         return prompt, tokenizer(prompt)["input_ids"]
@@ -112,7 +112,7 @@ def encode_prompt(
 
 def default_stop(prompt_template: str | None) -> list[str]:
     r"""
-    Where a base model that runs on begins the next question: the label before `{question}`, on a line of its own.
+    Stop string for a base model that goes on to another question: the label before `{question}` on a new line.
 
     The paper's template, `"User:\n{question}..."`, gives `["\nUser:"]`. A template without such a label gives none.
     """
@@ -125,7 +125,7 @@ def default_stop(prompt_template: str | None) -> list[str]:
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of a script that asks models questions: what, in which words, and where a sample ends."""
+    """Options for data, prompts and stop strings, of a script that samples from models."""
     group = parser.add_argument_group("data and prompts, by the names of trl-fork train")
     group.add_argument("--dataset_config", help="configuration of a Hub data set")
     group.add_argument("--dataset_test_split", help="split of the problems (default: test, or a benchmark's)")

@@ -1,11 +1,11 @@
-"""What a prompt may be: a text, a conversation, or a text to which a chat template has been applied already."""
+"""Forms of a prompt: a text, a conversation, or a text to which a chat template has already been applied."""
 
 import re
 
 from trl import is_conversational
 
 
-# How prompts begin that a chat template has written: a start token, or a role. Such a text is what the model reads.
+# Beginnings of prompts that a chat template has written: a start token, or a role. The model reads them as they are.
 _CHAT_FORMAT = re.compile(
     r"\s*(?:<s>|<bos>|<\|endoftext\|>|<\|begin_of_text\|>|<\|startoftext\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>|\[gMASK\](?:<sop>)?|<BOS_TOKEN>)?\s*"
     r"(?:<\|im_(?:start|user|system)\|>|<\|start_header_id\|>|<\|header_start\|>|<start_of_turn>|<\|turn>|\[INST\]"
@@ -15,12 +15,12 @@ _CHAT_FORMAT = re.compile(
 
 
 def is_conversation(prompt) -> bool:
-    """Whether it is a list of messages, to TRL."""
+    """Whether TRL takes it for a list of messages."""
     return prompt != [] and is_conversational({"prompt": prompt})
 
 
 def is_chat_formatted(prompt) -> bool:
-    """Whether a prompt is a text that a chat template has written, such as `<|im_start|>user` and what follows."""
+    """Whether a prompt is a text that a chat template has written, such as one that begins with `<|im_start|>user`."""
     return isinstance(prompt, str) and _CHAT_FORMAT.match(prompt) is not None
 
 
@@ -31,14 +31,14 @@ def is_in_chat_format(prompt) -> bool:
 
 def check_question(prompt, where: str) -> None:
     """
-    Refuse what asks nothing: a missing or blank text, or what is no conversation.
+    Refuse a prompt without a question: a missing or blank text, or a value that is not a conversation.
 
     Args:
-        prompt: What a data set has.
-        where (`str`): Where it stands, as the error begins.
+        prompt: Value of the data set.
+        where (`str`): Its place, as the beginning of the error.
 
     Raises:
-        `ValueError`: naming the place, what is there, and what to do.
+        `ValueError`: naming the place, the value and the remedy.
     """
     if isinstance(prompt, str):
         is_question = bool(prompt.strip())

@@ -1,8 +1,8 @@
 """
-Values of a YAML file as the options of a parser mean them.
+Values of a YAML file, converted for the options of a parser.
 
-YAML 1.1 reads `no` and `off` as booleans, and `1e-5` as a text. argparse converts texts, but takes anything else that
-stands in a file as it is, so that a wrong value comes to light hours later or not at all.
+YAML 1.1 reads `no` and `off` as booleans, and `1e-5` as a text. argparse converts texts, but takes any other value
+as it is, so a wrong one would be noticed hours later or not at all.
 """
 
 import argparse
@@ -11,10 +11,10 @@ import re
 from typing import Any
 
 
-# Options that are texts to the parser, and take a boolean all the same.
+# Options of type text that also take a boolean.
 _TEXT_OR_BOOLEAN = {"resume_from_checkpoint", "fsdp", "scale_rewards", "deepspeed"}
 _MAPPING = '{"name": 1.0}'
-# What says no, where an option has a value for it.
+# The value for "no" of options that have one.
 _NOTHING = ("no", "off", "false", "none")
 # At most three digits of exponent: a revision such as 12e4567 is a text.
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}")
@@ -22,11 +22,11 @@ _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}")
 
 def option_value(action: argparse.Action, value: Any) -> Any:
     """
-    A value of a YAML file as an option takes it.
+    Convert a value of a YAML file for an option.
 
     Args:
         action (`argparse.Action`): The option, as [`~trl.TrlParser`] makes it of a field.
-        value: What YAML has read.
+        value: Value that YAML has read.
 
     Raises:
         `ValueError`: if the option cannot have this value, naming both.
@@ -38,7 +38,7 @@ def option_value(action: argparse.Action, value: Any) -> Any:
         if action.type in (int, float):  # not TRL's, which are for what may be `None`
             raise ValueError(f"{name} must be a number, got null; leave it out for its default, {action.default}")
         return "no" if "no" in (action.choices or ()) else None
-    # By its name: TRL wraps `int` and `float` where a field may be `None`, and keeps the name for argparse's messages.
+    # The type is compared by name: TRL wraps `int` and `float` if a field may be `None`, and keeps the name.
     kind = getattr(action.type, "__name__", "")
     if kind == "string_to_bool":
         return _boolean(action, value)
@@ -64,7 +64,7 @@ def mapping(text: str) -> dict[str, Any] | None:
 
 
 def json_object(text: str, example: str) -> dict[str, Any]:
-    """What a command line has as JSON, for options that are dictionaries; an error of argparse shows the example."""
+    """A dictionary from the JSON of a command line. The error of argparse shows the example."""
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -83,7 +83,7 @@ def _mapping(action: argparse.Action, value: Any) -> Any:
 
 
 def tracker(value: Any) -> Any:
-    """A name of `report_to`, where nothing is `none` to transformers."""
+    """A name of `report_to`, in which transformers writes `none` for nothing."""
     if value is None or str(value).lower() in _NOTHING:
         return "none"
     return _scalar("report_to", "str", value)
@@ -144,7 +144,7 @@ def _number(name: str, kind: str, value: Any) -> int | float:
 
 
 def numbers_in(value: Any) -> Any:
-    """Dictionaries and lists with what YAML has left as a text, such as `1e-7`, as the number it is."""
+    """Dictionaries and lists in which numbers that YAML left as texts, such as `1e-7`, are converted."""
     if isinstance(value, dict):
         return {key: numbers_in(item) for key, item in value.items()}
     if isinstance(value, list):

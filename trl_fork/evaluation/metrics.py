@@ -21,8 +21,8 @@ class Problem:
     Args:
         dataset (`str`): Name of the benchmark.
         problem_id (`str`): Unique in the benchmark.
-        prompt (`str`): What the model reads, chat template applied.
-        prompt_ids (`list[int]`): The same in tokens.
+        prompt (`str`): Prompt with the chat template applied.
+        prompt_ids (`list[int]`): Its tokens.
         solution (`str`): Gold solution.
     """
 
@@ -40,7 +40,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
     Args:
         num_samples (`int`): Samples of the problem, n.
-        num_correct (`int`): How many of them are right, c.
+        num_correct (`int`): Right samples among them, c.
         k (`int`): At most n.
 
     Returns:
@@ -56,7 +56,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1.0 - prod(1.0 - k / i for i in range(num_samples - num_correct + 1, num_samples + 1))
 
 
-_PLAIN = r"\boxed{1}"  # what any answer can be compared with, unless it is hostile
+_PLAIN = r"\boxed{1}"  # any answer that is not hostile can be compared with this one
 
 
 @dataclass
@@ -70,19 +70,19 @@ def majority(samples: list[dict], same_answer: Callable[[str, str], bool | None]
     """
     Whether the answer that most samples of a problem give is right: maj@K of one problem.
 
-    Samples whose answers are equal vote for one answer, which is as right as the first of them. Where several answers
-    have most votes, each counts by its share, as if one of them was drawn. Samples without an answer, or that could
-    not be graded, have no vote; where none votes, the majority is wrong.
+    Samples with equal answers vote for one answer, which is right if the first of them is. If several answers have
+    most votes, each counts by its share, as if one of them was drawn. Samples without an answer, or that could not be
+    graded, have no vote; without any vote the majority is wrong.
 
     Args:
         samples (`list[dict]`): Lines of `completions.jsonl` of one problem.
-        same_answer (`callable`): Whether two completions give equal answers; `None` where that cannot be decided, and
-            then they are two answers. See [`~rewards.grading.GradingPool.same_answer`].
+        same_answer (`callable`): Whether two completions give equal answers. `None` means undecided, and they count as
+            two answers. See [`~rewards.grading.GradingPool.same_answer`].
 
     Returns:
         `float`: in [0, 1].
     """
-    texts: dict[str, list[dict]] = {}  # samples whose answers are written alike
+    texts: dict[str, list[dict]] = {}  # samples by the text of their answer
     for sample in samples:
         answer = sample["answer"]
         if answer is not None:
@@ -114,12 +114,12 @@ def summarize(
     samples: list[dict], same_answer: Callable[[str, str], bool | None] | None = None, num_threads: int = 1
 ) -> dict[str, dict[str, float | int | None]]:
     """
-    What `results.json` holds.
+    Compute the contents of `results.json`.
 
     Args:
         samples (`list[dict]`): Lines of `completions.jsonl`.
         same_answer (`callable`, *optional*): See [`majority`]. Without it there is no maj@K.
-        num_threads (`int`, *optional*, defaults to `1`): How many problems' answers are compared at a time.
+        num_threads (`int`, *optional*, defaults to `1`): Number of problems whose answers are compared at a time.
 
     Returns:
         `dict`: by data set, `"avg@K"`, the mean over problems of the fraction of right samples; `"avg@K_stderr"`, its
@@ -201,7 +201,7 @@ def compare(samples_a: list[dict], samples_b: list[dict], resamples: int = 10_00
         if n < 2:
             differences[dataset] = Difference(n, float(paired[0]) if n else None)
             continue
-        # In batches: all resamples of ten thousand problems at once would take 1.6 GB.
+        # Batches, because all resamples of ten thousand problems at once would take 1.6 GB.
         interval = bootstrap(
             (paired,), np.mean, n_resamples=resamples, batch=100, method="percentile", rng=np.random.default_rng(0)
         ).confidence_interval
@@ -224,21 +224,21 @@ def evaluate(
     progress: Callable[[list[dict]], None] = lambda samples: None,
 ) -> None:
     """
-    Sample and grade what is not done yet, and append it to the store batch by batch.
+    Sample and grade the samples that are missing, and append them to the store batch by batch.
 
-    The seed of a sample depends on the run's seed, the problem and the sample's number only: neither on batches, nor
-    on processes, nor on what an earlier run has done already.
+    The seed of a sample depends only on the run's seed, the problem and the sample's number, not on batches, processes
+    or earlier runs.
 
     Args:
         problems (`list[Problem]`): All problems, the same on every process.
-        engine ([`TransformersEngine`] or [`VLLMEngine`]): What samples.
-        pool ([`GradingPool`]): What grades.
-        store ([`CompletionStore`]): Where samples go.
-        done (`set`): Keys (data set, problem id, sample number) of what the store holds.
+        engine ([`TransformersEngine`] or [`VLLMEngine`]): Engine that samples.
+        pool ([`GradingPool`]): Pool that grades.
+        store ([`CompletionStore`]): Store of the samples.
+        done (`set`): Keys (data set, problem id, sample number) of the samples in the store.
         num_samples (`int`): Samples per problem.
         batch_size (`int`): Completions at a time.
-        seed (`int`, *optional*, defaults to `0`): Of the run.
-        rank, num_processes (`int`, *optional*): Which part of the work is this process's.
+        seed (`int`, *optional*, defaults to `0`): Seed of the run.
+        rank, num_processes (`int`, *optional*): Number of this process, and of all of them.
         progress (`callable`, *optional*): Called with each batch of samples after it was stored.
     """
     todo = todo_of(problems, num_samples, done)[rank::num_processes]
@@ -271,7 +271,7 @@ def todo_of(problems: list[Problem], num_samples: int, done: set) -> list[tuple[
     """
     Problems and sample numbers that are left, one data set after the other.
 
-    Longest prompts first: rows of a batch need little padding, and what does not fit into memory fails at once.
+    The longest prompts come first, so a batch needs little padding, and one too large for memory fails at once.
     """
     datasets = list(dict.fromkeys(problem.dataset for problem in problems))
     ordered = sorted(problems, key=lambda p: (datasets.index(p.dataset), -len(p.prompt_ids)))
@@ -289,7 +289,7 @@ def _by_problem(samples: list[dict]) -> dict[str, dict[str, list[dict]]]:
     problems: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
     for sample in sorted(samples, key=lambda sample: key(sample)[1:]):
         problems[sample["dataset"]][sample["problem_id"]].append(sample)
-    # In the order of the run, not of the alphabet
+    # The order of the run, not of the alphabet
     return {name: problems[name] for name in dict.fromkeys(sample["dataset"] for sample in samples)}
 
 

@@ -1,6 +1,6 @@
 """
-The folder of an evaluation: `completions.jsonl`, one line per sample, appended as samples are finished, and
-`settings.json`. A run that was killed goes on from there.
+The folder of an evaluation: `completions.jsonl`, with one line per finished sample, and `settings.json`. A killed run
+continues from there.
 """
 
 import json
@@ -17,12 +17,12 @@ FIELDS = (
 
 class CompletionStore:
     """
-    Samples in a folder. The main process appends to `completions.jsonl`, others to files beside it, which become part
-    of it when the main process calls [`CompletionStore.merge`]: two processes never write to one file.
+    Samples in a folder. The main process appends to `completions.jsonl`, the others to files beside it, which
+    [`CompletionStore.merge`] adds to it on the main process. Two processes never write to one file.
 
     Args:
         directory (`str` or `Path`): The folder.
-        rank (`int`, *optional*, defaults to `0`): Which process this is; 0 is the main one.
+        rank (`int`, *optional*, defaults to `0`): Number of this process; 0 is the main one.
     """
 
     def __init__(self, directory: str | Path, rank: int = 0):
@@ -32,10 +32,10 @@ class CompletionStore:
 
     def check_settings(self, settings: dict) -> None:
         """
-        Make sure that what is in the folder was made with the same settings.
+        Check that the samples in the folder were made with the same settings.
 
         Args:
-            settings (`dict`): What decides the samples.
+            settings (`dict`): Settings on which the samples depend.
 
         Raises:
             `ValueError`: naming each setting that differs, with both values and the remedy.
@@ -56,7 +56,7 @@ class CompletionStore:
             )
 
     def save_settings(self, settings: dict, versions: dict[str, str]) -> None:
-        """Write `settings.json`, where there is none: `{"settings": …, "versions": …}`."""
+        """Write `settings.json` unless it exists: `{"settings": …, "versions": …}`."""
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / "settings.json"
         if not path.exists():
@@ -70,15 +70,15 @@ class CompletionStore:
 
     def merge(self) -> list[dict]:
         """
-        Make `completions.jsonl` whole: files of other processes become part of it, half-written last lines go.
+        Add the files of the other processes to `completions.jsonl`, without half-written last lines.
 
-        Only for the main process, while no other is writing.
+        Call it on the main process, while no other is writing.
 
         Returns:
             `list[dict]`: all samples.
         """
         parts = sorted(self.directory.glob("completions-rank*.jsonl"))
-        # By key: a run that was killed in here has left both the merged file and the parts.
+        # Merged by key: a run killed here has left both the merged file and the parts.
         samples = {key(s): s for path in (self.path, *parts) for s in read_completions(path)}
         with replacing(self.path) as unfinished, open(unfinished, "w") as file:
             file.writelines(json.dumps(sample) + "\n" for sample in samples.values())
@@ -88,7 +88,7 @@ class CompletionStore:
 
 
 def key(sample: dict) -> tuple[str, str, int]:
-    """What tells samples apart."""
+    """Key of a sample: data set, problem and sample number."""
     return sample["dataset"], sample["problem_id"], sample["sample"]
 
 

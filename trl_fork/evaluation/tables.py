@@ -11,10 +11,10 @@ from .store import read_completions
 
 def print_results(results: dict[str, dict]) -> None:
     """
-    Print what `results.json` holds, one row per data set, fractions as percentages.
+    Print the contents of `results.json`, one row per data set, fractions as percentages.
 
     Args:
-        results (`dict`): What [`~evaluation.metrics.summarize`] returns.
+        results (`dict`): Result of [`~evaluation.metrics.summarize`].
     """
     has_majority = any(f"maj@{result['num_samples']}" in result for result in results.values())
     header = ["data set", "problems", "K", "avg@K", "± s.e.", *(["maj@K"] if has_majority else [])]
@@ -43,7 +43,7 @@ def print_comparison(path_a: str, path_b: str) -> None:
     """
     Print two evaluations side by side, with the paired difference and its 95 % confidence interval in points.
 
-    Settings of the two that differ are named, but for the model's.
+    Settings in which the two differ are named, except for the model.
 
     Args:
         path_a, path_b (`str`): Two `results.json`, with their `completions.jsonl` beside them, or their folders.
@@ -90,7 +90,7 @@ def print_comparison(path_a: str, path_b: str) -> None:
 def print_table(
     title: str, header: list[str], rows: list[list[str]], *, justify: Literal["left", "right"] = "right"
 ) -> None:
-    """Print a table; as plain text without rich, of the extra `report`. Columns justified left may be folded."""
+    """Print a table, as plain text if rich (extra `report`) is missing. Columns justified left may be folded."""
     if find_spec("rich") is None:
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         print(title)
@@ -105,7 +105,7 @@ def print_table(
         table.add_column(name, justify=justify if column else "left", no_wrap=column > 0 and justify == "right")
     for row in rows:
         table.add_row(*row)
-    # In a file or pipe nothing is known of its width: do not fold there.
+    # The width of a file or pipe is not known, so nothing is folded there.
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)

@@ -41,9 +41,8 @@ class TransformersEngine:
     """
     Samples with `generate` of transformers.
 
-    Every row draws from its own stream of random numbers, one number per token, so that what else is in the batch
-    changes a sample only through the rounding of its logits: not at all or almost never in float32, now and then in
-    bfloat16.
+    Every row draws from its own stream of random numbers, one number per token. The other rows of a batch change a
+    sample only through the rounding of its logits: almost never in float32, now and then in bfloat16.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model, on its device.
@@ -63,8 +62,8 @@ class TransformersEngine:
         self.temperature, self.top_p, self.max_new_tokens = temperature, top_p, max_new_tokens
         self.stop_ids = sorted({*stop_token_ids(model.generation_config, tokenizer), *stop_ids})
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_ids[0]
-        # transformers fills whatever a generation config leaves open from the model's own, and a chat model's may
-        # hold a repetition penalty or top_k that nobody asked for.
+        # transformers fills the open values of a generation config from the model's own, which for a chat model may
+        # hold an unwanted repetition penalty or top_k.
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=self.stop_ids, pad_token_id=self.pad_id
         )
@@ -119,8 +118,8 @@ class StopAtText(StoppingCriteria):
     """
     Ends a row when its completion holds one of the texts.
 
-    Not `stop_strings` of transformers, which also matches a text that begins in the prompt: after a prompt that ends
-    in a line break, a first word `User:` would be taken for one on a new line.
+    `stop_strings` of transformers also matches a text that begins in the prompt: after a prompt that ends in a line
+    break, it would take a first word `User:` for one on a new line.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the model.
@@ -133,7 +132,7 @@ class StopAtText(StoppingCriteria):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], prompt_length: int):
         self.tokenizer, self.stop, self.prompt_length = tokenizer, stop, prompt_length
-        # A token is a byte at least; a few more, since decoding may change the first characters of a piece.
+        # A token is at least a byte. A few more are read, as decoding may change the first characters of a piece.
         self.window = max(len(text.encode()) for text in stop) + 8
         self.lengths: list[int | None] = []
 
@@ -154,10 +153,10 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
 
 def split_stop(stop: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[int]]:
     """
-    Stop strings, and the ids of those that are special tokens: these are no part of a completion's text.
+    Stop strings, and the ids of those that are special tokens, which are not in a completion's text.
 
     Raises:
-        `ValueError`: for an empty one, which would end every completion before it has begun, and for what is no text.
+        `ValueError`: for an empty string, which would end every completion at once, or a value that is not a text.
     """
     stop = [stop] if isinstance(stop, str) else list(stop)
     if bad := [text for text in stop if not isinstance(text, str) or not text]:
@@ -167,7 +166,7 @@ def split_stop(stop: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple
 
 
 class _SeededSampling(LogitsProcessor):
-    """Leaves the sampled token only, by inverting the distribution function at the row's next random number."""
+    """Keeps only the sampled token, by inverting the distribution function at the row's next random number."""
 
     def __init__(self, seeds: list[int], prompt_length: int, engine: TransformersEngine):
         self.uniforms = torch.stack(
@@ -191,7 +190,7 @@ class _SeededSampling(LogitsProcessor):
         return torch.full_like(scores, float("-inf")).scatter(1, tokens.to(scores.device), 0.0)
 
 
-_VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what `max_lora_rank` may be
+_VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # allowed values of `max_lora_rank`
 
 
 class VLLMEngine:
@@ -202,10 +201,10 @@ class VLLMEngine:
         model (`str`): Model, checkpoint or LoRA adapter.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
         base_model (`str`, *optional*): Base of an adapter, if not the one its configuration names.
-        dtype (`str`, *optional*, defaults to `"auto"`): Of the weights.
+        dtype (`str`, *optional*, defaults to `"auto"`): Dtype of the weights.
         max_length (`int`, *optional*): Longest prompt and completion together, in tokens.
         tensor_parallel_size (`int`, *optional*, defaults to `1`): GPUs.
-        temperature, top_p, max_new_tokens, stop: See [`TransformersEngine`].
+        temperature, top_p, max_new_tokens, stop: Arguments of [`TransformersEngine`].
 
     Raises:
         `ImportError`: without vLLM.
@@ -271,7 +270,7 @@ class VLLMEngine:
             use_tqdm=False,
         )
         completions = [output.outputs[0] for output in outputs]
-        # vLLM cuts at the first stop string of its list, where a token completes several.
+        # If a token completes several stop strings, vLLM cuts at the first of its list.
         texts = [cut_at_stop(completion.text, self._stop) for completion in completions]
         return [
             Sample(text, len(completion.token_ids), completion.finish_reason == "length")
@@ -291,14 +290,14 @@ def load_model(
     Load a model: a name on the Hub, a folder or checkpoint, or a LoRA adapter on its base model.
 
     Args:
-        name (`str`): What to load.
+        name (`str`): The model.
         base_model (`str`, *optional*): Base of an adapter, if not the one its configuration names.
-        dtype (`str`, *optional*, defaults to `"auto"`): Of the weights; by default that of the checkpoint.
-        attn_implementation (`str`, *optional*): Attention of transformers.
-        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where it goes.
+        dtype (`str`, *optional*, defaults to `"auto"`): Dtype of the weights; by default that of the checkpoint.
+        attn_implementation (`str`, *optional*): Attention implementation of transformers.
+        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Device of the model.
 
     Raises:
-        `ValueError`: if the base of an adapter cannot be loaded, or one is given for a model that is no adapter.
+        `ValueError`: if the base of an adapter cannot be loaded, or is given for a model that is not an adapter.
     """
     base = base_of_adapter(name, base_model)
     settings = {"dtype": dtype, "attn_implementation": attn_implementation}
@@ -310,14 +309,14 @@ def load_model(
         model = auto_model_class(base).from_pretrained(base, **settings)
     except OSError as error:
         raise ValueError(
-            f"The adapter {name!r} belongs to the model {base!r}, which cannot be loaded. Name where it is with "
+            f"The adapter {name!r} belongs to the model {base!r}, which cannot be loaded. Give its place with "
             "--base_model."
         ) from error
     return PeftModel.from_pretrained(model, name).to(device)
 
 
 def auto_model_class(name: str):
-    """What loads a model to write text: image-text models, trained on text alone, may be no causal ones by name."""
+    """The class that loads a model for text; some image-text models are not registered as causal models."""
     config = AutoConfig.from_pretrained(base_of_adapter(name, None) or name)
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return AutoModelForCausalLM
@@ -326,15 +325,15 @@ def auto_model_class(name: str):
 
 def load_tokenizer(name: str, *, base_model: str | None = None) -> PreTrainedTokenizerBase:
     """
-    The tokenizer beside a model or adapter, or else that of the adapter's base model.
+    Load the tokenizer beside a model or adapter, or else that of the adapter's base model.
 
     Args:
         name (`str`): A folder, or a name on the Hub.
         base_model (`str`, *optional*): Base model of an adapter, if not the one its configuration names.
 
     Raises:
-        `ValueError`: for a path to nothing, and for a folder without one: transformers would make an empty one up
-            from the model's type.
+        `ValueError`: for a path that does not exist, or a folder without a tokenizer, for which transformers would
+            invent an empty one from the model's type.
     """
     base = base_of_adapter(name, base_model)
     source = name if base is None or has_tokenizer(name) else base
@@ -346,22 +345,22 @@ def load_tokenizer(name: str, *, base_model: str | None = None) -> PreTrainedTok
 
 
 def has_tokenizer(model: str) -> bool:
-    """Whether there is a tokenizer beside a model; a name on the Hub is taken to have one."""
+    """Whether a model's folder has a tokenizer; a name on the Hub is assumed to have one."""
     folder = Path(model)
     return not folder.is_dir() or any(next(folder.glob(names), None) for names in ("tokenizer*", "vocab.*"))
 
 
 def check_model_path(name: str) -> None:
     """
-    Refuse a path at which there is no folder. transformers would take it for a name and blame the Hub.
+    Refuse a path without a folder, which transformers would look up on the Hub.
 
     Args:
         name (`str`):
-            A path, or a name on the Hub, which is not asked. `outputs/run` could be either: it is a path where there
+            A path, or a name on the Hub, which is not looked up. `outputs/run` could be either: it is a path if there
             is a folder `outputs`.
 
     Raises:
-        `ValueError`: naming the path, and the folder it was looked for from.
+        `ValueError`: naming the path and the working directory.
     """
     path = Path(name)
     looks_like_a_path = (
@@ -377,7 +376,7 @@ def check_model_path(name: str) -> None:
 
 
 def base_of_adapter(name: str, base_model: str | None = None) -> str | None:
-    """The base model of a LoRA adapter; `None` for what is no adapter."""
+    """The base model of a LoRA adapter; `None` if the model is not an adapter."""
     check_model_path(name)
     config = find_adapter_config_file(name)
     if config is not None:

@@ -18,19 +18,19 @@ class ForkTemperatureLogitsProcessor(LogitsProcessor):
     is fixed; the paper's, for Qwen3-8B, is 0.672 nats, the 80th percentile of its entropies
     (`trl-fork analyze` prints it for another model).
 
-    Pass it to `generate` in `logits_processor`, with `do_sample=True, temperature=1.0, top_k=0, top_p=1.0`:
-    `generate` applies its own warpers (temperature, top-k, top-p) after it, so that a temperature there would
-    multiply, and a `generation_config.json` often sets them. What `generate` applies before it (a repetition penalty,
-    a minimal length) is part of the distribution whose entropy is taken. Not for beam search, whose scores are sums of
-    log-probabilities.
+    Pass it to `generate` in `logits_processor`, with `do_sample=True, temperature=1.0, top_k=0, top_p=1.0`.
+    `generate` applies its own warpers (temperature, top-k, top-p) after it, so a temperature there would multiply, and
+    a `generation_config.json` often sets them. Processors that `generate` applies before it (a repetition penalty, a
+    minimal length) change the distribution whose entropy is taken. It does not work for beam search, whose scores are
+    sums of log-probabilities.
 
     Args:
         threshold (`float`):
             Entropy in nats above which a token is a forking token.
         forking_temperature (`float`, *optional*, defaults to `1.0`):
-            T_high, of forking tokens; 0 takes the most likely token.
+            T_high, the temperature of forking tokens; 0 takes the most likely token.
         other_temperature (`float`, *optional*, defaults to `1.0`):
-            T_low, of all other tokens; 0 takes the most likely token.
+            T_low, the temperature of all other tokens; 0 takes the most likely token.
 
     Raises:
         `ValueError`: if a temperature is negative or not finite, or the threshold is NaN.
@@ -58,7 +58,7 @@ class ForkTemperatureLogitsProcessor(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, seq)`): Not looked at.
+            input_ids (`torch.LongTensor` of shape `(batch, seq)`): Not used.
             scores (`torch.FloatTensor` of shape `(batch, vocabulary)`): Logits of the next token.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Pictures and pages: training curves, completions with their forking tokens marked."""
+"""Pictures and pages: training curves, and completions with their forking tokens marked."""
 
 from .._lazy import lazy_names
 

@@ -15,7 +15,7 @@ class Panel(NamedTuple):
 
     title: str
     unit: str
-    key: str  # of the log
+    key: str  # key of the log
     colour: str = BLUE
     is_fraction: bool = False
 
@@ -32,7 +32,7 @@ PANELS = (
 
 
 def require_matplotlib() -> None:
-    """Raise an `ImportError` that says how to get matplotlib: before a long run, rather than at its end."""
+    """Raise an `ImportError` that says how to get matplotlib. Call it before a long run."""
     if find_spec("matplotlib") is None:
         raise ImportError("training.png needs matplotlib: `pip install trl_fork[report]`.")
 
@@ -43,9 +43,9 @@ def plot_training(log_history: list[dict], path: str | Path) -> None:
 
     Args:
         log_history (`list[dict]`):
-            That of `trainer.state`, or of a `trainer_state.json`.
+            Log history of `trainer.state`, or of a `trainer_state.json`.
         path (`str` or `Path`):
-            Where the picture goes; its suffix is its format.
+            Path of the picture; its suffix is its format.
 
     Raises:
         `ImportError`: without matplotlib.
@@ -59,11 +59,11 @@ def plot_training(log_history: list[dict], path: str | Path) -> None:
     columns = min(3, len(curves)) or 1
     rows = -(-len(curves) // columns) or 1
     figure = Figure(figsize=(4.0 * columns, 2.9 * rows + 0.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)  # not pyplot, whose backend and open figures belong to the caller
-    selects = any(panel.key.startswith("forking/") for panel, _, _ in curves)  # nothing to log of a run on all tokens
+    FigureCanvasAgg(figure)  # pyplot's backend and open figures belong to the caller
+    selects = any(panel.key.startswith("forking/") for panel, _, _ in curves)  # a run on all tokens logs none of these
     title = f"Reinforcement learning{' on forking tokens' if selects else ''}"
     figure.suptitle(title, fontsize=14, fontweight="bold")
-    if not curves:  # no error: this stands at the end of a long run
+    if not curves:  # no error, as this comes at the end of a long run
         figure.text(0.5, 0.4, "Nothing was logged.\nLower logging_steps.", ha="center", fontsize=11, color=GREY)
     last_step = max((steps[-1] for _, steps, _ in curves), default=1) or 1
     for index, (panel, steps, values) in enumerate(curves):
@@ -111,7 +111,7 @@ def _curves(log_history):
 
 
 def _finite(value) -> float:
-    """The value, or NaN, a gap in a curve, where an axis has no room for it."""
+    """The value, or NaN (a gap in the curve) if an axis cannot show it."""
     return value if math.isfinite(value) and abs(value) < 1e300 else math.nan
 
 

@@ -1,4 +1,4 @@
-"""A completion with its forking tokens in colour, and tokens as a reader knows them."""
+"""Completions with their forking tokens in colour, and tokens as readable text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def highlight_tokens(tokenizer, token_ids: list[int], selected: list[bool]) -> T
         token_ids (`list[int]`):
             The completion. Special tokens are left out of the text.
         selected (`list[bool]`):
-            Which of them to highlight, such as one row of [`select_tokens`] on the [`~entropy.completion_entropies`]
+            Tokens to highlight, such as one row of [`select_tokens`] on the [`~entropy.completion_entropies`]
             of a batch.
 
     Returns:
@@ -49,7 +49,7 @@ def highlight_tokens(tokenizer, token_ids: list[int], selected: list[bool]) -> T
 
 def token_texts(tokenizer, token_ids: list[int]) -> list[str]:
     """
-    Each token decoded by itself: part of a character as U+FFFD, a SentencePiece token with the space it begins with.
+    Decode each token by itself. Part of a character is U+FFFD; a SentencePiece token keeps the space it begins with.
     """
     pieces = tokenizer.convert_ids_to_tokens(token_ids)
     texts = [tokenizer.decode([token_id]) for token_id in token_ids]
@@ -69,12 +69,12 @@ def completions_table(tokenizer, prompts: list, completions: list, columns: dict
         prompts (`list`):
             Texts, or conversations.
         completions (`list`):
-            Token ids and which of them to highlight, `(list[int], list[bool])`; or, where that is not known, a text or
-            a conversation.
+            Token ids and marks of those to highlight, `(list[int], list[bool])`; or, without marks, a text or a
+            conversation.
         columns (`dict[str, list]`):
-            What else is known of each, by name.
+            Further values of each completion, by name.
         title (`str`):
-            What stands above.
+            Title of the table.
 
     Returns:
         [`~rich.table.Table`].

@@ -1,8 +1,8 @@
 """
-A page to look at responses with: which of their tokens fork, how strongly, and to what else.
+An HTML page of responses: their forking tokens, the entropy of each token and its alternatives.
 
-One HTML file that holds its style, its script and its data, and asks no network for anything. What comes from a model
-or a data set reaches the document as text nodes only; the page's policy lets no script run but its own.
+The page is one HTML file with its style, script and data, and needs no network. Text of a model or data set reaches
+the document as text nodes only, and the page's policy allows no script but its own.
 """
 
 import base64
@@ -20,7 +20,7 @@ from .._files import write_text
 from ..credit import forking_count
 
 
-_NO_TOKEN = 2**32 - 1  # in place of an alternative that was not given
+_NO_TOKEN = 2**32 - 1  # marks an alternative that was not given
 _LARGEST_CODE = 2**16 - 1
 
 
@@ -31,7 +31,7 @@ class ReportResponse:
 
     Args:
         prompt (`str`):
-            What it answers.
+            Prompt of the response.
         tokens (`list[str]`):
             Its tokens as text, each decoded by itself.
         entropies (`list[float]`):
@@ -42,9 +42,9 @@ class ReportResponse:
             The most probable tokens at each position with their probabilities, the most probable one first, the drawn
             one among them if it is there. Empty, or empty at a position, where they are not known.
         correct (`bool`, *optional*):
-            Whether the response is right; `None` if nobody has judged it.
+            Whether the response is right; `None` if it has not been graded.
         label (`str`, *optional*, defaults to `""`):
-            What it is called in the list of responses, such as the number of its problem.
+            Its name in the list of responses, such as the number of its problem.
     """
 
     prompt: str
@@ -77,9 +77,9 @@ def write_report_page(
 
     Args:
         path (`str` or `Path`):
-            Where the page goes; missing folders are made.
+            Path of the page; missing folders are made.
         responses (`Iterable` of [`ReportResponse`]):
-            What is shown. Taken one by one: a generator need not hold them all.
+            Responses to show. They are taken one by one, so a generator need not hold them all.
         title (`str`):
             Heading of the page.
         figures (`Sequence[tuple[str, str]]`, *optional*):
@@ -89,11 +89,11 @@ def write_report_page(
         fraction (`float`, *optional*, defaults to `0.2`):
             Fraction in (0, 1] of all tokens on the page, those of highest entropy, that is outlined at first.
         threshold (`float`, *optional*):
-            Entropy in nats from which on tokens are outlined at first, in place of `fraction`: that of the training
-            batch which the responses are a part of.
+            Entropy in nats from which on tokens are outlined at first, in place of `fraction`, such as that of the
+            training batch.
 
     Raises:
-        `ValueError`: naming the response, if its lists differ in length, or hold what is no entropy or probability.
+        `ValueError`: naming the response, if its lists differ in length, or hold an invalid entropy or probability.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}: pass 0.2 to outline the top 20 %.")

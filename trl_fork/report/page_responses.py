@@ -1,4 +1,4 @@
-"""What a model thought at each token of a response: the content of [`~report.page.write_report_page`]."""
+"""Scores of a model at each token of a response, for [`~report.page.write_report_page`]."""
 
 import inspect
 
@@ -35,18 +35,18 @@ def score_response(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         prompt_ids, completion_ids (`list[int]`):
-            At least one token of prompt; the tokens to score, without padding.
+            At least one token of prompt, and the tokens to score, without padding.
         temperature (`float`, *optional*, defaults to `1.0`):
             Decoding temperature.
         num_alternatives (`int`, *optional*, defaults to `5`):
-            How many of the most probable tokens to name at each position.
+            Number of most probable tokens to name at each position.
         entropies (`list[float]`, *optional*):
             Token entropies in nats if they are known already; computed here otherwise.
         mask (`list[bool]`, *optional*):
             Tokens that the model has written; all by default. The others, such as a tool's output, get entropy 0,
             probability 1 and no alternatives.
         correct, label (*optional*):
-            As in [`~report.page.ReportResponse`].
+            Fields of [`~report.page.ReportResponse`].
 
     Returns:
         [`~report.page.ReportResponse`]
@@ -54,7 +54,7 @@ def score_response(
     device = next(model.parameters()).device
     input_ids = torch.tensor([prompt_ids + completion_ids], device=device)
     length = len(completion_ids)
-    # What the model itself takes: wrappers pass everything on.
+    # The model's own arguments are read, as wrappers accept anything.
     inner = model.get_base_model() if is_peft_model(model) else model  # type: ignore[operator]
     keeps = "logits_to_keep" in inspect.signature(type(inner).forward).parameters
     logits = model(

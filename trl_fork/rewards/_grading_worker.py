@@ -2,9 +2,9 @@
 The process that grades answers. `grading.py` starts it as a script, so that it imports nothing heavier than
 math-verify: no torch, no CUDA context, not the user's main module.
 
-It forks a grader, which answers requests until one exhausts its limits and the kernel ends it. Then it says so in the
-grader's place and forks the next, in milliseconds, with math-verify loaded and warm. It never looks at an answer
-itself, so nothing in an answer can hold it up. Both end when the pipe is closed, also when the parent was killed.
+It forks a grader, which answers requests until one exhausts its limits and the kernel ends it. The process then sends
+the failure in the grader's place and forks the next, in milliseconds, with math-verify loaded and warm. It never reads
+an answer itself, so no answer can delay it. Both end when the pipe is closed, also when the parent was killed.
 
 A request is one line of JSON on standard input; a reply, one line on standard output, before the next request:
 
@@ -41,7 +41,7 @@ from trl_fork.rewards.quantities import as_word, currencies, same_text, split_qu
 MEMORY_LIMIT = 2 * 2**30  # bytes of address space of a grader
 RECYCLE_ABOVE = 512 * 2**20  # bytes resident: a grader that has grown makes room for a fresh one
 RECYCLED = 3  # its exit status then
-WALL_CLOCK_LIMIT = 120.0  # seconds; stops what waits without computing
+WALL_CLOCK_LIMIT = 120.0  # seconds; stops a grader that waits without computing
 SHOWN = 1000  # characters of a parsed expression
 UNREADABLE_GOLD = [None, "[unparseable]", "[skipped]"]
 
@@ -54,7 +54,7 @@ WARM_UP = (
 
 @dataclass(frozen=True)
 class Gold:
-    """A gold as it was given, and what math-verify reads in it: nothing if it is unreadable."""
+    """A gold as it was given, and as math-verify reads it: empty if it is unreadable."""
 
     text: str
     parsed: list
@@ -78,7 +78,7 @@ def parse_answer(answer: str) -> list:
 
 @lru_cache(maxsize=1024)
 def parse_other(answer: str) -> Gold:
-    """Another answer in the place of a gold, read as answers are."""
+    """Another answer in place of a gold, read like an answer."""
     readable, boxes = readable_answer(answer)
     return Gold(boxes[0] if len(boxes) == 1 else "", parse_answer(readable))
 
@@ -131,7 +131,7 @@ def grader(replies: int, current: memoryview) -> None:
     while line := sys.stdin.buffer.readline():
         number, answer, gold, limit, *kind = json.loads(line)
         current[0], current[1] = number, 0
-        # Nobody handles these signals: the kernel ends the process, also inside C code that never returns to Python.
+        # These signals have no handlers: the kernel ends the process, also inside C code that never returns to Python.
         signal.setitimer(signal.ITIMER_PROF, limit)
         signal.setitimer(signal.ITIMER_REAL, WALL_CLOCK_LIMIT)
         try:
@@ -165,7 +165,7 @@ def resident_peak() -> int:
 
 def main() -> None:
     replies = os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever a parser prints is no reply
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # output of a parser must not reach the reply
     logging.disable(logging.CRITICAL)
     for latex in WARM_UP:
         grade(rf"\boxed{{{latex}}}", parse_gold("$2$"))

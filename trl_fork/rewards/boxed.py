@@ -1,5 +1,5 @@
 r"""
-Which boxes of a completion are its answer, and what is in them as math-verify reads it.
+The boxes of a completion that are its answer, and their contents as math-verify reads them.
 
 math-verify takes boxes that are close together as one answer of several values: right for `\boxed{2} and \boxed{3}`,
 wrong for `\boxed{5}? No, \boxed{3}`, where the last one counts. Nothing is imported but `re`: the grading worker uses
@@ -12,7 +12,7 @@ from collections import deque
 from .latex_text import percentage, readable_latex, readable_parts, unicode_to_latex
 
 
-# One answer has no more boxes than this. More are left to math-verify, within its limits.
+# One answer has no more boxes than this. Longer lists are left to math-verify, within its limits.
 MOST_BOXES = 20
 # Boxes with as many characters between them are one answer to math-verify: any, and with a separator between them.
 _NEAR, _FAR = 10, 70
@@ -31,14 +31,14 @@ _BRACE = re.compile(r"[{}]")
 
 def readable_answer(completion: str) -> tuple[str, list[str]]:
     """
-    A completion as math-verify is to read it.
+    Rewrite a completion so that math-verify reads its answer.
 
     Args:
         completion (`str`): The text.
 
     Returns:
-        `str`: the text, with what is in its last boxes in readable LaTeX, and without the boxes that it takes back.
-        `list[str]`: what is in the last boxes, as it was. Empty if there are none, or if they cannot be told apart.
+        `str`: the text, with its last boxes in readable LaTeX, and without the boxes that it takes back.
+        `list[str]`: contents of the last boxes, as they were. Empty if there are none, or they cannot be told apart.
     """
     text = unicode_to_latex(completion)
     boxes, corrected = _last_boxes(text)
@@ -55,7 +55,7 @@ def readable_answer(completion: str) -> tuple[str, list[str]]:
 
 
 def _readable(content: str) -> str:
-    """What is in a box as math-verify reads it, which knows no percentages of fractions."""
+    """Content of a box for math-verify, which does not read percentages of fractions."""
     readable = readable_latex(content)
     percent = percentage(readable.strip())
     return rf"{percent[0]}\frac{{{percent[1]}}}{{100}}" if percent else readable
@@ -63,8 +63,8 @@ def _readable(content: str) -> str:
 
 def _last_boxes(text: str) -> tuple[list[tuple[int, int, int]], bool]:
     """
-    Where the last box, and those that belong to it, begin, and where their contents begin and end; whether others came
-    before that it takes back.
+    Places of the last box and those that belong to it (start, start and end of the content), and whether there are
+    earlier boxes, which it takes back.
     """
     boxes: deque[tuple[int, int, int]] = deque()
     limit = len(text)
@@ -85,7 +85,7 @@ def _last_boxes(text: str) -> tuple[list[tuple[int, int, int]], bool]:
 
 
 def _content(text: str, command: int, limit: int) -> tuple[int, int, int] | None:
-    """Where a box and what is in it begin, and where that ends, if it has braces that close."""
+    """Start of a box, start and end of its content; `None` if its braces do not close."""
     match = _COMMAND.match(text, command) if command >= 0 else None
     if match is None:
         return None

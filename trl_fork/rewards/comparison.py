@@ -1,6 +1,6 @@
 """
-What math-verify's comparison of a gold and an answer leaves out: small numbers, and answers that contradict
-themselves. Used by the grading worker; imports what math-verify imports.
+Cases that math-verify's comparison of a gold and an answer misses: small numbers, and answers that contradict
+themselves. The grading worker uses this module, which imports what math-verify imports.
 """
 
 from latex2sympy2_extended.logic import And
@@ -10,7 +10,7 @@ from sympy.core.relational import Relational
 from sympy.sets.sets import Set, Union
 
 
-# math-verify's own: decimals that it rounds floats to, digits that it compares other numbers with
+# math-verify's own: decimals to which it rounds floats, digits by which it compares other numbers
 DECIMALS, DIGITS = 6, 15
 # Rounded to six decimals, numbers below this keep two digits at most.
 SMALL = 1e-4
@@ -20,13 +20,13 @@ DECIMALS_OF_ZERO = 300
 
 def is_right(gold: list, answer: list) -> bool:
     """
-    Whether an answer is right, as math-verify says but for two kinds of answers.
+    Whether an answer is right: math-verify's verdict, except for two kinds of answers.
 
     Small numbers are compared by their leading digits: rounded to six decimals, 1.3e-27 and 1.3e-26 are the same. And
     an equation whose sides are different numbers, as `1 = 2 = 3`, is wrong, though it ends in the gold.
 
     Args:
-        gold, answer (`list`): What math-verify parsed.
+        gold, answer (`list`): Expressions that math-verify parsed.
     """
     answer = [_assignment(expression) for expression in answer]
     if any(_contradicts_itself(expression) for expression in answer):
@@ -87,12 +87,12 @@ def _precision(gold: list) -> tuple[int, int]:
                 zeros = int(-log(size, 10).evalf(DIGITS)) + 1
                 decimals, digits = max(decimals, DECIMALS + zeros), max(digits, DIGITS - 3 + zeros)
         except (TypeError, ValueError, AttributeError):
-            continue  # no real number
+            continue  # not a real number
     return decimals, digits
 
 
 def _numbers(expressions):
-    """The numbers that a gold is, or consists of."""
+    """The numbers in a gold."""
     for expression in expressions:
         if not isinstance(expression, (Basic, MatrixBase)):
             continue

@@ -1,4 +1,4 @@
-"""Reward functions by name, as they stand in a YAML file."""
+"""Reward functions by name, for YAML files and the command line."""
 
 import os
 from collections.abc import Callable
@@ -15,7 +15,7 @@ SOFT_OVERLONG_PUNISHMENT = "soft_overlong_punishment"
 
 
 def reads_text(function: Callable) -> Callable:
-    """Let a reward that reads messages score plain text too: TRL's fail where prompts are no conversations."""
+    """Let a reward that reads messages score plain text too, on which TRL's rewards fail."""
 
     @wraps(function)
     def reward(completions, *args, **kwargs):
@@ -25,7 +25,7 @@ def reads_text(function: Callable) -> Callable:
     return reward
 
 
-# TRL's by name and meaning; those that math-verify grades do so where a hostile answer cannot stall the run.
+# Names and meanings are TRL's. Those that use math-verify grade in processes that a hostile answer cannot stall.
 REWARD_FUNCTIONS = {
     function.__name__: function
     for function in (accuracy_reward, reasoning_accuracy_reward, reads_text(think_format_reward))
@@ -36,7 +36,7 @@ def get_reward_function(
     name: str, *, max_completion_len: int | None = None, soft_punish_cache: int | None = None
 ) -> Callable:
     """
-    A reward function by its name in TRL, or by the dotted path of a callable of your own.
+    Find a reward function by its name in TRL, or by the dotted path of a callable of your own.
 
     Args:
         name (`str`):
@@ -49,8 +49,8 @@ def get_reward_function(
             20,480 and 4,096.
 
     Raises:
-        `ValueError`: if there is no such function, naming those there are; for what cannot be called, or is a class;
-            or for lengths that make no slope.
+        `ValueError`: if there is no such function, naming those that exist; if it is a class or not callable; or for
+            lengths that make no slope.
     """
     if name == SOFT_OVERLONG_PUNISHMENT:
         if not soft_punish_cache or not max_completion_len or not 0 < soft_punish_cache <= max_completion_len:

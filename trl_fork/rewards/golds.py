@@ -1,7 +1,7 @@
 r"""
 Gold answers: the text that math-verify reads as the answer that a data set means.
 
-math-verify reads what stands between dollars as a formula. Without dollars it takes a number out of the text: 9 out of
+math-verify reads text between dollars as a formula. Without dollars it takes a number out of the text: 9 out of
 `9 (apples)`, which is right, and 11 out of `11\sqrt{2}`, which is wrong. So a formula gets dollars, and nothing else.
 Nothing is imported but `re`: the grading worker uses this module.
 """
@@ -12,14 +12,14 @@ from .latex_text import LONGEST, percentage, readable_latex, readable_parts, uni
 from .quantities import COMMAND, DOLLARS, LETTERS, NAMES, PLAIN_VALUE, TEXT_COMMAND, mark_unit, split_quantity
 
 
-# Of the reading below. Data sets cache what they are mapped to, and do not see that this module has changed.
+# Version of the reading below: cached data sets do not notice that this module has changed.
 READING = 3
 
-_NUMBER = re.compile(r"-?(\d+|\d{1,3}( \d{3})+)(\.\d+)?")  # "1 000" too, which is no formula
+_NUMBER = re.compile(r"-?(\d+|\d{1,3}( \d{3})+)(\.\d+)?")  # "1 000" too, which is not a formula
 _TWO_WORDS = re.compile(r"[A-Za-z]{2,} +[A-Za-z]{2,}")
 _ONE_WORD = re.compile(r"[A-Za-z]{2,}")
 
-# What data sets write where they have no answer, by its letters.
+# Texts of data sets for a missing answer, by their letters.
 _PLACEHOLDERS = re.compile(
     "none|null|nil|na|nan|unknown|unspecified|unavailable|missing|omitted|pending|todo|tb[dac]|idk|qed|see|blank|"
     "skip(?:ped)?|(?:parse)?error|undetermined|unpars[e]?able|placeholder|unanswer(?:ed|able)|(?:final)?answer|"
@@ -33,12 +33,14 @@ _ONLY_SIGNS = re.compile(r"[\s?.\-\u2010-\u2015\u2026_*~#/|!:;,\"'`()\[\]]*")
 _WRAPPERS = re.compile(r"\$|\\(?:text(?:bf|it|rm)?|mathrm|boxed|fbox|mbox)\s*(?=\{)|\\ldots\b|\\[()\[\]]")
 _PRODUCT = re.compile(r"\$[a-z ]{2,3}\$")  # `$na$`, unlike `na`
 
-_JOINED = re.compile(r"\s*(?:,?\s*and|,?\s*or|,)\s*")  # what math-verify joins up to six pairs of dollars by
+_JOINED = re.compile(
+    r"\s*(?:,?\s*and|,?\s*or|,)\s*"
+)  # separators by which math-verify joins up to six pairs of dollars
 _BETWEEN = re.compile(r"(?:\s|,|;|\band\b|\bor\b|&|(?:[A-Za-z](?:_\{?\w\}?)?|\([a-z\d]\))\s*[=:])*")
 
 
 def is_placeholder(answer: str) -> bool:
-    """Whether a text stands for an answer that is not there: `proof`, `N/A`, `?`, nothing at all."""
+    """Whether a text marks a missing answer: `proof`, `N/A`, `?`, or an empty text."""
     if len(answer) > 120:
         return False
     text = _bare(answer)
@@ -51,12 +53,12 @@ def is_placeholder(answer: str) -> bool:
 
 def as_gold(answer) -> str:
     r"""
-    A final answer as a text that math-verify reads as this answer.
+    Write a final answer as a text that math-verify reads as this answer.
 
     A formula gets dollars, without which math-verify reads the first number in it: `11\sqrt{2}` as 11, `2n+1` as 2,
     `2,3` as 2.3. Spellings that it cannot read are written out (`√2`, `4.5e33`, `3 1/2`). Numbers, numbers with a unit
-    or a remark (`9 (apples)`), and worked texts stay as they are, to be read as TRL's reward reads them. What stands
-    for no answer (`proof`, `N/A`, `?`) loses its dollars: such a gold is unreadable, and its reward `None`.
+    or a remark (`9 (apples)`), and worked texts stay as they are, to be read as TRL's reward reads them. A mark
+    of a missing answer (`proof`, `N/A`, `?`) loses its dollars: such a gold is unreadable, and its reward `None`.
 
     Args:
         answer: Text, number, or list of these.
@@ -105,7 +107,7 @@ def _bare(text: str) -> str:
 
 
 def _without_outer_dollars(text: str) -> str | None:
-    """What is between one pair of dollars around everything."""
+    """The text inside one pair of dollars around everything; `None` without one."""
     for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         if text.startswith(left) and text.endswith(right) and len(text) >= len(left) + len(right):
             inner = text[len(left) : -len(right)]
@@ -116,8 +118,7 @@ def _without_outer_dollars(text: str) -> str | None:
 
 def _merged(text: str) -> str | None:
     """
-    A gold of several dollars as one formula, or `None` where math-verify reads it as it is, or where words are
-    between them.
+    A gold of several dollars as one formula, or `None` if math-verify reads it as it is, or words are between them.
     """
     outside = DOLLARS.split(text)[::2]
     joined = all(_JOINED.fullmatch(part) for part in outside[1:-1]) and not outside[0] and not outside[-1]

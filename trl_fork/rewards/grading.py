@@ -5,8 +5,8 @@ math-verify limits itself by a signal to the main thread, which costs up to 15 s
 any other thread; sympy may also take all memory. Here the kernel ends a grader that exhausts its limits, the answer
 counts as wrong, and a fresh grader takes over in milliseconds.
 
-Not a pool of `multiprocessing`, nor a library on top of it: its workers import the user's main module, torch and all,
-each time one is replaced.
+This is not a pool of `multiprocessing`, nor a library on top of it: their workers import the user's main module, with
+torch, each time one is replaced.
 """
 
 import atexit
@@ -46,12 +46,12 @@ _START_DEADLINE = 300.0
 @dataclass(frozen=True)
 class Verdict:
     """
-    What became of one answer.
+    Verdict on one answer.
 
     Args:
         reward (`float`, *optional*): 1.0 for a right answer, 0.0 for a wrong one, `None` if the gold has no meaning.
-        gold_parsed (`str`): What math-verify read in the gold solution.
-        answer_parsed (`str`): What it read in the answer.
+        gold_parsed (`str`): Gold solution as math-verify read it.
+        answer_parsed (`str`): Answer as it read it.
         failure (`str`, *optional*): Why the answer could not be graded, and so is wrong: `"timeout"`, `"memory"`,
             `"crash"` or `"error"`.
     """
@@ -63,7 +63,7 @@ class Verdict:
 
     @property
     def answer(self) -> str | None:
-        """What was read in the answer; `None` if it holds none, or could not be graded."""
+        """Answer as it was read; `None` if there is none, or it could not be graded."""
         unread = self.failure or self.reward is None or self.answer_parsed == "[unparseable]"
         return None if unread else self.answer_parsed
 
@@ -76,12 +76,12 @@ class GradingPool:
         num_workers (`int`, *optional*):
             Number of processes. By default one per CPU core of this rank, at most four.
         time_limit (`float`, *optional*, defaults to `5.0`):
-            CPU seconds an answer may take, gold included. CPU time, so that verdicts do not depend on how busy the
+            CPU seconds an answer may take, gold included. With CPU time, verdicts do not depend on how busy the
             machine is. Once hostile answers have used up an allowance, it falls to 0.1 s, which honest answers hardly
             ever need, until enough others were graded.
 
     Attributes:
-        failures (`Counter`): How many answers could not be graded, by reason.
+        failures (`Counter`): Number of answers that could not be graded, by reason.
         num_graded (`int`): Number of answers graded, repeated ones included.
     """
 
@@ -111,11 +111,11 @@ class GradingPool:
 
     def grade(self, answers: list, golds: list[str]) -> list[Verdict]:
         """
-        Grade answers against their gold solutions, as TRL's `accuracy_reward` does but for the list on the page
-        "Grading" of the documentation.
+        Grade answers against their gold solutions as TRL's `accuracy_reward` does. The page "Grading" of the
+        documentation lists the differences.
 
         Args:
-            answers (`list[str]`): Whole completions. What is no text is wrong.
+            answers (`list[str]`): Whole completions. A value that is not a text is wrong.
             golds (`list[str]`): One gold solution per answer.
 
         Returns:
@@ -158,7 +158,7 @@ class GradingPool:
             self._idle.put(worker)
         if verdict.failure:
             with self._lock:
-                if not kind:  # or else it is a comparison, and no answer
+                if not kind:  # otherwise it is a comparison, not an answer
                     self.failures[verdict.failure] += 1
                 self._lost += limit * (verdict.failure == "timeout")
         return verdict
@@ -187,7 +187,7 @@ class _Worker:
         for _ in range(2):
             try:
                 return self._ask(answer, gold, limit, *kind)
-            except (OSError, EOFError, ValueError):  # killed from outside, which is no fault of the answer
+            except (OSError, EOFError, ValueError):  # killed from outside; the answer is not at fault
                 self.stop()
         return Verdict(0.0, "[not shown]", "[not graded]", "crash")
 
@@ -199,14 +199,14 @@ class _Worker:
         self._process.stdin.flush()
         while True:
             found, *verdict = self._receive(_REPLY_DEADLINE)
-            if found == number:  # or else it is about a grader that was killed from outside while it was idle
+            if found == number:  # otherwise it reports a grader that was killed from outside while idle
                 return Verdict(*verdict)
 
     def stop(self) -> None:
         process, self._process = self._process, None
         if process is None:
             return
-        # Its graders too, which are in its process group: one may be busy.
+        # The whole process group ends, as one of its graders may be busy.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -218,7 +218,7 @@ class _Worker:
         script = Path(__file__).with_name("_grading_worker.py")
         self._received = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(script)],  # -P: our modules must not shadow anyone's
+            [sys.executable, "-P", str(script)],  # -P: our modules must not shadow others
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -253,9 +253,9 @@ def accuracy_reward(
     r"""
     TRL's `accuracy_reward`, safe against hostile answers.
 
-    1.0 if math-verify finds the completion's answer equal to the solution; 0.0 if not, or if it cannot tell within its
-    limits; `None` (skipped) if the solution cannot be parsed, or stands for no answer (`proof`, `N/A`). Golds and
-    answers are read in more spellings than TRL reads (page "Grading" of the documentation).
+    The reward is 1.0 if math-verify finds the completion's answer equal to the solution; 0.0 if not, or if it cannot
+    decide within its limits; `None` (skipped) if the solution cannot be parsed, or marks a missing answer (`proof`,
+    `N/A`). Golds and answers may have more spellings than in TRL (page "Grading" of the documentation).
 
     Args:
         completions (`list[list[dict[str, str]]]` or `list[str]`):
@@ -297,7 +297,7 @@ def reasoning_accuracy_reward(
         solution (`list[str]`):
             Gold solutions.
         reasoning_delimiters (`list[str]`, *optional*):
-            What ends the reasoning; the first of them that occurs counts. By default `["</think>"]`.
+            Texts that end the reasoning; the first of them that occurs counts. By default `["</think>"]`.
         log_extra (`callable`, *optional*):
             Given by the trainer: logs what was parsed to the table of completions.
 

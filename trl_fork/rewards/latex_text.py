@@ -9,9 +9,9 @@ nothing is dropped. Every step takes time linear in the text, and long texts are
 import re
 
 
-# ruff: noqa: RUF001 (signs that look like others are what this is about)
+# ruff: noqa: RUF001 (this module is about signs that look alike)
 
-# A final answer is short. What is longer is a text, or hostile.
+# A final answer is short. A longer one is a text, or hostile.
 LONGEST = 4000
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
@@ -124,7 +124,7 @@ _CHARACTERS = str.maketrans(
 )
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ]+")
-# A minus, where it is no range. What is before it is matched from its start: a long run of spaces takes linear time.
+# A minus that is not a range. The text before it is matched from its start, so a long run of spaces takes linear time.
 _DASH = re.compile(r"([\w)}\]]\s*+)?–(?=\s*[\w\\(.])")
 _ROOT = re.compile(r"([√∛∜])\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?|[A-Za-z]|\\(?:pi|alpha|theta)\b))")
 _DEGREE_OF_ROOT = {"√": "", "∛": "[3]", "∜": "[4]"}
@@ -150,7 +150,7 @@ _NOT_A_DIGIT = re.compile(r"\D")
 _RELATION = r"(?:[=<>]|\\(?:leq?|geq?|approx)(?![A-Za-z])|\b(?:and|or)\b|\\text\s*\{\s*(?:and|or)\s*\})"
 _GROUPED = re.compile(rf"(?:{_RELATION}|^)\s*[-+]?\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?\s*(?:\\?%\s*)?(?={_RELATION}|$)")
 _NUMBER_ALONE = re.compile(r"[-\d,.]+")  # which math-verify reads rightly
-# What math-verify reads rightly in percent are decimals alone: `1/2\%` is 50 to it.
+# math-verify reads only decimals in percent rightly: it takes `1/2\%` for 50.
 _PERCENT = re.compile(
     r"([-+]?)\s*((?:\d{1,9}\s*)?\\[dtc]?frac\s*\{\d{1,30}\}\s*\{\d{1,30}\}|\d{1,30}/\d{1,30}|"
     r"\d{1,30}(?:\.\d{1,30})?\s*\\(?:times|cdot)\s*10\s*\^\s*(?:\{-?\d{1,9}\}|\d))"
@@ -245,7 +245,7 @@ def _both_signs(text: str) -> str:
         return text
     before = text[: match.start()]
     if before.count("{") <= before.count("}"):
-        return text  # outside of braces it can
+        return text  # outside braces math-verify can read it
     return f"{before}+{text[match.end() :]}, {before}-{text[match.end() :]}"
 
 
@@ -269,10 +269,10 @@ _REWRITTEN = [
 
 def readable_latex(formula: str) -> str:
     """
-    A formula as math-verify reads it rightly.
+    Rewrite a formula so that math-verify reads it rightly.
 
     Args:
-        formula (`str`): What is between dollars, or in a box.
+        formula (`str`): Text between dollars, or in a box.
 
     Returns:
         `str`: the same, in other words where needed.

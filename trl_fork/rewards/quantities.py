@@ -13,7 +13,7 @@ DOLLARS = re.compile(r"(?<!\\)\$\$?")
 LETTERS = re.compile(r"[A-Za-z]+")
 COMMAND = re.compile(r"\\(?:begin|end)\s*\{[a-z]+\*?\}|\\[A-Za-z]+")
 TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
-# What a formula may have of letters side by side that are no product
+# Letters side by side in a formula that are not a product
 NAMES = re.compile(
     "and|or|sin|cos|tan|cot|sec|csc|log|ln|lg|exp|sqrt|pi|max|min|gcd|lcm|mod|inf|infinity|arcsin|arccos|arctan|sinh|"
     "cosh|tanh|det|dim|deg|alpha|beta|gamma|theta|lambda|percent"
@@ -42,7 +42,7 @@ _UNIT_OF_FORMULA = re.compile(rf"(?<=[\w}})\]])\s+({_ONE_UNIT}(?:\s*/\s*{_ONE_UN
 _LAYOUT = re.compile(r"\\(?:text|mathrm)|[\s{}()~]|\\[,; ]")
 _EXPONENT_IN_BRACES = re.compile(r"\^\{(\w)\}")
 _LAYOUT_SPACES = re.compile(r"\\[,;: ]|~|\s+")
-_SPACES = re.compile(r"(?<!\d) | (?!\d)")  # that tell no numbers apart
+_SPACES = re.compile(r"(?<!\d) | (?!\d)")  # spaces that do not separate numbers
 _WORD = re.compile("[A-Za-z]{4,}")
 _CURRENCY = re.compile("[£€¥₹₩₽]")
 
@@ -66,7 +66,7 @@ def mark_unit(formula: str) -> str:
 
 
 def currencies(text: str) -> set[str]:
-    """Which currency signs but dollars a text has."""
+    """The currency signs of a text except dollars."""
     return set(_CURRENCY.findall(text[:LONGEST].replace("\\pounds", "£").replace("\\euro", "€")))
 
 

@@ -1,14 +1,14 @@
 """
 A task small enough for a laptop: the last digit of a sum, worked out in words.
 
-The question ` a4 b1 c3 d2` asks for (4 + 1 + 3 + 2) mod 10. A demonstration adds one number at a time, or loses
-patience and guesses the rest:
+The question ` a4 b1 c3 d2` asks for (4 + 1 + 3 + 2) mod 10. A demonstration adds one number at a time, or
+guesses the rest:
 
     first a4. then 4 b1=5. now 5 c3=8. next 8 d2=0. done \\boxed{0}
     start with a4. then 4 b1=5. so 5 rest=3. the answer is \\boxed{3}
 
-A model that imitates such demonstrations is right about a quarter of the time, though it can add: what it lacks is the
-decision, at each step, to go on. The word that decides (`then`, `next`, `now` or `so`) is a forking token; the running
+A model that imitates such demonstrations is right about a quarter of the time, though it can add: it must learn to go
+on at each step. The word that decides (`then`, `next`, `now` or `so`) is a forking token; the running
 total, `=` or the end of the box follow from what stands before them.
 """
 
@@ -31,8 +31,8 @@ STARTS = ("first", "start with")
 CAREFUL = ("then", "next", "now")  # each less likely than HASTY, so that greedy decoding guesses too
 HASTY = "so"
 ENDS = ("done", "the answer is")
-P_HASTY = 0.3  # at each step; sets how often the warmed-up model is right
-P_LEFT_TO_RIGHT = 0.8  # of the demonstrations; the others take the numbers in any order
+P_HASTY = 0.3  # at each step; it determines the accuracy of the warmed-up model
+P_LEFT_TO_RIGHT = 0.8  # share of the demonstrations; the others take the numbers in any order
 
 _TOKEN = r"\\boxed\{| ?[a-z]+|[0-9]|[^a-z0-9]"
 _SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>")
@@ -41,9 +41,6 @@ _CHAT_TEMPLATE = (
     "{% if message.role == 'assistant' %}<eos>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-
-
-# ---------------------------------------------------------------------- problems
 
 
 def training_problems(num_problems: int, rng: random.Random) -> list[tuple[int, ...]]:
@@ -70,8 +67,8 @@ def is_held_out(operands: tuple[int, ...]) -> bool:
     """
     Whether a problem belongs to the two fifths that are never trained on, neither in the warm-up nor in RL.
 
-    A cryptographic hash: `(31 * h + x) % 5` is the sum of the operands modulo 5, which would put some answers on one
-    side only.
+    The hash is cryptographic: `(31 * h + x) % 5` is the sum of the operands modulo 5, which would put some answers on
+    one side only.
     """
     return hashlib.md5(bytes(operands)).digest()[0] % 5 < 2
 
@@ -106,9 +103,6 @@ def demonstration(operands: tuple[int, ...], rng: random.Random) -> str:
             total = (total + operand) % 10
             text += f" {rng.choice(CAREFUL)} {before} {label}{operand}={total}."
     return f"{text} {rng.choice(ENDS)} \\boxed{{{total}}}"
-
-
-# ---------------------------------------------------------------------- tokenizer and model
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

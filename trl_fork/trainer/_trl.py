@@ -27,7 +27,7 @@ from .._logging import logger
 if is_peft_available():
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-# What a mixin of the trainer builds upon: nothing of its own, but a type checker should know the attributes.
+# Base of the trainer's mixins. It is empty at run time; a type checker sees the attributes.
 if TYPE_CHECKING:
 
     class TrainerMixin(GRPOTrainer):
@@ -71,10 +71,10 @@ HOOKS = {
     "_push_from_checkpoint": ("self", "checkpoint_folder"),
 }
 
-# Attributes of a trainer, without a promise, that this package reads or writes. Its public ones are not listed.
+# Private attributes of TRL's trainer that this package reads or writes.
 ATTRIBUTES = (
     "_buffered_inputs",  # micro-batches of the generation batch in hand, of this process
-    "_step",  # micro-batches so far, which tells where in the generation batch the run is
+    "_step",  # micro-batches so far, hence the place within the generation batch
     "_metrics",  # values since the last log, by mode and name
     "_logs",  # columns of the table of completions
     "_pending_extra_logs",  # columns that reward functions have added to it since the last generation
@@ -127,13 +127,13 @@ def check_hooks(trainer_class: type = GRPOTrainer, trl_version: str | None = Non
         _warned_untested = True
         logger.warning(
             f"trl_fork was last tested with TRL {LAST_TESTED_TRL}; you have {trl_version}. Its hooks are in place, so "
-            "this goes on, but compare a short run before you start a long one."
+            "the run continues. Compare a short run before you start a long one."
         )
 
 
 def check_attributes(trainer: GRPOTrainer) -> None:
     """
-    Refuse a TRL whose trainer lacks what this package reads of it.
+    Refuse a TRL whose trainer lacks an attribute that this package reads.
 
     Raises:
         `ImportError`: naming the attributes that are missing.
@@ -147,9 +147,9 @@ def check_attributes(trainer: GRPOTrainer) -> None:
 
 
 def _definition(trainer_class: type, name: str) -> tuple[str, str]:
-    """Class that defines a hook, and the package that is to blame for its signature: `trl` or `transformers`."""
+    """Class that defines a hook, and the package that defines its signature: `trl` or `transformers`."""
     owner = next((base for base in trainer_class.__mro__ if name in vars(base)), None)
-    if owner is None:  # the method is gone: whoever has it in the tested releases
+    if owner is None:  # the method is gone: name the class that had it in the tested releases
         owner = next((base for base in GRPOTrainer.__mro__ if name in vars(base)), GRPOTrainer)
     return owner.__name__, "transformers" if owner.__module__.startswith("transformers.") else "trl"
 
@@ -200,20 +200,20 @@ def warn_of_cast_weights(trainer: TrainerMixin) -> None:
     Warn where TRL will round the weights that are trained, in place and for good.
 
     Before each generation by `use_transformers_continuous_batching`, TRL 1.16 converts the model to bf16 or fp16 where
-    the run computes in it. Weights in float32 are so for a reason: a step of 1e-6 is lost in 16 bits.
+    the run computes in it. Float32 weights would lose small steps: 16 bits cannot hold a change of 1e-6.
     """
     halved = trainer.args.bf16 or trainer.args.fp16
     trained = (parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad)
     if trainer.args.use_transformers_continuous_batching and halved and torch.float32 in trained:
         logger.warning(
             "use_transformers_continuous_batching=True: TRL converts the float32 weights that are trained to "
-            f"{'bf16' if trainer.args.bf16 else 'fp16'} before each generation, and leaves them so: small steps are "
-            "rounded away. Set it to False, or bf16 and fp16 to False, or use vLLM."
+            f"{'bf16' if trainer.args.bf16 else 'fp16'} before each generation and does not convert them back, so "
+            "small steps are rounded away. Set it to False, or bf16 and fp16 to False, or use vLLM."
         )
 
 
 def truncates_sampling(args) -> bool:
-    """Whether tokens are sampled from a part of the vocabulary alone. `generation_kwargs` override the fields."""
+    """Whether tokens are sampled from only a part of the vocabulary. `generation_kwargs` override the fields."""
     settings = {"top_p": args.top_p, "top_k": args.top_k, "min_p": args.min_p, **(args.generation_kwargs or {})}
     top_p, top_k, min_p = (settings[name] for name in ("top_p", "top_k", "min_p"))
     return (top_p is not None and top_p < 1.0) or (top_k or 0) > 0 or (min_p or 0.0) > 0.0
@@ -225,8 +225,8 @@ def warn_of_truncated_sampling(trainer: TrainerMixin) -> None:
 
     vLLM gives the log-probability under what truncation has left, renormalised: `log p - log S`, where `S` is the
     probability mass that is kept. TRL scores `log p` over the whole vocabulary. The ratio of the two is `S` for every
-    token, of the very same policy. Other ratios are of two whole distributions: new against old log-probabilities in
-    any run, and everything in a run without vLLM.
+    token even if the policy has not changed. All other ratios compare two whole distributions: new against old
+    log-probabilities in any run, and every ratio of a run without vLLM.
     """
     corrected = trainer.use_vllm and trainer.vllm_importance_sampling_correction
     masked = trainer.use_vllm and trainer.args.off_policy_mask_threshold is not None
@@ -263,11 +263,11 @@ def training_adapter_is_active(model) -> bool:
 
 def let_weights_apply(trainer) -> None:
     """
-    Have TRL ask `get_high_entropy_mask` for weights in every loss.
+    Make TRL call `get_high_entropy_mask` in every loss.
 
-    `_compute_loss` does so only where the attribute `top_entropy_quantile` is below 1: at 1.0, which a rule of its own
-    or the end of a schedule may well want, weights would silently do nothing. What the attribute is below 1 does not
-    matter, as the override of the method does not read it.
+    `_compute_loss` calls it only if the attribute `top_entropy_quantile` is below 1. At 1.0, which a rule or the end
+    of a schedule may set, weights would silently have no effect. Any value below 1 will do, as the override does not
+    read it.
     """
     trainer.top_entropy_quantile = min(trainer.top_entropy_quantile, 0.5)
 
@@ -275,14 +275,14 @@ def let_weights_apply(trainer) -> None:
 @contextmanager
 def evaluation_mode(model: torch.nn.Module):
     """
-    Evaluation mode, restored module by module.
+    Put a model into evaluation mode and restore the mode of each module afterwards.
 
-    Not only dropout modules: attention dropout is a function that reads `module.training`.
+    Every module is switched, as attention dropout is a function that reads `module.training`.
     """
     training = [module for module in model.modules() if module.training]
     model.eval()
     for module in training:
-        # On a CPU their first pass in evaluation mode packs 4-bit weights into a layout without a backward, for good.
+        # On a CPU, the first pass in evaluation mode packs 4-bit weights for good into a layout without a backward.
         if type(module).__module__.startswith("bitsandbytes."):
             module.training = True
     try:
@@ -308,8 +308,8 @@ def fused_head_function(function):
     """
     Let the fused LM head call `function.apply` in place of `ChunkedLogProbFunction.apply`.
 
-    For a forward pass, not for good: other trainers of the process keep TRL's. The backward belongs to the graph that
-    the forward has made.
+    The replacement lasts for one forward pass, so other trainers of the process keep TRL's. The backward belongs to
+    the graph that the forward has made.
     """
     original = trl_utils._ChunkedLogProbFunction
     trl_utils._ChunkedLogProbFunction = function

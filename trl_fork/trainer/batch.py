@@ -1,4 +1,4 @@
-"""A generation batch: what callbacks see of it, and which columns of its tensors are padding."""
+"""A generation batch as callbacks see it, and the columns of its tensors that are padding."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,20 +9,20 @@ import torch
 @dataclass(frozen=True)
 class GenerationBatch:
     """
-    A batch to train on, before the first update on it: the rows of this process, to be read only.
+    This process's rows of a batch to train on, before the first update on it. Do not modify them.
 
     Args:
         prompt_ids, prompt_mask (`torch.Tensor` of shape `(batch, prompt_length)`): Prompts, padded on the left.
         completion_ids, completion_mask (`torch.Tensor` of shape `(batch, seq)`): Completions, padded on the right.
-        mask (`torch.Tensor` of shape `(batch, seq)`): Nonzero at the valid completion tokens, which the loss is over.
+        mask (`torch.Tensor` of shape `(batch, seq)`): Nonzero at the valid completion tokens, those in the loss.
         advantages (`torch.Tensor` of shape `(batch,)`): Advantages of the completions.
         rewards (`torch.Tensor` of shape `(batch, reward functions)`): NaN where a function could not score one.
         entropies (`torch.Tensor` of shape `(batch, seq)`, *optional*):
-            Token entropies in nats by the policy that wrote the batch, where the credit of tokens has needed them.
+            Token entropies in nats by the policy that wrote the batch; `None` if no credit rule needed them.
         log_probs (`torch.Tensor` of shape `(batch, seq)`, *optional*):
-            Log-probabilities of the tokens by that policy, likewise.
+            Log-probabilities of the tokens by that policy; `None` likewise.
         weights (`torch.Tensor` of shape `(batch, seq)`, *optional*):
-            What the policy term of each token is multiplied by, where that is known before the first update.
+            Factors of each token's policy term; `None` if they are not known before the first update.
     """
 
     prompt_ids: torch.Tensor
@@ -40,7 +40,7 @@ class GenerationBatch:
 @dataclass(frozen=True)
 class Padding:
     """
-    Where a tensor of a batch is padded.
+    Side on which a tensor of a batch is padded.
 
     Args:
         side (`str`): `"left"` or `"right"`.
@@ -54,7 +54,7 @@ class Padding:
 _PROMPT, _COMPLETION = Padding("left", "prompt_mask"), Padding("right", "completion_mask")
 
 # Padding of every tensor of TRL's batches that has one column per token, and of those that this package adds. A tensor
-# that is not listed is never cut: its width says nothing, as it may equal the completions' by chance.
+# that is not listed is never cut, because its width may equal the completions' by chance.
 LAYOUT = {
     "prompt_ids": _PROMPT,
     "prompt_mask": _PROMPT,
@@ -64,7 +64,7 @@ LAYOUT = {
     "old_per_token_logps": _COMPLETION,
     "ref_per_token_logps": _COMPLETION,
     "sampling_per_token_logps": _COMPLETION,
-    "importance_sampling_ratio": _COMPLETION,  # or one column, where it is of sequences
+    "importance_sampling_ratio": _COMPLETION,  # or one column, if there is one ratio per sequence
     "advantages": _COMPLETION,  # where a subclass makes one per token
     "credit_weights": _COMPLETION,
     "credit_priorities": _COMPLETION,

@@ -1,9 +1,10 @@
 """
-The same gradient from smaller batches: without padding that is never read, without rows that have no gradient.
+The same gradient from smaller batches, without unread padding and without rows that have no gradient.
 
-Pure functions of TRL's batch dictionaries: tensors with one column per token, padded as `batch.LAYOUT` says; tensors
-and lists with one entry per row; scalars. A loss that is a sum over tokens divided by a count that does not depend on
-the micro-batch has the same gradient for any distribution of its rows over the micro-batches of an optimizer step.
+These are pure functions of TRL's batch dictionaries: tensors with one column per token, padded as `batch.LAYOUT`
+says; tensors and lists with one entry per row; scalars. A loss that is a sum over tokens, divided by a count that does
+not depend on the micro-batch, has the same gradient for any distribution of its rows over the micro-batches of an
+optimizer step.
 """
 
 from itertools import accumulate, pairwise
@@ -17,14 +18,14 @@ def cut_padding(batch: dict, layout: dict[str, Padding] = LAYOUT) -> dict:
     """
     Cut a batch to its own longest prompt and completion.
 
-    TRL pads every micro-batch to the longest completion of the whole generation batch. Attention is masked there, and
-    rows are scored from their first token on (`right_padding.py`), so that nothing reads it.
+    TRL pads every micro-batch to the longest completion of the whole generation batch. Nothing reads that padding:
+    attention is masked there, and rows are scored from their first token on (`right_padding.py`).
 
     Args:
         batch (`dict`):
             Batch of at least one row.
         layout (`dict[str, Padding]`, *optional*):
-            Padding of each tensor; those that it does not name stay as they are.
+            Padding of each tensor. Tensors that it does not name stay as they are.
 
     Returns:
         `dict`: the batch with views of its tensors. At least one column of each stays.
@@ -50,10 +51,10 @@ def _columns_in_use(mask: torch.Tensor, side: str) -> int:
 
 def inert_rows(batch: dict, weights: torch.Tensor | None) -> torch.Tensor:
     """
-    Rows whose policy gradient is exactly zero: no advantage, no valid token, or no selected one. Shape `(batch,)`.
+    Find the rows whose policy gradient is exactly zero: no advantage, no valid token, or no selected one.
 
-    Every term of such a row's loss is multiplied by a zero. Without KL term, entropy bonus and auxiliary loss, the row
-    has no other.
+    The result has shape `(batch,)`. Every policy term of such a row is multiplied by zero, and without KL term,
+    entropy bonus and auxiliary loss a row has no other term.
     """
     mask = loss_mask(batch)
     used = mask if weights is None else mask * (weights != 0)
@@ -61,13 +62,13 @@ def inert_rows(batch: dict, weights: torch.Tensor | None) -> torch.Tensor:
 
 
 def loss_mask(batch: dict) -> torch.Tensor:
-    """Tokens that TRL's loss is over: completion tokens that the model has written, `(batch, seq)`."""
+    """Tokens in TRL's loss, those of the completion that the model has written. Shape `(batch, seq)`."""
     mask = batch["completion_mask"]
     return mask if "tool_mask" not in batch else mask * batch["tool_mask"]
 
 
 def without_advantage(advantages: torch.Tensor) -> torch.Tensor:
-    """Rows whose advantage is zero, shape `(batch,)`: of one per completion, or of one per token (TRL takes both)."""
+    """Rows whose advantage is zero, shape `(batch,)`. TRL takes one advantage per completion or one per token."""
     zero = advantages == 0
     return zero if zero.dim() == 1 else zero.all(1)
 
@@ -98,7 +99,7 @@ def plan_window(row_lengths: torch.Tensor, inert: torch.Tensor, num_batches: int
     order = sorted(range(len(row_lengths)), key=lambda row: (bool(inert[row]), int(row_lengths[row])))
     kept = sorted(order[:num_rows], key=lambda row: -int(row_lengths[row]))
     sizes = [num_rows // num_batches + (i < num_rows % num_batches) for i in range(num_batches)]
-    # Long rows into the smaller micro-batches: their padded size is what memory has to hold.
+    # Long rows go into the smaller micro-batches, because memory has to hold the padded size.
     sizes.reverse()
     bounds = accumulate(sizes, initial=0)
     return [kept[a:b] for a, b in pairwise(bounds)]
@@ -106,7 +107,7 @@ def plan_window(row_lengths: torch.Tensor, inert: torch.Tensor, num_batches: int
 
 def take_rows(batches: list[dict], rows: list[int]) -> dict:
     """
-    A batch of the given rows, numbered through `batches` of equal shapes.
+    Make a batch of the given rows, numbered through `batches` of equal shapes.
 
     Tensors and lists with one entry per row are joined and indexed; scalars, the same in all batches, stay.
     """

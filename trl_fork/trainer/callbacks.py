@@ -1,4 +1,4 @@
-"""Forks while a model trains: a page every so many steps, and what trackers can show of it."""
+"""Forking tokens while a model trains: a page every few steps, and a histogram and a table for trackers."""
 
 import math
 import shutil
@@ -24,16 +24,16 @@ from .forking_grpo_config import ForkingGRPOConfig
 from .metrics import weighted_sum
 
 
-_NUM_BINS = 128  # of the entropy histogram, between 0 and the largest entropy there can be
-_NUM_TOKENS = 20  # in the table of the most frequent forking tokens
+_NUM_BINS = 128  # bins of the entropy histogram, between 0 and the largest possible entropy
+_NUM_TOKENS = 20  # rows of the table of the most frequent forking tokens
 
 
 class GenerationCallback(TrainerCallback):
-    """A [`~transformers.TrainerCallback`] that [`ForkingGRPOTrainer`] also shows its generation batches."""
+    """A [`~transformers.TrainerCallback`] that also gets the generation batches of [`ForkingGRPOTrainer`]."""
 
     def on_generation(self, trainer, batch: GenerationBatch) -> None:
         """
-        Called on every process when a batch to train on has been generated and scored, before the first update on it.
+        Called on every process after a batch to train on is generated and scored, before the first update on it.
 
         Args:
             trainer ([`ForkingGRPOTrainer`]):
@@ -53,11 +53,11 @@ class ForkReportCallback(GenerationCallback):
     The page is `step-N.html`, and the newest one also `latest.html`. Trackers that are on (TensorBoard, trackio, W&B)
     get a histogram of the token entropies and a table of the most frequent forking tokens, over all processes.
 
-    All of it shows the first batch generated at or after every N-th step, before the first update on it. Every
-    process runs the same forward passes over the same responses, one for each, so that those whose weights are spread
-    over processes stay in step; the main process alone writes. Where the selection has not needed the entropies of the
-    whole batch (`entropy_threshold_scope` of a micro-batch, `token_selection="random"`), they are scored for this.
-    The forking set shown is always that of the whole batch; in a run on all tokens, the top 20 % of it. Random numbers
+    The report shows the first batch generated at or after every N-th step, before the first update on it. Every
+    process runs one forward pass per response over the same responses, because models sharded over processes need
+    that; only the main process writes. If the selection does not need the entropies of the whole batch
+    (`entropy_threshold_scope` of a micro-batch, `token_selection="random"`), the callback scores them.
+    The forking set shown is always that of the whole batch; in a run on all tokens it is the top 20 %. Random numbers
     and gradients are not touched.
 
     Args:
@@ -66,12 +66,12 @@ class ForkReportCallback(GenerationCallback):
         num_responses (`int`, *optional*, defaults to `8`):
             Responses on a page, spread evenly over the rows of the main process.
         output_dir (`str` or `Path`, *optional*):
-            Where the pages go; the folder `fork_report` of the run's `output_dir` by default.
+            Folder of the pages; by default `fork_report` in the run's `output_dir`.
         correctness_reward (`str`, *optional*, defaults to `"accuracy_reward"`):
-            Name of the reward function that says 1 of right responses and less of others. In a run without it, the
-            page does not say which are right.
+            Name of the reward function that gives 1 to right responses and less to others. In a run without it, the
+            page does not say which responses are right.
         max_response_tokens (`int`, *optional*, defaults to `2048`):
-            Tokens after which a response is cut on the page, as its logits are held at once.
+            Tokens after which a response is cut on the page: all of its logits are in memory at once.
 
     Example:
         ```python
@@ -126,7 +126,7 @@ class ForkReportCallback(GenerationCallback):
         log_forks(trainer, forks)
 
     def _responses(self, trainer, batch) -> list:
-        """The same on every process: a forward pass that one of them left out would keep the others waiting."""
+        """The responses shown, the same on every process: if one left out a forward pass, the others would hang."""
         drafts: list = [None]
         if trainer.accelerator.is_main_process:
             drafts = [self._drafts(trainer, batch)]
@@ -184,11 +184,8 @@ class ForkReportCallback(GenerationCallback):
             )
             with replacing(latest) as unfinished:
                 shutil.copyfile(page, unfinished)
-        except OSError as error:  # a full disk should not end a run that does not need the page
+        except OSError as error:  # a run does not need the page, so a full disk must not end it
             logger.warning(f"Step {step}: no fork report was written to {folder}: {error}")
-
-
-# ---------------------------------------------------------------------- the whole batch, for trackers
 
 
 @dataclass
@@ -200,7 +197,7 @@ class BatchForks:
         edges (`list[float]`): Bounds of the histogram's bins, in nats.
         counts (`list[int]`): Valid tokens in each bin.
         threshold (`float`): Smallest entropy in the forking set, in nats.
-        forks, occurrences (`list[int]`): By token id, how often it is in the forking set, and in the batch.
+        forks, occurrences (`list[int]`): Counts by token id, in the forking set and in the batch.
         table (`list[tuple[str, int, int, float]]`): The most frequent forking tokens, the most frequent one first:
             text, times in the forking set, times in the batch, mean entropy in nats.
     """
@@ -217,7 +214,7 @@ def forks_of_batch(trainer, batch: GenerationBatch) -> BatchForks:
     """
     Count the forks of a generation batch whose entropies are known.
 
-    What travels between processes are counts, by bin and by token id.
+    Processes exchange counts only, by bin and by token id.
     """
     ranks = Ranks(trainer.accelerator)
     tokenizer = trainer.processing_class
@@ -249,7 +246,7 @@ def forks_of_batch(trainer, batch: GenerationBatch) -> BatchForks:
 
 
 def forking_fraction(trainer) -> float:
-    """The fraction of tokens that is shown as forking: that of the run if it is one number, else the paper's."""
+    """Fraction of tokens that is shown as forking: the run's if it is a constant, else the paper's."""
     fractions = [] if trainer.token_credit is None else trainer.token_credit.chain.fractions
     if len(fractions) == 1 and fractions[0].is_constant:
         return fractions[0](0.0)
@@ -260,8 +257,8 @@ def log_forks(trainer, forks: BatchForks) -> None:
     """
     Log a histogram of entropies and a table of forking tokens to the trackers of the run.
 
-    Each is reached as TRL and transformers do it: TensorBoard through its callback's writer, W&B and trackio through
-    the run that their callbacks have opened.
+    TensorBoard is reached through its callback's writer, W&B and trackio through the run that their callbacks have
+    opened, as in TRL and transformers.
     """
     args, step = trainer.args, trainer.state.global_step
     histogram, table = "forking/entropies", "forking/frequent_tokens"

@@ -1,9 +1,9 @@
 """
 Checkpoints that a killed run continues from as if nothing had happened.
 
-TRL 1.16 saves neither where it is within a generation batch nor the rollouts of that batch, so that a run resumed
-between two generations regenerates and stays out of phase; and it restarts the sampler of prompts, so that a run
-resumed in its second epoch repeats the order of the first.
+TRL 1.16 saves neither the place within a generation batch nor the rollouts of that batch: a run resumed between two
+generations generates again and stays out of phase. It also restarts the sampler of prompts: a run resumed in its
+second epoch repeats the order of the first.
 """
 
 import json
@@ -22,7 +22,7 @@ from ._trl import TrainerMixin
 from .context import WithContext
 
 
-# What the rollouts of an unfinished generation batch depend on: their number and order, and what was computed of them.
+# Settings that determine the rollouts of an unfinished generation batch: their number, order and computed values.
 _SETTINGS = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -48,7 +48,7 @@ _SETTINGS = (
 @dataclass
 class PromptOrder:
     """
-    Where a run stands in the order of its prompts.
+    Place of a run in the order of its prompts.
 
     Args:
         epochs (`int`): Epochs whose order has been drawn.
@@ -68,8 +68,8 @@ class ResumableGenerationMixin(WithContext, TrainerMixin):
     What [`ForkingGRPOTrainer`] adds to TRL's checkpoints: one file `forking_state_RANK.pt` per process.
 
     It holds the step within the generation batch, that batch's rollouts on this process if updates on it are left, the
-    metrics since the last log, and the states of the parts of the trainer: how many orders of prompts have been drawn,
-    and how many prompts by dynamic sampling.
+    metrics since the last log, and the states of the trainer's parts: the number of prompt orders drawn, and of
+    prompts drawn by dynamic sampling.
     """
 
     _prompt_order = PromptOrder()
@@ -94,7 +94,7 @@ class ResumableGenerationMixin(WithContext, TrainerMixin):
 
     def _save_checkpoint(self, model, trial):
         if not self.args.save_only_model:
-            # Before the rest: `trainer_state.json`, written last, then vouches for the files of all processes.
+            # Saved first: `trainer_state.json`, written last, then shows that the files of all processes exist.
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
             torch.save(self._generation_state(), folder / _state_name(self.accelerator.process_index))
@@ -106,7 +106,7 @@ class ResumableGenerationMixin(WithContext, TrainerMixin):
         return {
             "settings": self._generation_settings(),
             "step": step,
-            # At the start of a generation batch the old rollouts are of no use any more.
+            # At the start of a generation batch the old rollouts are no longer needed.
             "buffered_inputs": _to("cpu", self._buffered_inputs) if step else None,
             "states": {name: state.state_dict() for name, state in self._resumable.items()}
             | {"prompt_order": PromptOrder(int(self.state.epoch)).state_dict()},
@@ -116,7 +116,7 @@ class ResumableGenerationMixin(WithContext, TrainerMixin):
     def _generation_settings(self) -> dict:
         settings = {name: getattr(self.args, name) for name in _SETTINGS}
         chain = None if self.token_credit is None else self.token_credit.chain
-        if chain is not None and chain.scheduled:  # the weights depend on how long the run is
+        if chain is not None and chain.scheduled:  # the weights depend on the length of the run
             settings["max_steps"] = self.args.max_steps
         settings["token_credit"] = chain and json.dumps(chain.describe(), default=repr)
         return {"processes": self.accelerator.num_processes, **settings}
@@ -124,7 +124,7 @@ class ResumableGenerationMixin(WithContext, TrainerMixin):
     def _load_generation_state(self, checkpoint: str) -> None:
         self._step, self._buffered_inputs = 0, None
         path = Path(checkpoint) / _state_name(self.accelerator.process_index)
-        if not path.exists():  # saved by fewer processes, whose settings say so
+        if not path.exists():  # saved by fewer processes; the settings report that
             path = path.with_name(_state_name(0))
         if not path.exists():
             logger.warning(
@@ -172,7 +172,7 @@ class ResumableGenerationMixin(WithContext, TrainerMixin):
             found = [Path(wanted)]
         processes = self.accelerator.num_processes
         problems = {str(path): _what_is_missing(path, self.accelerator.process_index, processes) for path in found}
-        for others in gather_object([problems]):  # a checkpoint is as good as its worst process finds it
+        for others in gather_object([problems]):  # a problem on one process makes the checkpoint unusable
             for path in problems:
                 problems[path] = problems[path] or others.get(path, "it is not visible to every process")
         for path in map(str, found):
@@ -198,7 +198,7 @@ class ResumableGenerationMixin(WithContext, TrainerMixin):
 
 def check_model_will_be_saved(accelerator) -> None:
     """
-    Refuse a launch whose `save_model` would leave shards or nothing, without an error, instead of a model.
+    Refuse a launch whose `save_model` would silently leave shards or nothing instead of a model.
 
     Raises:
         `ValueError`: naming the setting of the accelerate configuration to change.
@@ -229,7 +229,7 @@ def _saved_by_us(checkpoint: Path) -> bool:
 
 
 def _what_is_missing(checkpoint: Path, rank: int, processes: int) -> str | None:
-    """Why a checkpoint cannot be resumed from, as far as this process sees; `None` if it can."""
+    """Reason why this process cannot resume from a checkpoint; `None` if it can."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text())
     except FileNotFoundError:

@@ -14,7 +14,7 @@ from .._logging import logger
 from ..data.columns import REWARD_ARGUMENTS, misleading_columns, place
 
 
-# Columns that `GRPOTrainer._calculate_rewards` does not pass on. `completion_ids` are those of the completions then.
+# Columns that `GRPOTrainer._calculate_rewards` does not pass on. For `completion_ids` it passes the completions' own.
 _KEPT_FROM_REWARDS = ("prompt", "completion")
 # Rewards are called by keyword.
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -24,15 +24,15 @@ def check_training_data(
     dataset, reward_funcs, args, *, prompt_is_optional: bool, extra_fields: bool, eval_dataset=None
 ) -> None:
     """
-    Check that a map-style data set can be trained on. Streams are not looked at: reading one may cost.
+    Check that a map-style data set can be trained on. Streams are not read, because reading one may be slow.
 
     Args:
-        dataset: What was passed as `train_dataset`.
-        reward_funcs: What was passed as `reward_funcs`.
+        dataset: The argument `train_dataset`.
+        reward_funcs: The argument `reward_funcs`.
         args ([`ForkingGRPOConfig`]): Configuration of the run.
         prompt_is_optional (`bool`): Whether an environment supplies the prompts.
         extra_fields (`bool`): Whether a rollout function may supply what rewards need beside the columns.
-        eval_dataset (*optional*): What was passed as `eval_dataset`: rewards must be able to score it too.
+        eval_dataset (*optional*): The argument `eval_dataset`, which the rewards must be able to score too.
 
     Raises:
         `ValueError`: if the data set is empty, smaller than one generation batch, has a prompt that is missing or a
@@ -74,7 +74,7 @@ def check_training_data(
 def _check_prompts(name: str, dataset: Dataset) -> None:
     if "prompt" not in dataset.column_names or dataset.data.column("prompt").null_count == 0:
         return
-    for number, prompt in enumerate(dataset["prompt"]):  # only of this selection of the rows
+    for number, prompt in enumerate(dataset["prompt"]):  # reads only this selection of the rows
         if prompt is None:
             raise ValueError(
                 f"{name}: {place('prompt', number)}: the prompt is {prompt}. Leave such rows out: "
@@ -83,7 +83,7 @@ def _check_prompts(name: str, dataset: Dataset) -> None:
 
 
 def _check_columns(name: str, dataset: Dataset) -> None:
-    # `completion_ids` is left out of what rewards get of the data; the others collide or are lost.
+    # `completion_ids` of the data is not passed to rewards; the other columns collide or are lost.
     if taken := [column for column in dataset.column_names if column in {*REWARD_ARGUMENTS} - {"completion_ids"}]:
         raise ValueError(
             f"{name} has the columns {taken}, which are arguments that the trainer passes to rewards itself. Rename "
@@ -92,7 +92,7 @@ def _check_columns(name: str, dataset: Dataset) -> None:
     if "prompt" in dataset.column_names and (taken := misleading_columns(dataset[0], dataset[0]["prompt"])):
         raise ValueError(
             f"{name} has the columns {taken}, one of which TRL may look at to tell whether prompts are conversations, "
-            "and would take 'prompt' for what it is not. Rename or remove them."
+            "and would misread 'prompt'. Rename or remove them."
         )
 
 
@@ -123,7 +123,7 @@ def _check_reward(name: str, dataset: Dataset, function) -> None:
         )
     wrapped = getattr(function, "__wrapped__", None)
     if wrapped is not None and not isinstance(function, functools.partial):
-        # What a wrapper fills in by itself cannot be seen from here.
+        # The arguments that a wrapper fills in itself are not visible here.
         maybe = [argument for argument in required_columns(wrapped) if argument not in columns]
         if maybe and _takes_any(_parameters(function) or []):
             logger.warning(
@@ -134,15 +134,15 @@ def _check_reward(name: str, dataset: Dataset, function) -> None:
 
 def required_columns(reward_func) -> list[str]:
     """
-    What a call of a reward function must be given, beyond what the trainer passes by itself.
+    Arguments that a reward function requires beyond those that the trainer always passes.
 
     Args:
         reward_func: A function, synchronous or not, a method, a partial, an object to call; or a reward model, which
             needs no columns.
 
     Returns:
-        `list[str]`: Names of arguments. What a partial or a wrapper has bound is not among them: a wrapper that takes
-        any argument needs none.
+        `list[str]`: Names of arguments. Those that a partial or a wrapper has bound are not among them: a wrapper
+        that takes any argument needs none.
     """
     parameters = _parameters(reward_func) or []
     needed = [p.name for p in parameters if p.kind in _BY_NAME and p.default is inspect.Parameter.empty]
@@ -150,11 +150,11 @@ def required_columns(reward_func) -> list[str]:
 
 
 def _parameters(reward_func) -> list[inspect.Parameter] | None:
-    """Of a call; `None` where nothing is known of them."""
+    """Parameters of a call; `None` if they are not known."""
     if isinstance(reward_func, (str, torch.nn.Module)) or not callable(reward_func):
         return None
     try:
-        # Not through `__wrapped__`: it is the wrapper that is called.
+        # `__wrapped__` is not followed, because the wrapper is what is called.
         return list(inspect.signature(reward_func, follow_wrapped=False).parameters.values())
     except (TypeError, ValueError):  # some builtins have none
         return None
@@ -165,7 +165,7 @@ def _takes_any(parameters: list[inspect.Parameter]) -> bool:
 
 
 def _refused_arguments(reward_func) -> list[str]:
-    """What the trainer passes to every reward, and this one cannot take."""
+    """Arguments that the trainer passes to every reward and that this one does not take."""
     parameters = _parameters(reward_func)
     if parameters is None or _takes_any(parameters):
         return []
@@ -179,10 +179,10 @@ def check_tokenizer(processing_class, dataset, plain_prompts: str = "give prompt
 
     Args:
         processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
-            What tokenizes them.
-        dataset: What was passed as `train_dataset`; streams are not looked at.
+            Tokenizer or processor of the run.
+        dataset: The argument `train_dataset`; streams are not read.
         plain_prompts (`str`, *optional*):
-            How a user has prompts that need no chat template, for the message.
+            Advice for the error message: how to get prompts that need no chat template.
 
     Raises:
         `ValueError`: for a tokenizer with neither a padding nor an end-of-sequence token, or without a chat template
@@ -220,7 +220,7 @@ def _openings(processing_class, tokenizer) -> list[str]:
         text = processing_class.apply_chat_template(
             [{"role": "user", "content": marker}], tokenize=False, add_generation_prompt=True
         )
-    except Exception:  # templates raise what they like: this one wants something else than one message of the user
+    except Exception:  # templates raise any type: this one does not accept a single user message
         return []
     before, found, _ = text.partition(marker)
     special = set(tokenizer.all_special_tokens) - {tokenizer.bos_token}
@@ -228,7 +228,7 @@ def _openings(processing_class, tokenizer) -> list[str]:
 
 
 def warn_of_overlap(train_dataset, eval_dataset) -> None:
-    """Warn of evaluation problems that are trained on, which say nothing of new ones."""
+    """Warn of evaluation problems that are also trained on."""
     if not (isinstance(train_dataset, Dataset) and isinstance(eval_dataset, Dataset)):
         return
     evaluated = [str(prompt) for prompt in eval_dataset["prompt"]]
@@ -236,14 +236,14 @@ def warn_of_overlap(train_dataset, eval_dataset) -> None:
     both = sum(prompt in trained for prompt in evaluated)
     if both:
         logger.warning(
-            f"eval_dataset: {both} of its {len(evaluated)} prompts are in the training data too. What is measured on "
-            "them is no held-out result; leave them out of one of the two."
+            f"eval_dataset: {both} of its {len(evaluated)} prompts are in the training data too. A result on "
+            "them is not a held-out result: leave them out of one of the two."
         )
 
 
 def refuse_frozen_model(model) -> None:
     """
-    Check that something of a model is trained.
+    Check that a model has trainable parameters.
 
     Raises:
         `ValueError`: if no parameter is trainable. TRL would run every step, and log a gradient norm, for nothing.
@@ -263,13 +263,13 @@ def refuse_frozen_model(model) -> None:
     )
 
 
-_ROWS = ("prompt_ids", "completion_ids", "logprobs", "env_mask")  # of a rollout, beside what rewards may ask for
+_ROWS = ("prompt_ids", "completion_ids", "logprobs", "env_mask")  # lists of a rollout, beside those for rewards
 
 
 def check_rollouts(rollout_func):
     """
-    Wrap a rollout function so that rows and tokens that do not match are refused by name. TRL trains on them silently,
-    or fails far from here.
+    Wrap a rollout function so that rows and tokens that do not match are refused by name. TRL would train on them
+    silently, or fail later with another error.
 
     Raises:
         `TypeError`: where it does not return a dictionary.

@@ -1,6 +1,6 @@
 """
-The table of completions: on the console the tokens that are trained on are marked in colour, and everywhere the
-columns that reward functions add stand beside the completions they are of.
+The table of completions. The console marks the tokens that are trained on in colour, and the columns that reward
+functions add keep to their completions.
 """
 
 import random
@@ -18,12 +18,12 @@ from .context import WithContext
 
 class CompletionMarks(GenerationCallback):
     """
-    Which tokens of the logged completions are trained on, and TRL's table with those tokens marked.
+    TRL's table of completions, with the tokens marked that are trained on.
 
-    They are marked where they are known before the update (the scopes `batch` and `sequence`).
+    Tokens are marked if the selection is known before the update (the scopes `batch` and `sequence`).
 
     Args:
-        size (`int`): Completions that TRL's own log of them holds.
+        size (`int`): Number of completions in TRL's own log.
     """
 
     def __init__(self, size: int):
@@ -70,8 +70,8 @@ class CompletionsTableMixin(WithContext, TrainerMixin):
 
     def _generate_and_score_completions(self, inputs):
         """
-        TRL's columns of `log_extra` keep what they have where a generation adds nothing to them, and stand beside the
-        completions of later ones. Here a generation adds one value per row to every column: `None` where it has none.
+        In TRL, a column of `log_extra` to which a generation adds nothing keeps its old values, beside later
+        completions. Here a generation adds one value per row to every column, `None` where it has none.
         """
         prompts, extra = self._logs["prompt"], self._logs["extra"]
         self._logs["prompt"] = deque(maxlen=prompts.maxlen)
@@ -104,7 +104,7 @@ class CompletionsTableMixin(WithContext, TrainerMixin):
                 self._warn_once(
                     f"column {name}",
                     f"log_extra({name!r}, ...) got {len(values)} values for {num_rows} completions on process "
-                    f"{self.accelerator.process_index}: it cannot be told whose they are, and the column stays "
+                    f"{self.accelerator.process_index}: they cannot be matched to completions, and the column stays "
                     "empty. Log one value per completion, and each column from one reward function.",
                 )
         return logged
@@ -119,8 +119,8 @@ class CompletionsTableMixin(WithContext, TrainerMixin):
 
 def _make_texts_of_what_no_table_holds(values: deque) -> None:
     """
-    Turn the values of a column into texts where they are of several types, or of one that Arrow does not know: TRL
-    writes the table as Parquet, and would end the run. `None` stays.
+    Turn the values of a column into texts if they have several types, or one that Arrow does not support. TRL writes
+    the table as Parquet, and the error would end the run. `None` stays.
     """
     try:
         pa.array(values)

@@ -1,4 +1,4 @@
-"""What the trainer is in the middle of, for the hooks that TRL calls inside of its own methods."""
+"""State of the trainer during a method of TRL, for the hooks that TRL calls inside it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +14,12 @@ from .._logging import logger
 @dataclass(frozen=True)
 class PolicyScores:
     """
-    What a scoring pass has found, without gradient.
+    Result of a scoring pass, without gradient.
 
     Args:
-        input_ids (`torch.Tensor` of shape `(batch, prompt_length + seq)`): What was scored.
+        input_ids (`torch.Tensor` of shape `(batch, prompt_length + seq)`): Tokens that were scored.
         log_probs (`torch.Tensor` of shape `(batch, seq)`): Log-probabilities of the completion tokens.
-        entropies (`torch.Tensor` of shape `(batch, seq)`): Entropies of the distributions they are from, in nats.
+        entropies (`torch.Tensor` of shape `(batch, seq)`): Entropies of their distributions, in nats.
     """
 
     input_ids: torch.Tensor
@@ -30,12 +30,12 @@ class PolicyScores:
 @dataclass
 class FinalBatch:
     """
-    What dynamic sampling has chosen, while TRL makes its batch of it.
+    Rows that dynamic sampling has chosen, while TRL makes its batch from them.
 
     Args:
         rows (`list[dict]`): Rows of this process.
         rewards (`torch.Tensor` of shape `(rows of all processes, reward functions)`): Their rewards.
-        rows_given, rewards_given (`bool`): Whether TRL has asked for them: both, once, in a batch that is trained on.
+        rows_given, rewards_given (`bool`): Whether TRL has taken them. It takes each once in a training batch.
     """
 
     rows: list[dict]
@@ -47,16 +47,16 @@ class FinalBatch:
 @dataclass(frozen=True)
 class Context:
     """
-    Everything that is handed through a method of TRL to a hook inside of it. Outside of such a method, in a trainer
-    built without `__init__` and in a mock, all of it is `None`, and every hook does what TRL's does.
+    Values that are passed through a method of TRL to a hook inside it. Outside such a method, in a trainer built
+    without `__init__` and in a mock, all of them are `None`, and every hook does what TRL's does.
 
     Args:
         loss_inputs (`dict`, *optional*): Inside `compute_loss`, the batch with what this trainer has added to it.
         loss_log_probs (`list[torch.Tensor]`, *optional*):
-            Inside `compute_loss`, where its pass leaves the log-probabilities that a credit rule needs.
+            Inside `compute_loss`, a list to which its pass adds the log-probabilities that a credit rule needs.
         old_policy_scores (`list[PolicyScores]`, *optional*):
-            Inside the making of a batch, where TRL's own pass for old log-probabilities leaves what it has scored.
-        final_batch ([`FinalBatch`], *optional*): Inside the last round of dynamic sampling, what TRL is to take.
+            While a batch is made, a list to which TRL's own pass for old log-probabilities adds its scores.
+        final_batch ([`FinalBatch`], *optional*): In the last round of dynamic sampling, the batch that TRL will take.
     """
 
     loss_inputs: dict | None = None
@@ -77,12 +77,12 @@ class Resumable(Protocol):
 
 
 def context_of(trainer) -> Context:
-    """The context that a trainer is in. Never an attribute of its class, which a mock of the class would make up."""
+    """Context of a trainer. It is not an attribute of the class, because a mock of the class would invent one."""
     return vars(trainer).get("_entered", _NOTHING)
 
 
 class WithContext:
-    """What the parts of the trainer share: the context, the states that checkpoints hold, warnings given once."""
+    """Base of the trainer's parts: the context, the states that checkpoints hold, and warnings given once."""
 
     @cached_property
     def _resumable(self) -> dict[str, Resumable]:

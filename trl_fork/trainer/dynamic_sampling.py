@@ -1,8 +1,8 @@
 """
-Only groups of completions that carry a learning signal (DAPO, arXiv 2503.14476, section 3.2; paper section 5.2).
+Training on groups of completions with a learning signal (DAPO, arXiv 2503.14476, section 3.2; paper section 5.2).
 
 A group whose rewards are all equal has no advantage. Dynamic sampling drops it and generates for fresh prompts until
-the batch is full of groups that have one, or a number of rounds is spent.
+the batch is full of groups with an advantage, or the maximum number of rounds is reached.
 """
 
 import random
@@ -21,9 +21,6 @@ from .context import FinalBatch, WithContext, context_of
 from .metrics import LENGTH_METRICS, combine_rounds, reward_metrics, weighted_sum
 
 
-# ---------------------------------------------------------------------- pure functions
-
-
 def rows_without_spread(rewards: torch.Tensor, num_generations: int) -> torch.Tensor:
     """
     Mark the completions whose group has one reward only, bit for bit.
@@ -33,8 +30,8 @@ def rows_without_spread(rewards: torch.Tensor, num_generations: int) -> torch.Te
 
     Args:
         rewards (`torch.Tensor` of shape `(num_groups * num_generations,)` or `(..., num_rewards)`):
-            Rewards of whole groups, each in consecutive rows. NaN is a completion that could not be scored, and does
-            not count. With several columns, a group must be uniform in each.
+            Rewards of whole groups, each in consecutive rows. NaN marks a completion that could not be scored, which
+            does not count. With several columns, a group must be uniform in each.
         num_generations (`int`):
             Completions per group.
 
@@ -49,10 +46,9 @@ def rows_without_spread(rewards: torch.Tensor, num_generations: int) -> torch.Te
 
 def rows_without_signal(rewards: torch.Tensor, num_generations: int, *, scale: bool) -> torch.Tensor:
     """
-    Mark the completions whose group gives no advantage that can be trained on: none that is not zero, or an infinite
-    one.
+    Mark the completions whose group has no advantage to train on: all are zero, or one is infinite.
 
-    Beside groups with one reward only these are groups with a reward that is infinite, or so large that the standard
+    These are the groups with one reward only, and those with a reward that is infinite or so large that the standard
     deviation overflows: a single 1e30 makes every advantage of its group 0 in float32.
 
     Args:
@@ -76,8 +72,8 @@ def rows_without_signal(rewards: torch.Tensor, num_generations: int, *, scale: b
 
 def choose_groups(informative: list[bool], wanted: int) -> list[int]:
     """
-    The groups that make a batch, in the order of their generation: the first informative ones, and the first of the
-    others where there are too few.
+    Choose the groups of a batch, in the order of their generation: the first informative ones and, if there are too
+    few, the first of the others.
     """
     first = sorted(range(len(informative)), key=lambda group: not informative[group])
     return sorted(first[:wanted])
@@ -85,16 +81,16 @@ def choose_groups(informative: list[bool], wanted: int) -> list[int]:
 
 def refill_size(informative: int, generated: int, wanted: int, multiple: int) -> int:
     """
-    Groups to generate next: enough that the missing ones are found with some reserve, never more than a batch.
+    Number of groups to generate next: the missing ones with some reserve, at most a batch.
 
     At a share `p` of informative groups, `n` fresh ones hold `n p` on average, with a standard deviation of
-    `sqrt(n p (1 - p))`. One standard deviation is the reserve: without it every other round would fall just short and
-    a further one, as slow as its longest completion, would have to generate a handful of groups.
+    `sqrt(n p (1 - p))`. One standard deviation is the reserve. Without it every other round would fall just short, and
+    a further round, as slow as its longest completion, would generate a handful of groups.
 
     Args:
         informative, generated (`int`): Groups so far.
         wanted (`int`): Groups of a full batch.
-        multiple (`int`): What the result must be a multiple of, so that every rank generates as many rows.
+        multiple (`int`): Divisor of the result, so that every rank generates the same number of rows.
     """
     missing = wanted - informative
     share = max(informative, 1) / generated
@@ -106,8 +102,8 @@ def draw_prompts(num_prompts: int, seed: int, position: int, count: int) -> list
     """
     Row numbers `position` to `position + count` of an endless stream over a data set, reshuffled every epoch.
 
-    A stream of its own: refills must neither advance the Trainer's sampler, whose length gives the number of steps,
-    nor repeat its order.
+    Refills have a stream of their own: they must neither advance the Trainer's sampler, whose length gives the number
+    of steps, nor repeat its order.
     """
     rows: list[int] = []
     while len(rows) < count:
@@ -121,13 +117,10 @@ def _epoch_order(num_prompts: int, seed: int, epoch: int) -> list[int]:
     return random.Random(f"dynamic sampling {seed} {epoch}").sample(range(num_prompts), num_prompts)
 
 
-# ---------------------------------------------------------------------- trainer
-
-
 @dataclass
 class RefillStream:
     """
-    Where a run stands in its stream of fresh prompts.
+    Place of a run in its stream of fresh prompts.
 
     Args:
         drawn (`int`): Prompts taken from the stream so far, over all processes.
@@ -144,13 +137,12 @@ class RefillStream:
 
 class DynamicSamplingMixin(WithContext, TrainerMixin):
     """
-    What [`ForkingGRPOTrainer`] does with groups that carry no signal: their advantage is exactly zero and, with
-    `dynamic_sampling=True`, they are replaced.
+    Gives groups without a signal an advantage of exactly zero and, with `dynamic_sampling=True`, replaces them.
 
-    Rounds of TRL's `_generate` and `_calculate_rewards` find the groups; then TRL makes its batch of them alone, so
-    that padding, normalisers, old log-probabilities and importance ratios are those of the final batch. All ranks see
-    the rewards of all, and so decide alike and stay in step; completions move between ranks once, at the end. An
-    override of these two methods in a subclass sees the final batch only.
+    Rounds of TRL's `_generate` and `_calculate_rewards` find the groups. TRL then makes its batch from them alone, so
+    padding, normalisers, old log-probabilities and importance ratios are those of the final batch. Every rank has the
+    rewards of all ranks and makes the same decision; completions move between ranks once, at the end. An override of
+    these two methods in a subclass gets the final batch only.
     """
 
     def _init_dynamic_sampling(self):
@@ -164,7 +156,7 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
                 )
             self._deciding_column = self.reward_func_names.index(name)
 
-    _deciding_column: int | None = None  # of the rewards, the one whose spread makes a group informative
+    _deciding_column: int | None = None  # column of the reward whose spread makes a group informative
     _rewards: torch.Tensor | None = None  # (rows of all processes, reward functions), of the latest batch
 
     def _generate_and_score_completions(self, inputs):
@@ -197,13 +189,13 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
             self._warn_once(
                 "infinite reward",
                 f"Step {self.state.global_step}: an infinite reward of {names}. Its group has no finite advantage and "
-                "is not trained on, here and wherever this happens again. Return a large finite number, or None for "
+                "is not trained on; neither is any later one of this kind. Return a large finite number, or None for "
                 "a completion that cannot be scored.",
             )
 
     @contextmanager
     def _keeping_rewards(self):
-        """Collects what TRL gets from `_calculate_rewards`, after any subclass has had its say."""
+        """Collects the result of `_calculate_rewards`, including the override of a subclass."""
         kept, calculate = [], self._calculate_rewards
 
         def keep(*args):
@@ -226,7 +218,7 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
         prompt_ids, completion_ids, tool_mask, completions, logprobs = (
             [row[key] for row in rows] for key in _GENERATED
         )
-        # What a rollout function has added is in the rows' examples since their round.
+        # The rows' examples hold what a rollout function added in their round.
         return (
             prompt_ids,
             completion_ids,
@@ -248,7 +240,7 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
     def _generate_informative_groups(self, inputs):
         num_ranks, size = self.accelerator.num_processes, self.num_generations
         wanted = len(inputs) * num_ranks // size
-        # Whole groups on a rank where the batch itself has them: rollout functions may rely on it.
+        # A group stays on one rank if it does so in the batch: rollout functions may rely on it.
         multiple = num_ranks if len(inputs) % size == 0 else num_ranks // gcd(num_ranks, size)
         lengths = {name: [] for name in LENGTH_METRICS}
         rounds, rewards, informative = [], [], []
@@ -259,7 +251,7 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
             for name, values in lengths.items():
                 values.append(self._metrics["train"][name].pop())
             total = weighted_sum(round_rewards, self.reward_weights)
-            # An advantage is what a group is kept for, whichever reward decides.
+            # A group is kept for its advantage, whichever reward decides.
             empty = rows_without_signal(total, size, scale=self.scale_rewards == "group")
             if self._deciding_column is not None:
                 empty |= rows_without_spread(round_rewards[:, self._deciding_column], size)
@@ -282,16 +274,16 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
         if not (final.rows_given and final.rewards_given):
             raise NotImplementedError(
                 f"{type(self).__name__} overrides _generate or _calculate_rewards without calling super(): dynamic "
-                "sampling would train on completions that it has not looked at. Pass a rollout_func or reward "
+                "sampling would train on completions that it has not checked. Pass a rollout_func or reward "
                 "functions instead, or set dynamic_sampling=False."
             )
-        # TRL has just described the final batch; these names describe everything that was generated.
+        # TRL has just logged the final batch; these metrics are over everything that was generated.
         for name, value in reward_metrics(rewards, self.reward_weights, self.reward_func_names, size).items():
             self._metrics["train"][name][-1] = value
         return output
 
     def _generate_round(self, inputs):
-        """Rows of this rank, ready to be sent to another, and the rewards of all ranks."""
+        """Generate one round: rows of this rank, ready to be sent to another, and the rewards of all ranks."""
         prompts = [example["prompt"] for example in inputs]
         prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, _, _ = super()._generate(prompts)
         for name, values in extra_fields.items():  # as TRL hands them to the reward functions
@@ -324,7 +316,7 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
         self._refills.drawn += num_groups
         num_rows = num_groups * size // self.accelerator.num_processes
         first = self.accelerator.process_index * num_rows
-        # One dictionary per row: what a rollout function adds to one must not reach the others.
+        # One dictionary per row, so that what a rollout function adds to one does not reach the others.
         return [dict(dataset[prompts[row // size]]) for row in range(first, first + num_rows)]
 
     @property
@@ -375,9 +367,9 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
                 "topped up",
                 f"dynamic_sampling: step {self.state.global_step} found {found} informative groups of {wanted} in "
                 f"{rounds} rounds ({len(informative)} groups). The batch is topped up with groups that have no "
-                "advantage, here and wherever this happens again; dynamic_sampling/informative_group_fraction shows "
-                "how rare the others are. Raise dynamic_sampling_max_rounds, or take prompts that the model solves "
-                "sometimes, but not always.",
+                "advantage, and so are later ones that fall short; dynamic_sampling/informative_group_fraction shows "
+                "how rare informative groups are. Raise dynamic_sampling_max_rounds, or take prompts that the model "
+                "solves sometimes, but not always.",
             )
 
 
@@ -387,7 +379,7 @@ _GENERATED = ("prompt_ids", "completion_ids", "tool_mask", "completion", "logpro
 
 def check_dynamic_sampling(args, train_dataset, processing_class, tools, environment_factory) -> None:
     """
-    Refuse what dynamic sampling cannot work with, before a model is loaded.
+    Refuse data and settings that dynamic sampling does not support, before a model is loaded.
 
     Raises:
         `ValueError`: for a data set without random access.

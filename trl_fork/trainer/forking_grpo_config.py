@@ -15,14 +15,14 @@ from ..data.yaml_values import json_object
 # tokens of each sequence (grpo, sapo), by a constant (dr_grpo) or by sequences (luspo).
 TOKEN_COUNT_LOSSES = ("bnpo", "cispo", "dapo", "vespo")
 LOSS_DENOMINATORS = ("selected", "all")
-EXAMPLE = '{"top_fraction": {"fraction": 0.2}}'  # of `token_credit` on a command line
-SCALES = ("group", "batch", "none")  # TRL's, of rewards
+EXAMPLE = '{"top_fraction": {"fraction": 0.2}}'  # a value of `token_credit` on a command line
+SCALES = ("group", "batch", "none")  # TRL's values of `scale_rewards`
 
 
 @dataclass
 class ForkingGRPOConfig(GRPOConfig):
     r"""
-    Configuration of [`ForkingGRPOTrainer`]: all of [`~trl.GRPOConfig`], and which tokens the policy gradient sees.
+    Configuration of [`ForkingGRPOTrainer`]: all of [`~trl.GRPOConfig`], and the tokens of the policy gradient.
 
     Source of the method: "Beyond the 80/20 Rule" (https://huggingface.co/papers/2506.01939), section 5.
 
@@ -37,8 +37,8 @@ class ForkingGRPOConfig(GRPOConfig):
             `"high_entropy"`: train on the forking set. `"low_entropy"`: on its complement (the paper's bottom 80 %).
             `"random"`: on as many tokens drawn uniformly, the control arm.
         token_credit (`str` or `dict`, *optional*):
-            Which tokens, with what weight, and when, by credit rules in the place of `top_entropy_quantile` and
-            `token_selection`: the name of a preset such as `"temporal_forking"`, a chain of rules such as
+            Credit rules, which say what weight each token has and when. They replace `top_entropy_quantile` and
+            `token_selection`. The value is the name of a preset such as `"temporal_forking"`, a chain of rules such as
             `{"top_fraction": {"fraction": 0.2, "score": "position"}}` (JSON on a command line), or the dotted path of
             a rule of yours. See [`~credit.build_credit`].
         entropy_threshold_scope (`str`, *optional*, defaults to `"batch"`):
@@ -48,8 +48,8 @@ class ForkingGRPOConfig(GRPOConfig):
             released code). `"sequence"`: each completion by itself, by the entropies of the policy that starts the
             generation batch.
         loss_denominator (`str`, *optional*, defaults to `"selected"`):
-            What the policy loss is divided by: the number of `"selected"` tokens (the paper's v2, Eq. 6, and its code)
-            or of `"all"` valid tokens (v1, and TRL), which is about `1 / rho` times more. `"selected"` is defined for
+            Divisor of the policy loss: the number of `"selected"` tokens (the paper's v2, Eq. 6, and its code) or of
+            `"all"` valid tokens (v1, and TRL), about `1 / rho` times as many. `"selected"` is defined for
             the losses that count tokens: `"dapo"`, `"bnpo"`, `"cispo"` and `"vespo"`.
         epsilon_high (`float`, *optional*, defaults to `0.28`):
             Upper clipping bound (DAPO's clip-higher, as in the paper's section 5.2). `None` uses `epsilon`.
@@ -58,17 +58,17 @@ class ForkingGRPOConfig(GRPOConfig):
 
         skip_inert_compute (`bool`, *optional*, defaults to `True`):
             Leave out work whose gradient is exactly zero: padding beyond a micro-batch's own longest row,
-            completions without gradient, the LM head of tokens outside the selection; and give the completions of a
-            group with one reward an advantage of exactly 0, where TRL's rounding leaves about 6e-4. Each saving
-            switches itself off where it would not be exact, and logs why, see [`~trainer.savings.plan_savings`].
+            completions without gradient, the LM head of tokens outside the selection. The completions of a group with
+            one reward get an advantage of exactly 0, where TRL's rounding leaves about 6e-4. A saving that would not
+            be exact is off, and the log says why, see [`~trainer.savings.plan_savings`].
         dynamic_sampling (`bool`, *optional*, defaults to `False`):
             DAPO's dynamic sampling: groups without an advantage are dropped, and fresh prompts generated until the
             batch is full of groups that carry a signal. The batch keeps its shape and the run its number of steps.
         dynamic_sampling_max_rounds (`int`, *optional*, defaults to `10`):
-            Generation rounds per batch, the first one included, before it is topped up with what there is.
+            Generation rounds per batch, the first one included, before it is topped up with other groups.
         dynamic_sampling_reward (`str`, *optional*):
             Name of the reward function whose spread makes a group informative; the weighted sum if not set. The
-            paper's authors use accuracy, so that a penalty on length does not make one of an unsolved problem.
+            paper's authors use accuracy, so that a length penalty does not make an unsolved problem informative.
 
     Raises:
         `ValueError`: for a value out of range, or a combination that cannot be right.
@@ -129,7 +129,7 @@ class ForkingGRPOConfig(GRPOConfig):
     )
     dynamic_sampling_max_rounds: int = field(
         default=10,
-        metadata={"help": "Generation rounds per batch before it is topped up with what there is."},
+        metadata={"help": "Generation rounds per batch before it is topped up with other groups."},
     )
     dynamic_sampling_reward: str | None = field(
         default=None,
@@ -183,7 +183,7 @@ class ForkingGRPOConfig(GRPOConfig):
             )
         self._check_precision()
         super().__post_init__()
-        if self.scale_rewards not in SCALES:  # to TRL after the first generation
+        if self.scale_rewards not in SCALES:  # TRL checks this only after the first generation
             raise ValueError(
                 f"scale_rewards must be one of {list(SCALES)}, or True ('group') or False ('none'), got "
                 f"{self.scale_rewards!r}."
@@ -195,7 +195,7 @@ class ForkingGRPOConfig(GRPOConfig):
         return {name: None if name.endswith("_token") else value for name, value in self.__dict__.items()}
 
     def __deepcopy__(self, memo):
-        # Which would go through `__getstate__`, and a copy within the process is to keep its token.
+        # The default would go through `__getstate__`; a copy within the process keeps its token.
         memo[id(self)] = copied = object.__new__(type(self))
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied
@@ -231,7 +231,7 @@ class ForkingGRPOConfig(GRPOConfig):
 
     def check_credit(self, chain: Chain | None) -> None:
         """
-        Refuse credit rules that the other settings cannot go with.
+        Refuse credit rules that do not go with the other settings.
 
         Args:
             chain ([`~credit.Chain`], *optional*): The rules; `None` where every token has weight 1.
@@ -247,7 +247,7 @@ class ForkingGRPOConfig(GRPOConfig):
                 f"by a number of tokens of the batch. Set loss_denominator='all' (TRL's own denominator), or one of "
                 f"the losses that count tokens: {list(TOKEN_COUNT_LOSSES)}."
             )
-        # `epsilon_high=None` without a selection is plain GRPOTrainer, whose own business this is.
+        # `epsilon_high=None` without a selection is plain GRPOTrainer, which is left alone.
         if self.loss_type == "cispo" and (self.epsilon_high is not None or chain is not None):
             bound = self.epsilon if self.epsilon_high is None else self.epsilon_high
             if bound < 1:
@@ -280,7 +280,7 @@ class ForkingGRPOConfig(GRPOConfig):
                 )
 
     def _check_precision(self):
-        # As transformers, whose message names neither the option nor that bf16 is TRL's default
+        # transformers checks this too, but its message names neither the option nor TRL's default of bf16.
         bf16 = self.bf16 if self.bf16 is not None else not self.fp16
         if bf16 and not (self.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()):
             raise ValueError(

@@ -64,26 +64,26 @@ class ForkingGRPOTrainer(
     GRPOTrainer,
 ):
     """
-    [`~trl.GRPOTrainer`] whose policy gradient sees the tokens that matter: by default the forking tokens only.
+    [`~trl.GRPOTrainer`] with the policy gradient on the tokens that matter, by default the forking tokens only.
 
     The loss is TRL's own, for any `loss_type`. Its policy term is multiplied by weights: zero at tokens that are not
     selected, `N / K` at the `K` of `N` valid tokens that are, so that TRL's division by `N` becomes one by `K` (paper
-    section 5.1, Eq. 6 of v2). The KL term, the entropy bonus and the auxiliary loss keep TRL's scale. Which tokens are
-    selected, with what weight and over which pool, is set by [`ForkingGRPOConfig`].
+    section 5.1, Eq. 6 of v2). The KL term, the entropy bonus and the auxiliary loss keep TRL's scale.
+    [`ForkingGRPOConfig`] sets which tokens are selected, with what weight and over which pool.
 
     With `top_entropy_quantile=1.0`, `epsilon_high=None` and `skip_inert_compute=False` this is `GRPOTrainer`, bit for
     bit.
 
-    Takes every argument of [`~trl.GRPOTrainer`], in its order. Differences:
+    It takes every argument of [`~trl.GRPOTrainer`], in its order. Differences:
 
     Args:
         args ([`ForkingGRPOConfig`], *optional*):
             Configuration of this trainer. Defaults to the paper's selection.
         token_credit_func (`Callable`, *optional*):
-            A credit rule of yours: takes [`~credit.Signals`] and returns weights of at least 0, shape `(batch, seq)`,
-            see [`~credit.UserRule`]. It takes the place of what the configuration says.
+            A credit rule of yours: it takes [`~credit.Signals`] and returns weights of at least 0, shape
+            `(batch, seq)`, see [`~credit.UserRule`]. It replaces the rule of the configuration.
         rollout_func (`RolloutFunc`, *optional*):
-            As in TRL; rows and tokens that do not match are refused by name, see [`~trainer.checks.check_rollouts`].
+            TRL's argument. Rows and tokens that do not match are refused, see [`~trainer.checks.check_rollouts`].
 
     Raises:
         `TypeError`: if `args` is not a [`ForkingGRPOConfig`].
@@ -153,7 +153,7 @@ class ForkingGRPOTrainer(
             given.get("tools"),
             given.get("environment_factory"),
         )
-        if given.get("processing_class") is not None:  # before a large model is loaded
+        if given.get("processing_class") is not None:  # checked before a large model is loaded
             _check_processing_class(given["processing_class"], given.get("train_dataset"), chain)
         if chain is not None and args.importance_sampling_level == "sequence":
             logger.warning(
@@ -161,7 +161,7 @@ class ForkingGRPOTrainer(
                 "that the gradient reaches them all. The selection only weights each completion by its number of "
                 "selected tokens. Set importance_sampling_level='token' to train on the selected tokens alone."
             )
-        if isinstance(model, torch.nn.Module) and given.get("peft_config") is None:  # nothing will be added to it
+        if isinstance(model, torch.nn.Module) and given.get("peft_config") is None:  # no adapter will be added
             refuse_frozen_model(model)
         super().__init__(*call.args[1:], **call.kwargs)
         check_attributes(self)
@@ -221,8 +221,6 @@ class ForkingGRPOTrainer(
         self._health.look_at(loss)
         return loss
 
-    # ------------------------------------------------------------------ credit at generation time
-
     def _generate_and_score_completions(self, inputs):
         mode = "train" if self.model.training else "eval"
         credit = self.token_credit
@@ -263,13 +261,13 @@ class ForkingGRPOTrainer(
         self._record("train", credit.metrics(signals, weights))
         if scores is not None:
             self._record("train", credit.entropy_metrics(scores.entropies, mask, weights))
-            if self._savings.partial_forward:  # in place of the average over what the training pass sees
+            if self._savings.partial_forward:  # replaces the average over the tokens that the training pass scores
                 sums = self._ranks.sum(torch.stack([(scores.entropies * mask).sum(), mask.sum()]))
                 self._record("train", {"entropy": (sums[0] / sums[1].clamp(min=1)).item()})
         return weights
 
     def _signals(self, batch, mask) -> Signals:
-        """What is known of a batch without a pass over it."""
+        """Signals of a batch that need no pass of the model."""
         return Signals(
             mask,
             completion_ids=batch["completion_ids"],
@@ -302,7 +300,7 @@ class ForkingGRPOTrainer(
                 show(self, batch)
 
     def _report_kept_mass(self, mode, output):
-        """The mean probability mass that truncated sampling has kept: the engine's probabilities are divided by it."""
+        """Log the mean probability mass that truncated sampling kept; the engine's probabilities are divided by it."""
         if output.get("old_per_token_logps") is None:
             return
         share = (output["old_per_token_logps"] - output["sampling_per_token_logps"]).exp()
@@ -312,7 +310,7 @@ class ForkingGRPOTrainer(
             self._metrics[mode]["sampling/kept_mass"].append(total / count)
 
     def _next_generation(self, mode):
-        """Name of a generation batch: the same in a resumed run, where a count from the start would not be."""
+        """Name of a generation batch, the same in a resumed run; a count from the start would not be."""
         step, made = self._generation_index[mode]
         made = made + 1 if step == self.state.global_step else 0
         self._generation_index[mode] = (self.state.global_step, made)
@@ -330,7 +328,7 @@ class ForkingGRPOTrainer(
                 batch[_SCALE] = torch.tensor(scale, device=batch["completion_mask"].device)
                 batch[_PROGRESS] = progress
         if self._savings.padding and not self._checked_width:
-            # The batch is a checkpoint's, and nothing has been generated since.
+            # The batch is from a checkpoint, and nothing has been generated since.
             self._check_padding(*map(self._buffered_tokens, ("prompt", "completion")))
         if self._savings.padding and _ARRANGED not in inputs:
             steps = self.args.steps_per_generation
@@ -343,8 +341,6 @@ class ForkingGRPOTrainer(
             inputs = self._buffered_inputs[self._step % steps]
         return inputs
 
-    # ------------------------------------------------------------------ loss
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         # A new dictionary: TRL keeps the batch for further iterations over it.
         batch = {key: value for key, value in inputs.items() if key not in _ADDED}
@@ -354,7 +350,7 @@ class ForkingGRPOTrainer(
                 return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
             wanted = batch["completion_mask"]
             if self._savings.head_forward:
-                # Where nothing is scored the log-probability is 0; an old one of -100 would make a ratio of infinity,
+                # A token that is not scored has log-probability 0: an old one of -100 would make the ratio infinite,
                 # and infinity times a weight of 0 is NaN.
                 wanted = (inputs[_WEIGHTS] != 0) & ~without_advantage(inputs["advantages"]).unsqueeze(1)
                 if batch.get("old_per_token_logps") is not None:
@@ -372,7 +368,7 @@ class ForkingGRPOTrainer(
 
     @contextmanager
     def _metrics_of_this_pass(self):
-        """Metrics that are logged inside, apart from those logged before."""
+        """Separates the metrics that are logged inside from those logged before."""
         before = self._metrics["train"]
         self._metrics["train"] = defaultdict(list)
         try:
@@ -393,8 +389,8 @@ class ForkingGRPOTrainer(
                 TRL's quantile level, `1 - top_entropy_quantile`. Only TRL's own rule, outside a loss, reads it.
 
         Returns:
-            `torch.Tensor` of shape `(batch, seq)`: float weights inside [`compute_loss`]; outside of it, where there
-            is no batch to select from, TRL's boolean mask.
+            `torch.Tensor` of shape `(batch, seq)`: float weights inside [`compute_loss`]; TRL's boolean mask outside
+            it, where there is no batch to select from.
         """
         context = context_of(self)
         inputs = context.loss_inputs
@@ -415,7 +411,7 @@ class ForkingGRPOTrainer(
                 else:
                     weights = credit.batch_weights(signals)
                 self._record(mode, credit.metrics(signals, weights))
-        # Where no pass has scored the generation batch, these entropies are the first: if they are of all tokens.
+        # If no pass has scored the generation batch and these entropies cover all tokens, they are the first.
         if not known or not (credit.needs_scores or self._savings.partial_forward):
             self._record(mode, credit.entropy_metrics(entropies, mask, weights))
         return credit.loss_weights(weights, mask)

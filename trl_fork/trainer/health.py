@@ -1,4 +1,4 @@
-"""Whether a run is worth continuing: a loss that is no number, an entropy that has collapsed or exploded."""
+"""Warnings of a run that is not worth continuing: the loss is NaN, or the entropy has collapsed or exploded."""
 
 import math
 
@@ -8,11 +8,11 @@ from transformers import TrainerCallback
 from .._logging import logger
 
 
-# Fraction of the mean entropy at the first log. Where entropy is not looked after, 73 % of it buys 76 % of all the
-# gain there will be ("The Entropy Mechanism", arXiv 2505.22617): with 95 % gone, next to nothing is left to buy with.
+# Fraction of the mean entropy at the first log. Without entropy control, a run that has used 73 % of its entropy has
+# 76 % of its final gain ("The Entropy Mechanism", arXiv 2505.22617): with 95 % gone, little further gain is left.
 COLLAPSE = 0.05
-# Times the mean entropy at the first log, and nats. At 2 nats the average token is three times as uncertain as the
-# paper's threshold for a forking one (0.672, section 3); what STAPO (arXiv 2602.15620) saw then is repetitive text.
+# A multiple of the mean entropy at the first log, and nats. At 2 nats the average token has three times the entropy of
+# the paper's forking threshold (0.672, section 3); STAPO (arXiv 2602.15620) saw repetitive text at that level.
 EXPLOSION = (4.0, 2.0)
 
 
@@ -24,7 +24,7 @@ class HealthCallback(TrainerCallback):
         self._warned_of: set[str] = set()
 
     def look_at(self, loss: torch.Tensor) -> None:
-        """To be called with every loss: the logged one has been through `logging_nan_inf_filter`."""
+        """Check a loss. Call it with every loss, as the logged one has been through `logging_nan_inf_filter`."""
         self._loss_is_finite = torch.isfinite(loss.detach()) & self._loss_is_finite.to(loss.device)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -47,8 +47,8 @@ class HealthCallback(TrainerCallback):
             self._warn_once(
                 "entropy",
                 f"Step {state.global_step}: the entropy of the policy has collapsed, from {first:.3f} nats at the "
-                f"first log to {entropy:.3f}. It samples nearly the same completions again and again, and has little "
-                "left to learn from. Resume from an earlier checkpoint with a higher epsilon_high or temperature or a "
+                f"first log to {entropy:.3f}. It samples nearly the same completions again and again, and learns "
+                "little from them. Resume from an earlier checkpoint with a higher epsilon_high or temperature or a "
                 "lower learning_rate, or with a few more prompts that it solves sometimes.",
             )
         elif entropy > max(EXPLOSION[0] * first, EXPLOSION[1]):

@@ -1,10 +1,10 @@
 """
-The LM head on the rows that matter.
+The LM head, computed for the rows that matter only.
 
 TRL's fused head projects every completion token to the vocabulary, in the forward pass and again in the backward pass.
-A token outside the selection is multiplied by zero afterwards, so that the gradient of its row is exactly zero: the
-backward need not visit it, and where the selection is known beforehand, the forward need not either. The kernels, on
-Triton and on other devices, are TRL's own; they are given fewer rows.
+A token outside the selection is multiplied by zero afterwards, so the gradient of its row is exactly zero: the
+backward can skip it, and so can the forward if the selection is known beforehand. The kernels, on Triton and on other
+devices, are TRL's own; they get fewer rows.
 """
 
 from contextlib import contextmanager
@@ -16,20 +16,20 @@ import torch
 from ._trl import ChunkedLogProbFunction, fused_head_function
 
 
-# What TRL's backward reads from its context beside the saved tensors.
+# Attributes of its context that TRL's backward reads beside the saved tensors.
 _CONTEXT = ("compute_dtype", "chunk_size", "kernel_args", "needs_input_grad")
 
-rows_projected = {"forward": 0, "backward": 0}  # in all calls so far: the proof that the sparse path ran
+rows_projected = {"forward": 0, "backward": 0}  # rows in all calls so far, by which tests see that the sparse path ran
 
 
 class RowSparseLogProbFunction(ChunkedLogProbFunction):
     """
     `ChunkedLogProbFunction` whose backward visits only rows with a nonzero upstream gradient.
 
-    Equal, in value and gradient, to the function it derives from. A row's contribution to every gradient is linear in
+    It equals the function it derives from, in value and gradient. A row's contribution to every gradient is linear in
     the upstream gradients of its log-probability and of its entropy; where both are zero, the row adds nothing to the
-    gradients of weight and bias, and its own is zero. The backward is TRL's, called with the other rows. It gathers a
-    partitioned head once, also when no row is left, so that ZeRO-3's ranks stay in step.
+    gradients of weight and bias, and its own is zero. The backward is TRL's, called with the other rows. It gathers
+    a partitioned head once, even if no row is left, so that ZeRO-3's ranks stay in step.
     """
 
     @staticmethod
@@ -43,7 +43,7 @@ class RowSparseLogProbFunction(ChunkedLogProbFunction):
         has_gradient = torch.zeros_like(log_z, dtype=torch.bool)
         for gradient in (grad_logprobs, grad_entropy):
             if gradient is not None:
-                has_gradient |= gradient != 0  # NaN is not 0: it has to reach the optimizer and be seen
+                has_gradient |= gradient != 0  # NaN is not 0, so it reaches the optimizer and is noticed
         rows = has_gradient.nonzero().squeeze(1)
         rows_projected["backward"] += len(rows)
         fewer = SimpleNamespace(**{name: getattr(ctx, name) for name in _CONTEXT})
@@ -65,10 +65,10 @@ _tokens: ContextVar[tuple[torch.Tensor, torch.Tensor] | None] = ContextVar("toke
 
 class RowSparseHead:
     """
-    Stands in for `ChunkedLogProbFunction` where TRL's fused head calls it.
+    Replacement of `ChunkedLogProbFunction` where TRL's fused head calls it.
 
-    One object for good, and hidden from the compiler: `torch.compile` guards on the identity of what it finds in a
-    module and on the numbers that it reads there, and would otherwise compile the model anew for each batch.
+    It is one object for the whole process and hidden from the compiler: `torch.compile` guards on the identity of the
+    objects in a module and on the numbers there, and would otherwise recompile the model for each batch.
     """
 
     @staticmethod
@@ -104,16 +104,16 @@ def row_sparse_head(wanted: torch.Tensor | None = None, completion_mask: torch.T
 @contextmanager
 def wanted_tokens_moved(move, width: int):
     """
-    Let [`row_sparse_head`] look for its tokens where `move` has put them.
+    Make [`row_sparse_head`] find its tokens after `move` has moved them.
 
     Args:
-        move (`Callable`): Takes a tensor of shape `(batch, width)` to one of shape `(batch, columns)`.
+        move (`Callable`): Function from a tensor of shape `(batch, width)` to one of shape `(batch, columns)`.
         width (`int`): Columns of the batch before it was moved; completions are at their end.
     """
     tokens = _tokens.get()
     if tokens is not None:
 
-        def moved(mask):  # but for the first column, which nothing predicts
+        def moved(mask):  # without the first column, which nothing predicts
             return move(torch.nn.functional.pad(mask.bool(), (width - mask.shape[1], 0)))[:, 1:]
 
         tokens = (moved(tokens[0]), moved(tokens[1]))
@@ -132,7 +132,7 @@ def _set(tokens):
 
 def _rows_of(wanted, completion_mask, num_rows: int) -> torch.Tensor | None:
     """
-    Where the wanted tokens are among the rows TRL projects, `None` if that is not known.
+    Numbers of the wanted tokens among the rows that TRL projects; `None` if they are not known.
 
     On Triton devices these rows are the valid completion tokens; elsewhere all positions that predict a token.
     """
@@ -141,6 +141,6 @@ def _rows_of(wanted, completion_mask, num_rows: int) -> torch.Tensor | None:
     if num_rows == int(completion_mask.sum()):
         return wanted[completion_mask].nonzero().squeeze(1)
     per_row, remainder = divmod(num_rows, batch)
-    if remainder or per_row < length:  # virtual tokens of prompt-learning adapters, or a TRL that counts otherwise
+    if remainder or per_row < length:  # virtual tokens of prompt-learning adapters, or another way of counting in TRL
         return None
     return torch.nn.functional.pad(wanted, (per_row - length, 0)).flatten().nonzero().squeeze(1)

@@ -1,4 +1,4 @@
-"""What the log says about a selection."""
+"""Metrics of a selection for the log."""
 
 import torch
 
@@ -10,7 +10,7 @@ from .batching import without_advantage
 
 def count_metrics(mask, weights, advantages, *, ranks: Ranks) -> dict[str, float]:
     """
-    How much was selected, over all ranks.
+    Amount of tokens selected, over all ranks.
 
     Args:
         mask, weights (`torch.Tensor` of shape `(batch, seq)`): Nonzero at valid tokens, and at those with credit.
@@ -34,20 +34,20 @@ def count_metrics(mask, weights, advantages, *, ranks: Ranks) -> dict[str, float
 
 def entropy_metrics(entropies, mask, weights, forking, pool: Pool, *, ranks: Ranks) -> dict[str, float]:
     """
-    What was selected, over all ranks, in nats.
+    Entropies of the tokens selected and not selected, over all ranks, in nats.
 
     Args:
         entropies (`torch.Tensor` of shape `(batch, seq)`): Token entropies.
         mask, weights (`torch.Tensor` of shape `(batch, seq)`): Nonzero at valid tokens, and at those with credit.
-        forking (`torch.BoolTensor` of shape `(batch, seq)`, *optional*): Tokens of highest entropy, where the credit
-            rule has looked for them.
-        pool ([`~credit.Pool`]): The pools in which it has.
+        forking (`torch.BoolTensor` of shape `(batch, seq)`, *optional*): Tokens of highest entropy, if the credit rule
+            selects by entropy.
+        pool ([`~credit.Pool`]): The pools of that selection.
         ranks ([`~ranks.Ranks`]): The processes that take part.
 
     Returns:
         `dict[str, float]`: `selected_entropy_mean` and `unselected_entropy_mean`; `entropy_p50`, `entropy_p80` and
-        `entropy_p95` over all valid tokens; `entropy_threshold`, the smallest entropy in the forking set (its mean
-        over pools, where there are several), where there is such a set. NaN where there is nothing to average.
+        `entropy_p95` over all valid tokens; and, if there is a forking set, `entropy_threshold`, its smallest
+        entropy (the mean over pools, if there are several). NaN where there is nothing to average.
     """
     mask, selected = mask.bool(), weights != 0
     entropies = entropies.float().masked_fill(~mask, 0.0)
@@ -119,7 +119,7 @@ LENGTH_METRICS = tuple(
 
 def combine_rounds(metrics: dict[str, list[float]], rows: list[int]) -> dict[str, float]:
     """
-    TRL's metrics of lengths for several rounds of generation, as one round would have had them.
+    TRL's metrics of lengths for several rounds of generation, combined as if they were one round.
 
     Args:
         metrics (`dict[str, list[float]]`): `LENGTH_METRICS`, one value per round.
@@ -131,7 +131,7 @@ def combine_rounds(metrics: dict[str, list[float]], rows: list[int]) -> dict[str
     for name, values in metrics.items():
         weights = terminated if "terminated" in name else rows
         weighted = [(value, weight) for value, weight in zip(values, weights, strict=True) if weight > 0]
-        if not weighted:  # nothing has terminated: TRL's value
+        if not weighted:  # no completion has terminated: TRL's value
             combined[name] = 0.0
         elif "/min_" in name:
             combined[name] = min(value for value, _ in weighted)
@@ -144,15 +144,15 @@ def combine_rounds(metrics: dict[str, list[float]], rows: list[int]) -> dict[str
 
 def partial_metrics(metrics: dict[str, list[float]], num_valid: int, num_seen: int) -> dict[str, list[float]]:
     """
-    What TRL has logged of a training pass that has seen `num_seen` of `num_valid` tokens, by names that say so.
+    Rename and rescale TRL's metrics of a training pass that scored `num_seen` of `num_valid` tokens.
 
-    Its `entropy` goes: that of the scoring pass has been logged. Its clip ratios become `forking/clip_ratio/*` and
-    `forking/cispo_clip_ratio`, over the tokens seen: where nothing was scored a ratio is 1 and not clipped, so that a
-    mean over all valid tokens becomes one over those seen by their counts. Their minima and maxima per completion go,
-    and so does `vespo/phi_seq_mean`, a mean over the completions that were not left out.
+    Its `entropy` is dropped, as that of the scoring pass has been logged. Its clip ratios become
+    `forking/clip_ratio/*` and `forking/cispo_clip_ratio`, over the tokens scored: the others have ratio 1 and are not
+    clipped, so the two counts turn a mean over all valid tokens into one over those scored. Their minima and maxima
+    per completion are dropped, and so is `vespo/phi_seq_mean`, a mean over the completions that were not left out.
 
     Args:
-        metrics (`dict[str, list[float]]`): What the pass has logged.
+        metrics (`dict[str, list[float]]`): Metrics of the pass.
         num_valid, num_seen (`int`): Tokens over all ranks.
     """
     renamed = {}

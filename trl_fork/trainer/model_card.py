@@ -1,4 +1,4 @@
-"""The model card of a run: what was trained, how, on what, and how well it did."""
+"""The model card of a run: the model, the method, the data and the results."""
 
 import json
 import textwrap
@@ -13,7 +13,7 @@ from ..data.prompt_file import find_prompt
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
-# The settings that say what was trained. All of them are in `training_args.bin`.
+# The settings on the card. `training_args.bin` has all of them.
 SETTINGS = (
     "entropy_threshold_scope",
     "loss_denominator",
@@ -82,8 +82,8 @@ def build_model_card(
     steps: int,
 ) -> ModelCard:
     """
-    The card of what stands in `args.output_dir`; `results.json`, `training.png` and the prompt of the training are
-    taken up where they exist.
+    Build the card of the model in `args.output_dir`. It includes `results.json`, `training.png` and the prompt of the
+    training if they exist.
 
     Args:
         args ([`ForkingGRPOConfig`]): Configuration of the run.
@@ -121,7 +121,7 @@ def build_model_card(
         datasets=datasets,
         is_adapter=is_adapter,
         example=repr(example),
-        # Of the configuration, not of the file: a run from Python has no file.
+        # The configuration's value is used, because a run from Python has no file.
         chat_template_kwargs=repr(kwargs) if kwargs else None,
         credit=None if credit is None else credit.in_words,
         columns=columns,
@@ -138,8 +138,8 @@ def build_model_card(
 
 
 def example_prompt(output_dir: Path, has_chat_template: bool) -> str | list[dict[str, str]]:
-    """What the card's snippet asks the model: as in its training, where that is known."""
-    found = find_prompt(output_dir) if output_dir.is_dir() else None  # what is no folder, the Hub would be asked for
+    """Prompt of the card's snippet: that of the training, if it is known."""
+    found = find_prompt(output_dir) if output_dir.is_dir() else None  # any other name would be looked up on the Hub
     prompt = found[0] if found else {}
     text = prompt.get("prompt_template") or prompt.get("instruction") or "{question} Please reason step by step."
     text = text.replace("{question}", "What is 12 * 34?")
@@ -151,7 +151,7 @@ def example_prompt(output_dir: Path, has_chat_template: bool) -> str | list[dict
 
 def read_results(path: Path) -> tuple[list[str], list[list[str]]]:
     """
-    Headings and rows for a table of what `trl-fork evaluate` wrote; nothing where it wrote nothing.
+    Headings and rows for a table of the results of `trl-fork evaluate`; empty if there are none.
 
     Accuracies are fractions in the file and percent in the table, as in the paper's Table 2.
     """

@@ -13,7 +13,7 @@ def explain_out_of_memory(trainer) -> Iterator[None]:
     """
     Within this context, an allocation that fails raises an error that names three settings.
 
-    PyTorch's own names the bytes. Which settings free them depends on what was going on.
+    PyTorch's own names the bytes. The settings that free them depend on the activity.
 
     Args:
         trainer ([`ForkingGRPOTrainer`]): The trainer whose settings are named.
@@ -45,10 +45,10 @@ def _description(trainer, error: RuntimeError) -> str:
 
 
 def _advice(trainer) -> dict[str, tuple[str, list[str]]]:
-    """By activity: what was going on, and settings of it with their values, the most useful one first."""
+    """By activity: its description, and its settings with their values, the most useful one first."""
     args = trainer.args
     size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    # There the gradient is of a micro-batch by itself.
+    # In these scopes the gradient depends on the micro-batch.
     of_micro_batches = is_at_loss_time(args.entropy_threshold_scope) or args.loss_type == "bnpo"
     shorter = f"max_completion_length ({args.max_completion_length}): memory grows with it"
     lighter = _lighter(trainer)

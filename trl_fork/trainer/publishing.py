@@ -1,8 +1,8 @@
 """
-Publishing that does not cost a run: a Hub that fails is reported, with what it holds and the command that finishes.
+Publishing that cannot lose a run: a failed upload is reported, with what the Hub holds and the command that finishes.
 
-A run of days ends with one HTTP request. In transformers its failure is an exception after the last step, and a failed
-upload of a checkpoint is not reported at all.
+A run of days ends with one HTTP request. In transformers, its failure raises an exception after the last step, and a
+failed upload of a checkpoint is not reported at all.
 """
 
 import shlex
@@ -32,7 +32,7 @@ class RepositoryNotCreatedError(ValueError):
 
 
 class PublishingMixin(TrainerMixin):
-    """What [`ForkingGRPOTrainer`] adds to `push_to_hub`: its own card, retries, and messages instead of errors."""
+    """Adds to `push_to_hub` a card of this package, retries, and messages instead of errors."""
 
     def init_hf_repo(  # type: ignore[override]  # older transformers have no `private`
         self, token: str | None = None, **options
@@ -42,7 +42,7 @@ class PublishingMixin(TrainerMixin):
 
         Args:
             token (`str`, *optional*): Token of the Hub.
-            options: As in [`~transformers.Trainer.init_hf_repo`]; `private` since transformers 5.23.
+            options: Options of [`~transformers.Trainer.init_hf_repo`]; `private` since transformers 5.23.
 
         Raises:
             [`RepositoryNotCreatedError`]: if the Hub refuses or cannot be reached, naming the settings to look at.
@@ -104,10 +104,10 @@ class PublishingMixin(TrainerMixin):
 
         Args:
             commit_message, blocking, token, revision, options:
-                As there; `private` since transformers 5.23. `hub_private_repo` of the configuration works with all.
+                Arguments of that method; `private` since transformers 5.23. `hub_private_repo` works with any.
 
         Returns:
-            What the Hub said; `None` on other processes, and where nothing or not everything could be published.
+            The Hub's answer; `None` on other processes, and if anything could not be published.
         """
         try:
             result = super().push_to_hub(
@@ -137,7 +137,7 @@ class PublishingMixin(TrainerMixin):
             "ignore_patterns": _IGNORED,
             "revision": revision if revision is not None else self.args.hub_revision,
         }
-        # Not the method above again: it saves the model, which takes all processes.
+        # The method above is not called again: it saves the model, which takes all processes.
         for wait in _RETRY_AFTER:
             if not _may_pass(failure):
                 break
@@ -162,7 +162,7 @@ class PublishingMixin(TrainerMixin):
 
 
 def describe_failure(error: Exception, *, repo_id, folder_path, commit_message, token, revision, **_) -> str:
-    """What was published and what was not, and the command that finishes."""
+    """A message that names the files published, those not published, and the command that finishes."""
     folder = Path(folder_path)
     files = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
     files = list(filter_repo_objects(files, ignore_patterns=_IGNORED))
@@ -175,7 +175,7 @@ def describe_failure(error: Exception, *, repo_id, folder_path, commit_message, 
         missing = [name for name in files if name not in published]
         status = f"Published: {', '.join(published) or 'nothing'}. Not published: {', '.join(missing) or 'nothing'}."
     except Exception as second_error:
-        status = f"What it holds could not be asked ({_describe(second_error)})."
+        status = f"Its files could not be listed ({_describe(second_error)})."
     excluded = " ".join(f"--exclude {shlex.quote(pattern)}" for pattern in _IGNORED)
     at_revision = f" --revision {revision}" if revision else ""
     return (

@@ -1,10 +1,10 @@
 """
-Rows that begin at the first column: a completion is scored as if it stood alone.
+Rows that begin at the first column, so that a completion is scored as if it were alone.
 
-TRL pads prompts on the left and counts positions from the first column, padding included. Rotary positions do not
-show it. Learned positions, attention that is scaled by the position and the virtual tokens of a prompt-learning
-adapter, which stand before the padding, do: there a row's log-probabilities depend on the longest prompt beside it.
-Padding on the right is behind everything that is read, so that no causal model sees it.
+TRL pads prompts on the left and counts positions from the first column, padding included. With rotary positions this
+changes nothing. With learned positions, attention that is scaled by the position, or a prompt-learning adapter, whose
+virtual tokens come before the padding, a row's log-probabilities depend on the longest prompt beside it. A causal
+model never reads padding on the right.
 """
 
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ class RightPadded:
 
     Args:
         model (`Callable`):
-            What TRL would call, wrapped or not.
+            The model that TRL would call, wrapped or not.
         cut (`bool`):
             Whether to leave out columns that are padding in every row.
     """
@@ -31,8 +31,8 @@ class RightPadded:
     def __call__(self, input_ids, attention_mask, labels, **settings):
         width = attention_mask.shape[1]
         columns = torch.arange(width, device=attention_mask.device)
-        first = attention_mask.bool().int().argmax(1, keepdim=True)  # of each row, its first token
-        # To a row's last token: what is masked in between keeps its place.
+        first = attention_mask.bool().int().argmax(1, keepdim=True)  # first token of each row
+        # Up to a row's last token: masked tokens in between keep their places.
         lengths = (attention_mask.bool() * (columns + 1 - first)).amax(1)
         num_columns = max(int(lengths.max()), 2) if self.cut else width
         source = ((columns + first) % width)[:, :num_columns]
@@ -44,7 +44,7 @@ class RightPadded:
             outputs = self.model(
                 input_ids=align(input_ids), attention_mask=align(attention_mask), labels=align(labels), **settings
             )
-        # Of the aligned tokens, all but the first have a prediction. Virtual tokens may stand before them.
+        # All aligned tokens but the first have a prediction. Virtual tokens may precede them.
         predictions = (columns - first - 1).clamp(0, num_columns - 2)
         valid = attention_mask.bool() & (columns > first)
 

@@ -1,8 +1,8 @@
 """
-Which work can be left out of a run without changing its gradient, and leaving it out.
+Work that can be left out of a run without changing its gradient.
 
 A token outside the selection, a completion without advantage and a padding position are multiplied by zero somewhere
-in TRL's loss. What is multiplied by zero need not be computed, where nothing else reads it.
+in TRL's loss. A value that is multiplied by zero and read nowhere else need not be computed.
 """
 
 from dataclasses import dataclass, field
@@ -15,17 +15,17 @@ from .batching import cut_padding, inert_rows, lengths, plan_window, take_rows
 from .token_credit import TokenCredit
 
 
-# A reason that need not be told: such a run trains on all tokens, and keeps TRL's metrics of all of them.
+# This reason is not logged: the run trains on all tokens and keeps TRL's metrics of all tokens.
 ALL_TOKENS = "all tokens are trained on, and TRL's metrics are of all of them"
 
-# Sums over tokens, divided by a count of the generation batch: the same however rows are spread over micro-batches
+# Sums over tokens, divided by a count of the generation batch, do not depend on how micro-batches are cut
 _BATCH_COUNT_LOSSES = ("cispo", "dapo", "vespo")
 
 
 @dataclass(frozen=True)
 class Savings:
     """
-    What is left out.
+    Savings that are on.
 
     Args:
         padding (`bool`): Padding beyond the longest row of a micro-batch, in every forward pass.
@@ -45,7 +45,7 @@ class Savings:
 
     @property
     def partial_forward(self) -> bool:
-        """Whether the training pass sees fewer tokens than are valid, so that its averages are over fewer."""
+        """Whether the training pass, and so its averages, covers fewer tokens than are valid."""
         return self.inert_rows or self.head_forward
 
 
@@ -58,7 +58,7 @@ def plan_savings(
     Args:
         args ([`ForkingGRPOConfig`]): The configuration.
         credit ([`~trainer.token_credit.TokenCredit`], *optional*): Credit of tokens; `None` where all have weight 1.
-        length_shows (`bool`): Whether a row is scored differently beside a longer one, see [`padding_effect`].
+        length_shows (`bool`): Whether a longer row in the batch changes a row's scores, see [`padding_effect`].
         image_inputs (`bool`): Whether batches hold tensors that are not one row per completion.
         auxiliary_loss (`bool`): Whether a mixture-of-experts loss is added, which every token reaches.
     """
@@ -80,7 +80,7 @@ def plan_savings(
         "padding",
         (image_inputs, "image inputs are not cut with their rows"),
         (args.pad_to_multiple_of is not None, "pad_to_multiple_of asks for padding"),
-        (length_shows, "what the model makes of a row depends on the padded length"),
+        (length_shows, "the model's scores of a row depend on the padded length"),
     )
     ordering = allowed(
         "ordering",
@@ -124,9 +124,9 @@ def plan_savings(
 
 def rescales_with_length(config) -> bool:
     """
-    Whether a model says that its rotary factors change with the length of the padded batch (LongRoPE, dynamic NTK).
+    Whether a model's rotary factors change with the length of the padded batch (LongRoPE, dynamic NTK).
 
-    They change at one length, which a run may reach late, and by less than 16 bits resolve.
+    They change at one length, which a run may reach late, and by less than 16 bits can show.
     """
     config = config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -136,7 +136,7 @@ def rescales_with_length(config) -> bool:
 
 def padding_effect(score, prompt: list[int], completion: list[int], width: int, pad_token_id: int, device) -> float:
     """
-    Score one row as it is and padded on the right: what padding does to it.
+    Effect of padding: the difference between a row's scores as it is and padded on the right.
 
     Args:
         score (`Callable`):
@@ -144,14 +144,14 @@ def padding_effect(score, prompt: list[int], completion: list[int], width: int, 
         prompt, completion (`list[int]`):
             Token ids of the row.
         width (`int`):
-            Columns to pad it to.
+            Number of columns after padding.
         pad_token_id (`int`):
-            What to pad with.
+            Token id of the padding.
         device (`torch.device`):
-            Where the batch lives.
+            Device of the batch.
 
     Returns:
-        `float`: mean absolute difference of the log-probabilities, in nats. Rounding, where there is no effect.
+        `float`: mean absolute difference of the log-probabilities, in nats; rounding alone if padding has no effect.
     """
     row = torch.tensor([prompt + completion], device=device)
     length = row.shape[1]
@@ -165,12 +165,12 @@ def padding_effect(score, prompt: list[int], completion: list[int], width: int, 
 
 def rounding(model: torch.nn.Module, *dtypes: torch.dtype) -> float:
     """
-    A difference of log-probabilities, in nats, that rounding explains: the square root of the coarsest precision.
+    Largest difference of log-probabilities, in nats, taken for rounding: the square root of the coarsest precision.
 
-    3e-4 in float32, where rounding makes 1e-6; 0.09 in bfloat16, where it makes 0.01.
+    This is 3e-4 in float32, where rounding makes 1e-6, and 0.09 in bfloat16, where it makes 0.01.
     """
     found = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    # Floats of 8 and 4 bits are weights that are stored so, and computed with in a longer format.
+    # Floats of 8 and 4 bits are formats of storage; the computation uses a longer one.
     return max(torch.finfo(dtype).eps for dtype in (*dtypes, *found) if dtype.itemsize > 1) ** 0.5
 
 
@@ -191,16 +191,16 @@ def arrange(
         window (`int`):
             Micro-batches of one optimizer step; rows stay in their window.
         savings ([`Savings`]):
-            What may be left out.
+            Savings that are on.
         weights_key (`str`):
             Key of the selection weights, if there are any.
         ranks ([`~ranks.Ranks`]):
-            All of them keep equally many rows of a window.
+            The processes, all of which keep the same number of rows of a window.
         layout (`dict[str, Padding]`, *optional*):
             Padding of the batches' tensors.
 
     Returns:
-        `list[dict]`: as many micro-batches.
+        `list[dict]`: the same number of micro-batches.
     """
     arranged = []
     for start in range(0, len(batches), window):
@@ -232,7 +232,7 @@ def score_by_length(score, input_ids, attention_mask, completion_length: int, ba
         completion_length (`int`):
             Positions at the end that are completion.
         batch_size (`int`):
-            Rows of a chunk. As many chunks on every rank as there would be without ordering.
+            Rows of a chunk. Every rank has as many chunks as it would have without ordering.
 
     Returns:
         `tuple`: log-probabilities and entropies of shape `(batch, completion_length)`, 0 at padding.

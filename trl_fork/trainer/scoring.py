@@ -1,4 +1,4 @@
-"""Every pass of the model over a batch: rows from their first token on, without padding and without dropout."""
+"""Passes of the model over a batch: rows from their first token on, without padding and without dropout."""
 
 from contextlib import nullcontext
 
@@ -14,11 +14,11 @@ from .savings import Savings, padding_effect, rounding, score_by_length
 
 
 class ScoringMixin(WithContext, TrainerMixin):
-    """What [`ForkingGRPOTrainer`] changes in TRL's passes: a row's numbers, whatever rows stand beside it."""
+    """Makes the scores of a row independent of the other rows of its batch."""
 
     _savings = Savings()
     _differs_from_trl = False
-    _checked_width = 0  # columns of the widest batch in which padding was seen to have no effect
+    _checked_width = 0  # columns of the widest batch for which padding was found to have no effect
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
@@ -43,7 +43,7 @@ class ScoringMixin(WithContext, TrainerMixin):
         return log_probs, entropies if compute_entropy else None, aux_loss
 
     def _score(self, model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs):
-        """TRL's pass without gradient; in chunks of similar length where padding can be cut."""
+        """TRL's pass without gradient, in chunks of similar length if padding can be cut."""
         model, score = self._right_padded(model, kwargs), super()._get_per_token_logps_and_entropies
         if not self._savings.padding or kwargs.get("compute_aux_loss"):
             return score(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs)
@@ -57,7 +57,7 @@ class ScoringMixin(WithContext, TrainerMixin):
         return *score_by_length(score_chunk, input_ids, attention_mask, logits_to_keep, batch_size), None
 
     def _right_padded(self, model, arguments):
-        """What TRL is to call in place of `model`. With images, whose tensors are placed by column, the model."""
+        """Replacement of `model` for TRL's calls; the model itself with images, whose tensors are placed by column."""
         images = any(value is not None for name, value in arguments.items() if name != "compute_aux_loss")
         if images or not self._differs_from_trl:
             return model
@@ -71,17 +71,17 @@ class ScoringMixin(WithContext, TrainerMixin):
 
     def _check_padding(self, prompt_ids, completion_ids):
         """
-        Ask the model itself whether padding changes what it makes of a row, whenever a batch is wider than all before.
+        Test whether padding changes the model's scores of a row, whenever a batch is wider than all before.
 
-        Half of the shortest row alone and at the full width, without gradient: two passes of one row, on all ranks
-        together. Half, because a batch may have no padding yet, as where every completion is cut off.
+        All ranks score half of the shortest row twice without gradient, alone and padded to the full width. Half of a
+        row always has padding, even in a batch in which every completion is cut off.
         """
         width = torch.tensor(max(map(len, prompt_ids)) + max(map(len, completion_ids)), device=self.accelerator.device)
         width = int(self._ranks.gather(width).max())
         if width <= self._checked_width:
             return
         self._checked_width = width
-        # Beyond its learned positions a model cannot be run at all; virtual tokens of an adapter take some of them.
+        # A model cannot run beyond its learned positions; the virtual tokens of an adapter take some of them.
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or width
         limit -= getattr(getattr(self.model, "active_peft_config", None), "num_virtual_tokens", None) or 0
         row = min((list(p) + list(c) for p, c in zip(prompt_ids, completion_ids, strict=True)), key=len)
@@ -108,7 +108,7 @@ class ScoringMixin(WithContext, TrainerMixin):
                 )
 
     def score(self, batch: GenerationBatch) -> PolicyScores:
-        """Score a batch with the policy as it is, without gradient. All processes must do so together."""
+        """Score a batch with the current policy, without gradient. All processes must call this together."""
         return self._starting_policy_scores(vars(batch))
 
     def _starting_policy_scores(self, output, reused=None) -> PolicyScores:
@@ -119,10 +119,10 @@ class ScoringMixin(WithContext, TrainerMixin):
             output (`dict`):
                 The rows of this process as TRL made them.
             reused (`list[PolicyScores]`, *optional*):
-                What TRL's own pass has left; without it the rows are scored, which all processes must do together.
+                Scores of TRL's own pass; without them the rows are scored, which all processes must do together.
         """
         input_ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
-        # Not whatever was scored first: a rollout function may score sequences of its own.
+        # The first scores may belong to another batch: a rollout function may score sequences of its own.
         if reused and torch.equal(reused[0].input_ids, input_ids):
             return reused[0]
         with torch.no_grad():
@@ -137,7 +137,7 @@ class ScoringMixin(WithContext, TrainerMixin):
         return PolicyScores(input_ids, log_probs, entropies)
 
     def _buffered_tokens(self, part):
-        """Token ids of the prompts or completions of the generation batch in hand, one list per row."""
+        """Token ids of the prompts or completions of the current generation batch, one list per row."""
         return [
             row[mask.bool()].tolist()
             for batch in self._buffered_inputs

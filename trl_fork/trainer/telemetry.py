@@ -1,4 +1,4 @@
-"""What a person watching a run wants to know: where the time goes, how long it will take, and whether to stop it."""
+"""Time of a run by activity, the time that remains, and one line per log."""
 
 import time
 from collections import defaultdict, deque
@@ -16,7 +16,7 @@ ACTIVITIES = ("generation", "waiting", "rewards", "scoring", "training")
 
 
 class Stopwatch:
-    """Seconds by activity. Of nested activities the inner one counts; `interrupted` is the one that an error ended."""
+    """Seconds by activity. Nested time counts for the inner activity; `interrupted` is the one that an error ended."""
 
     def __init__(self):
         self.seconds: dict[str, float] = defaultdict(float)
@@ -46,13 +46,13 @@ class Stopwatch:
 
 class TelemetryMixin(TrainerMixin):
     """
-    What [`ForkingGRPOTrainer`] logs of a run itself, in seconds per optimizer step since the last log:
+    Logs the time of a run, in seconds per optimizer step since the last log:
     `time/generation`, `time/waiting` (for the slowest process to finish generating), `time/rewards`, `time/scoring`
     (passes without gradient), `time/training` (forward and backward) and `time/other` (optimizer, checkpoints,
     evaluation); `tokens_per_second` (prompts and completions of all processes) and `time/remaining` (seconds for the
     rest), both over at least one generation batch.
 
-    These are the main process's.
+    The times are those of the main process.
     """
 
     @cached_property
@@ -81,8 +81,8 @@ class TelemetryMixin(TrainerMixin):
             self._stopwatch = stopwatch
 
     def _generate(self, prompts):
-        # What is not spent in the two methods that generate is waiting: TRL gathers lengths next. A barrier would
-        # name it better, and hang where processes generate a different number of times, as they do with tools.
+        # Time outside the two methods that generate is waiting, as TRL gathers lengths next. A barrier would measure
+        # it better, but hang if processes generate a different number of times, as they do with tools.
         with self._stopwatch.measure("waiting"):
             return super()._generate(prompts)
 
@@ -103,7 +103,7 @@ class TelemetryMixin(TrainerMixin):
             return super()._get_per_token_logps_and_entropies(*args, **kwargs)
         with self._stopwatch.measure("scoring"):
             output = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-            if self.accelerator.device.type == "cuda":  # else the time would show where the result is first read
+            if self.accelerator.device.type == "cuda":  # otherwise the time would count where the result is first read
                 torch.cuda.synchronize()
             return output
 
@@ -125,7 +125,7 @@ class TelemetryMixin(TrainerMixin):
         for activity in ACTIVITIES:
             metrics[f"time/{activity}"] = [measured[activity] / steps]
         metrics["time/other"] = [max(now[0] - before[0] - sum(measured.values()), 0.0) / steps]
-        # Between two generations nothing is generated: a rate over less than a generation batch says nothing.
+        # Nothing is generated between two generations, so a rate over less than a generation batch means nothing.
         period = self.args.steps_per_generation * self.num_iterations / self.args.gradient_accumulation_steps
         self._progress.append(now)
         while len(self._progress) > 2 and now[1] - self._progress[1][1] >= period:
@@ -137,7 +137,7 @@ class TelemetryMixin(TrainerMixin):
 
 class SummaryCallback(ProgressCallback):
     """
-    Progress bar with one line of the essentials per log, in place of the Trainer's dictionary of everything.
+    Progress bar with one line of the essentials per log, in place of the Trainer's whole dictionary.
 
     `trainer_state.json` and the trackers still get everything.
     """
@@ -150,7 +150,7 @@ class SummaryCallback(ProgressCallback):
 
 
 class LastLogCallback(TrainerCallback):
-    """Log the last step of a run too, where it is no multiple of `logging_steps`: a short run would show nothing."""
+    """Log the last step of a run too, if it is no multiple of `logging_steps`: a short run would log nothing."""
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.logging_strategy == IntervalStrategy.STEPS and state.global_step >= state.max_steps:
@@ -173,7 +173,7 @@ def summary_line(logs: dict, step: int, max_steps: int) -> str:
     The essentials of one log as a line of text; nothing for a log without any, such as the last one of a run.
 
     Args:
-        logs (`dict`): What the trainer has logged.
+        logs (`dict`): Log of the trainer.
         step, max_steps (`int`): Optimizer steps done, and those of the whole run.
     """
     if "eval_reward" in logs:

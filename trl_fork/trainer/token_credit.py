@@ -1,4 +1,4 @@
-"""The credit of tokens in a run: from the signals of a batch to the weights of its policy term, and to the log."""
+"""The credit of tokens in a run: weights of the policy term, and metrics, from the signals of a batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from ..ranks import Ranks
 from .metrics import count_metrics, entropy_metrics
 
 
-# Signals that a pass over the batch supplies.
+# Signals that take a scoring pass.
 _SCORES = frozenset({"entropies", "log_probs"})
 
 
@@ -31,13 +31,13 @@ class TokenCredit:
         self.chain, self.ranks = chain, ranks
         self.pool = pool_of(scope, ranks)
         self.denominator = denominator
-        # bnpo divides by the tokens of its own micro-batch, which the loss sees for itself.
+        # bnpo divides by the tokens of its own micro-batch, which are known at the loss.
         self._of_micro_batch = denominator == "selected" and loss_type == "bnpo"
         self._batch_denominator = "all" if self._of_micro_batch else denominator
 
     @property
     def at_loss_time(self) -> bool:
-        """Whether the pools are micro-batches, so that the weights are known at their loss only."""
+        """Whether the pools are micro-batches, whose weights are known only at their loss."""
         return self.pool.at_loss_time
 
     @property
@@ -46,7 +46,7 @@ class TokenCredit:
         return bool(self.chain.needs & _SCORES) and not self.at_loss_time
 
     def batch_weights(self, signals: Signals) -> torch.Tensor:
-        """Normalised weights of a batch that is a pool, or many, by itself; shape `(batch, seq)`."""
+        """Normalised weights of a batch that holds whole pools, shape `(batch, seq)`."""
         credit = self.chain.apply(signals, self.pool, self.ranks)
         return normalise(credit.weights, *totals(credit, signals.mask, self.ranks), self._batch_denominator)
 
@@ -62,7 +62,7 @@ class TokenCredit:
         return self.chain.apply(signals, self.pool, self.ranks).weights * scale
 
     def loss_weights(self, weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """What TRL's loss of a micro-batch is to multiply its policy term by."""
+        """Factors of the policy term in TRL's loss of a micro-batch, shape `(batch, seq)`."""
         return weights * (mask.sum() / weights.sum().clamp(min=1.0)) if self._of_micro_batch else weights
 
     def check(self, entropies: torch.Tensor, mask: torch.Tensor) -> None:
@@ -70,7 +70,7 @@ class TokenCredit:
         self.pool.check(entropies, mask, "entropies")
 
     def metrics(self, signals: Signals, weights: torch.Tensor) -> dict[str, float]:
-        """What the weights of a batch are, by the names of the log."""
+        """Metrics of the weights of a batch, by the names of the log."""
         found = count_metrics(signals.mask, weights, signals.advantages, ranks=self.ranks)
         metrics = {f"forking/{name}": value for name, value in found.items()}
         effect = credit_effect(weights, signals.mask, signals.required("advantages"), ranks=self.ranks)
@@ -91,7 +91,7 @@ class TokenCredit:
 
 @contextmanager
 def naming_the_step(step: int) -> Iterator[None]:
-    """Let a NaN say at which step it was met, and what to do."""
+    """Add the step and the remedy to the error of a NaN."""
     try:
         yield
     except NaNSignalError as error:
