@@ -1,5 +1,6 @@
 """From a configuration to a chain, and the messages for those that cannot be built."""
 
+import json
 import sys
 
 import pytest
@@ -138,7 +139,7 @@ def test_bad_specs(spec, message):
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"needs": {"entropy"}}, r"rule.needs names \['entropy'\], which are no signals. There are \['entropies'"),
+        ({"needs": {"entropy"}}, r"rule.needs names \['entropy'\], which are no signals. Did you mean 'entropies'"),
         ({"needs": "logits"}, "rule.needs names .'logits'."),
         ({"mass": "known"}, r"rule.mass must be one of \['from_masks', 'one_per_row', 'summed'\], got 'known'"),
         ({"pool": "all"}, "pool must be one of"),
@@ -157,6 +158,36 @@ def test_bad_attributes_of_a_rule(attributes, message):
 def test_an_error_inside_a_users_module_is_shown(tmp_path, monkeypatch):
     (tmp_path / "broken_rules.py").write_text("import a_package_that_is_missing\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_missing"):
+    with pytest.raises(ValueError, match="importing broken_rules failed: it imports 'a_package_that_is_missing'"):
         build_credit("broken_rules.Rule")
     assert "broken_rules" not in sys.modules
+
+
+class Plain:
+    """A rule that is no dataclass, with a parameter that JSON cannot hold."""
+
+    needs = {"log_probs", "advantages"}
+
+    def __init__(self, k=1, table=None):
+        self.k, self.table = k, table
+
+    def __call__(self, signals):
+        return -signals.log_probs * self.k
+
+
+def test_parameters_of_any_rule_are_compared():
+    """A resumed run with another parameter would otherwise train on the weights of the old one."""
+    first, second = (build_credit({f"{__name__}.Plain": {"k": k}}) for k in (2, 50))
+    assert first.describe() == [{f"{__name__}.Plain": {"k": 2}}] != second.describe()
+    assert first.needs == {"log_probs"}
+    odd = build_credit({f"{__name__}.Plain": {"table": {(1, 2): 3}}})
+    assert json.loads(json.dumps(odd.describe())) == [{f"{__name__}.Plain": {"table": "builtins.dict"}}]
+
+
+def test_presets_and_rules_are_told_apart():
+    with pytest.raises(ValueError, match=r"no preset 'top_fraction'\. It is a rule"):
+        build_credit("top_fraction")
+    with pytest.raises(ValueError, match=r"no rule 'forking'\. It is a preset"):
+        build_credit({"forking": {}})
+    with pytest.raises(ValueError, match=r"no preset '0\.5'"):
+        build_credit("0.5")

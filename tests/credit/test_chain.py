@@ -139,7 +139,7 @@ def test_pools_that_a_chain_cannot_have():
             soft.check_pool(name)
     build_credit("temporal_position").check_pool("batch")
     with pytest.raises(
-        ValueError, match=r"top_fraction takes the pool 'sequence', .* Set entropy_threshold_scope='seq"
+        ValueError, match=r"top_fraction takes the pool 'sequence', .* Set entropy_threshold_scope to 'batch' or 'seq"
     ):
         build_credit("temporal_position").check_pool("micro_batch")
     with pytest.raises(ValueError, match="top_fraction takes the pool 'local', which exists only at the loss"):
@@ -167,7 +167,7 @@ def test_signals_that_do_not_fit():
             "rule tests.credit.own_rules.negative gives 6 negative weights and 0 that are not finite to 6 tokens",
         ),
         (own_rules.infinite, "gives 0 negative weights and 6 that are not finite"),
-        (own_rules.one_number, r"tests.credit.own_rules.one_number failed: .*signals.mask, \(2, 4\), got \(\)"),
+        (own_rules.one_number, r"tests.credit.own_rules.one_number failed .*signals.mask, \(2, 4\), got \(\)"),
     ],
 )
 def test_weights_of_a_user_are_checked(function, message):
@@ -233,3 +233,45 @@ def test_denominators():
     assert torch.equal(normalise(torch.zeros(1, 3), 0.0, 3, "selected"), torch.zeros(1, 3))
     with pytest.raises(ValueError, match="loss_denominator must be 'selected' or 'all', got 'some'"):
         normalise(weights, 0.4, 3, "some")
+
+
+def skip_first(signals):
+    return (signals.places > 0).float()
+
+
+skip_first.mass, skip_first.needs = "from_masks", ()
+
+
+def test_totals_that_are_not_known_before_the_loss_are_refused():
+    """How many tokens a rule keeps is known from the masks; which ones, and so what the next rule finds, is not."""
+    behind_scores = build_credit({"top_fraction": {"fraction": 0.2}, f"{__name__}.skip_first": {}})
+    finer_pool = build_credit([{"top_fraction": {"fraction": 0.5}}, {"random": {"fraction": 0.5, "pool": "local"}}])
+    for chain, what in ((behind_scores, "a rule of your own"), (finer_pool, "several pools")):
+        with pytest.raises(ValueError, match=f"a chain with {what} cannot be used with entropy_threshold_scope"):
+            chain.check_pool("micro_batch")
+    behind_scores.check_pool("batch")
+    build_credit(skip_first).check_pool("micro_batch")
+    build_credit([{"top_fraction": {"fraction": 0.5}}, {"random": {"fraction": 0.5}}]).check_pool("micro_batch")
+
+
+def test_a_rule_that_fails_on_one_rank_ends_on_all_where_the_others_wait_in_its_pool():
+    def rule(signals, pool):
+        if signals.entropies.shape[0] == 1:
+            raise KeyError("answer")
+        return pool.top(signals.entropies, signals.mask, 0.5).float()
+
+    chain = build_credit(rule)
+    batches = [Signals(torch.ones(rows, 3), *[torch.rand(rows, 3)] * 3, torch.ones(rows, 3)) for rows in (2, 1)]
+    _, errors = on_ranks(lambda s, ranks: chain.apply(s, pool_of("batch", ranks), ranks), [(s,) for s in batches])
+    assert [type(error).__name__ for error in errors] == ["CreditRuleError", "CreditRuleError"]
+    assert "failed on another process" in str(errors[0]) and "KeyError: 'answer'" in str(errors[1])
+
+
+def test_undeclared_signals_are_hidden_from_the_trial_too():
+    def rule(signals):
+        return -signals.log_probs
+
+    rule.needs = {"entropies"}
+    signals = Signals(torch.ones(1, 2), torch.rand(1, 2), -torch.rand(1, 2))
+    with pytest.raises(ValueError, match=r"TypeError: .*log_probs.* were None, as its attribute needs does not name"):
+        build_credit(rule)(signals)

@@ -20,7 +20,9 @@ from tests.conftest import (
 )
 from tests.oracles import credit, log_probs_and_entropies, loss, priority
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
-from trl_fork.credit import RULES, NaNSignalError
+from trl_fork.credit import RULES, NaNSignalError, build_credit
+from trl_fork.ranks import Ranks
+from trl_fork.trainer.token_credit import TokenCredit
 
 
 CUTS = {"32x1": (32, 1), "8x4": (8, 4), "2x16": (2, 16)}
@@ -36,6 +38,19 @@ def ones(signals):
 
 
 ones.needs, ones.sparse = (), False
+
+
+def shaping(signals):
+    return 1 + signals.mask
+
+
+shaping.counted, shaping.needs = False, ()
+
+
+def nothing(signals):
+    return torch.zeros_like(signals.entropies)
+
+
 HERE = __name__
 # Configuration of a chain, and the same for the oracle.
 CHAINS = {
@@ -260,6 +275,9 @@ def test_a_schedule_is_a_function_of_the_step(tokenizer, tmp_path):
         ({"token_credit": {"top_fraction": {"fracton": 0.2}}}, r"no parameter 'fracton'.* Did you mean 'fraction'"),
         ({"token_credit": {"top_fraction": {"fraction": 1.2}}}, r"fraction must be in \(0, 1\], got 1.2"),
         ({"token_credit": '{"top_fraction": '}, r"token_credit: .*is no JSON"),
+        ({"token_credit": '{"random": {}, "random": {"fraction": 0.1}}'}, "the key 'random' stands twice"),
+        ({"token_credit": f"{HERE}.shaping", "loss_type": "bnpo"}, "loss_type='bnpo' does not go with"),
+        ({"token_credit": f"{HERE}.shaping", "entropy_coef": 0.1}, r"entropy_coef=0\.1 does not go with credit"),
         ({"token_credit": "random", "token_selection": "low_entropy"}, "leave these two out"),
         ({"token_credit": "random", "top_entropy_quantile": 0.3}, "leave these two out"),
         ({"token_credit": f"{HERE}.softened", "entropy_threshold_scope": "local"}, "cannot be used with entropy_thr"),
@@ -270,7 +288,7 @@ def test_a_schedule_is_a_function_of_the_step(tokenizer, tmp_path):
         ({"token_credit": f"{HERE}.softened", "loss_type": "grpo"}, "loss_denominator='selected' is not defined"),
         (
             {"token_credit": f"{HERE}.softened", "importance_sampling_level": "sequence"},
-            "importance_sampling_level='sequence' does not go with token_credit",
+            "importance_sampling_level='sequence' does not go with credit",
         ),
     ],
     ids=str,
@@ -318,3 +336,51 @@ def test_another_rule_does_not_train_on_the_weights_of_the_old_one(tokenizer, tm
             **settings | {"token_credit": "forking"},
         )  # fmt: skip
     assert 'by other settings (token_credit was [{"random"' in caplog.text
+
+
+def test_function_beside_flags_and_windows(tokenizer, tmp_path):
+    for settings, message in (
+        ({"top_entropy_quantile": 0.3}, "token_credit_func=.* leave these two out"),
+        (
+            {"top_entropy_quantile": 1.0, "steps_per_generation": 4, "gradient_accumulation_steps": 3},
+            r"\(4\) must be a",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(
+                build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, token_credit_func=softened,
+                per_device_train_batch_size=8, **settings,
+            )  # fmt: skip
+
+
+def test_no_weight_at_all_is_warned_of(tokenizer, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        train(build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, token_credit=f"{HERE}.nothing")
+    assert "Step 0: token_credit gives no token of the generation batch a weight" in caplog.text
+
+
+@pytest.mark.parametrize("factor", [0.01, 1.0, 50.0])
+def test_bnpo_divides_by_the_weights_whatever_their_size(factor):
+    chain = build_credit(softened)
+    credit = TokenCredit(chain, scope="batch", denominator="selected", loss_type="bnpo", ranks=Ranks())
+    mask = torch.ones(2, 4)
+    weights = torch.tensor([[0.1, 0.4, 0.0, 0.2], [0.3, 0.0, 0.5, 0.7]])
+    expected = weights * 8 / weights.sum()
+    assert torch.allclose(credit.loss_weights(weights * factor, mask), expected)
+    assert credit.loss_weights(torch.zeros(2, 4), mask).sum() == 0
+
+
+def test_a_trainer_without_credit_has_trls_mask(tokenizer, tmp_path):
+    """As where `top_entropy_quantile` was set on the trainer alone."""
+
+    class Late(SpyTrainer):
+        def train(self):
+            self.top_entropy_quantile = 0.5
+            return super().train()
+
+    trainer = train(
+        build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, Late, top_entropy_quantile=1.0,
+        skip_inert_compute=False,
+    )  # fmt: skip
+    assert trainer.weights[0].dtype == torch.bool and 0 < trainer.weights[0].sum() < trainer.weights[0].numel()

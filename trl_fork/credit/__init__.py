@@ -18,7 +18,7 @@ from .scores import SCORES
 from .selection import TOKEN_SELECTIONS, random_priorities, select_tokens
 from .signals import Signals
 from .top_fraction import TopFraction
-from .user_rules import UserRule
+from .user_rules import CreditRuleError, UserRule
 
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Chain",
     "Constant",
     "Credit",
+    "CreditRuleError",
     "NaNSignalError",
     "Pool",
     "Random",

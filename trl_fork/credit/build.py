@@ -1,6 +1,7 @@
 """From the configuration's `token_credit` to a chain of rules."""
 
 import inspect
+import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
@@ -12,6 +13,8 @@ from .random_fraction import Random
 from .top_fraction import TopFraction
 from .user_rules import UserRule, as_rule
 
+
+_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*\.\w+|\.\w+")
 
 RULES: dict[str, type] = {"top_fraction": TopFraction, "random": Random}
 
@@ -43,11 +46,16 @@ def build_credit(spec: str | dict | list | Callable) -> Chain:
     if isinstance(spec, Chain):
         return spec
     if isinstance(spec, str):
-        if "." in spec:
+        if _PATH.fullmatch(spec):
             return Chain((_user_rule(spec, {}),))
         if spec not in preset_names():
+            meant = (
+                f" It is a rule, and stands in a chain: {{{spec!r}: {{}}}}."
+                if spec in RULES
+                else _suggestion(spec, preset_names())
+            )
             raise ValueError(
-                f"token_credit: there is no preset {spec!r}.{_suggestion(spec, preset_names())} "
+                f"token_credit: there is no preset {spec!r}.{meant} "
                 f"Presets: {', '.join(preset_names())}. A chain is a dictionary such as "
                 "{'top_fraction': {'fraction': 0.5}}; a rule of your own is named by its dotted path, such as "
                 "my_package.MyRule."
@@ -61,8 +69,10 @@ def build_credit(spec: str | dict | list | Callable) -> Chain:
                 f"rules of {list(RULES)}, or leave it out to use top_entropy_quantile and token_selection."
             )
         return Chain(tuple(_rule(name, parameters) for link in links for name, parameters in link.items()))
+    if isinstance(spec, type):
+        return Chain((as_rule(_instance(spec, spec.__qualname__, {})),))
     if callable(spec):
-        return Chain((as_rule(spec() if isinstance(spec, type) else spec),))
+        return Chain((as_rule(spec),))
     raise ValueError(
         f"token_credit must be the name of a preset, a dictionary of rules or a dotted path, got {spec!r}. Presets: "
         f"{', '.join(preset_names())}."
@@ -79,8 +89,9 @@ def _rule(name: Any, parameters: Any):
     if isinstance(name, str) and "." in name:
         return _user_rule(name, parameters)
     if name not in RULES:
+        meant = " It is a preset, which stands alone." if name in preset_names() else _suggestion(name, RULES)
         raise ValueError(
-            f"token_credit: there is no rule {name!r}.{_suggestion(name, RULES)} Rules: {', '.join(RULES)}; a rule of "
+            f"token_credit: there is no rule {name!r}.{meant} Rules: {', '.join(RULES)}; a rule of "
             "your own is named by its dotted path, such as my_package.MyRule."
         )
     return _instance(RULES[name], name, parameters)
@@ -119,11 +130,17 @@ def _user_rule(path: str, parameters: dict) -> UserRule:
     except (ModuleNotFoundError, ValueError, TypeError) as error:  # the last two for an empty name, or a relative one
         missing = getattr(error, "name", None)
         if missing is not None and not f"{module_name}.".startswith(f"{missing}."):
-            raise  # the module exists, but a module that it imports does not
+            raise ValueError(
+                f"token_credit={path!r}: importing {module_name} failed: it imports {missing!r}, which is not there."
+            ) from error
         raise ValueError(
             f"token_credit={path!r}: there is no module {module_name!r}. Name a rule of yours as "
-            "module.function or package.module.Class, in a package that is installed or in a folder of PYTHONPATH; a "
-            "chain of a YAML file goes under token_credit in the file of the run."
+            "module.function or package.module.Class, in a package that is installed, in the working directory or in "
+            "a folder of PYTHONPATH; a chain of a YAML file goes under token_credit in the file of the run."
+        ) from error
+    except Exception as error:
+        raise ValueError(
+            f"token_credit={path!r}: importing {module_name} failed ({type(error).__name__}: {error})."
         ) from error
     if not hasattr(module, attribute):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
@@ -136,7 +153,7 @@ def _user_rule(path: str, parameters: dict) -> UserRule:
             f"token_credit: {path} takes no parameters, got {parameters}: it is a {type(rule).__name__}. Write a "
             "class whose instances are rules."
         )
-    return UserRule(rule, path)
+    return UserRule(rule, path, parameters)
 
 
 def _suggestion(name: Any, known) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..ranks import Ranks
-from .pools import Pool, is_at_loss_time, pool_of
+from .pools import POOLS, Pool, is_at_loss_time, pool_of
 from .rules import Rule
 from .schedules import Constant, Schedule
 from .signals import Signals
@@ -95,6 +95,11 @@ class Chain:
         return any(rule.sparse for rule in self.rules)
 
     @property
+    def selects(self) -> bool:
+        """Whether all weights are 0 or 1."""
+        return all(rule.selects for rule in self.rules)
+
+    @property
     def scheduled(self) -> bool:
         """Whether the weights depend on the progress of the training, so that `max_steps` has to be known."""
         return any(map(is_scheduled, self.rules))
@@ -132,7 +137,8 @@ class Chain:
                 raise ValueError(
                     f"token_credit: {rule.name} takes the pool {own!r}, which exists "
                     f"{'only at the loss' if is_at_loss_time(own) else 'before the first update'}, but "
-                    f"entropy_threshold_scope is {name!r}. Set entropy_threshold_scope={own!r}, or another pool."
+                    f"entropy_threshold_scope is {name!r}. Set entropy_threshold_scope to "
+                    f"{' or '.join(repr(other) for other in POOLS if is_at_loss_time(other) == is_at_loss_time(own))}."
                 )
             if at_loss_time and rule.mass != "from_masks":
                 raise ValueError(
@@ -140,6 +146,15 @@ class Chain:
                     "its weights depends on scores, and those of later micro-batches do not exist at the first "
                     "one's loss. Set entropy_threshold_scope to 'batch' or 'sequence'."
                 )
+
+        pools = {name if rule.pool is None else rule.pool for rule in self.rules}
+        if at_loss_time and len(self.rules) > 1 and (len(pools) > 1 or not all(rule.trusted for rule in self.rules)):
+            raise ValueError(
+                f"token_credit: a chain with {'several pools' if len(pools) > 1 else 'a rule of your own'} cannot be "
+                f"used with entropy_threshold_scope={name!r}: how much is left of each pool depends on scores, and "
+                "those of later micro-batches do not exist at the first one's loss. Set entropy_threshold_scope to "
+                "'batch' or 'sequence'."
+            )
 
     @property
     def in_words(self) -> str:

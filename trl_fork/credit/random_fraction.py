@@ -32,6 +32,7 @@ class Random:
     pool: str | None = None
 
     name: ClassVar[str] = "random"
+    selects: ClassVar[bool] = True
     mass: ClassVar[str] = "from_masks"
     counted: ClassVar[bool] = True
     trusted: ClassVar[bool] = True

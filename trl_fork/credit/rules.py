@@ -22,6 +22,7 @@ class Rule(Protocol):
         needs (`frozenset[str]`): Names of the signals that it reads, see [`Signals`]. `mask`, `places`, `advantages`
             and `progress` are always given.
         sparse (`bool`): Whether it gives weight 0 to some tokens of the mask.
+        selects (`bool`): Whether all of its weights are 0 or 1.
         mass (`str`): How the total weight is known. `"from_masks"`: it does not depend on scores.
             `"one_per_row"`: the weights of a row sum to the number of its tokens. `"summed"`: only by a sum.
         counted (`bool`): Whether the loss is divided by its weights; false if it reshapes advantages.
@@ -36,6 +37,8 @@ class Rule(Protocol):
     def needs(self) -> frozenset[str]: ...
     @property
     def sparse(self) -> bool: ...
+    @property
+    def selects(self) -> bool: ...
     @property
     def mass(self) -> str: ...
     @property

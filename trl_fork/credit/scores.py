@@ -49,7 +49,8 @@ def relative_surprisal(signals: Signals) -> torch.Tensor:
 
 def gradient_magnitude(signals: Signals) -> torch.Tensor:
     """`|advantage| * entropy` in nats (GMTS, arXiv 2608.30632, at the first update on a batch)."""
-    return signals.required("advantages").abs().unsqueeze(1) * signals.required("entropies")
+    size = signals.required("advantages").abs()
+    return (size if size.dim() == 2 else size.unsqueeze(1)) * signals.required("entropies")
 
 
 SCORES = {

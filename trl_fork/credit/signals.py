@@ -98,6 +98,11 @@ class Signals:
             raise ValueError(f"Signals.{name} is needed by the credit rule and has not been given: pass {name}=...")
         return value
 
+    def only(self, names: frozenset[str]) -> "Signals":
+        """The same without the signals that a rule does not name in its `needs`, as if it were alone in its chain."""
+        hidden: dict[str, Any] = dict.fromkeys(set(SIGNALS) - names)
+        return replace(self, **hidden)
+
     def narrowed(self, mask: torch.Tensor) -> "Signals":
         """The same signals for a rule that may weigh the tokens of `mask` only."""
         return replace(self, mask=mask, valid=self.mask if self.valid is None else self.valid)

@@ -38,6 +38,7 @@ class TopFraction:
     pool: str | None = None
 
     name: ClassVar[str] = "top_fraction"
+    selects: ClassVar[bool] = True
     mass: ClassVar[str] = "from_masks"
     counted: ClassVar[bool] = True
     trusted: ClassVar[bool] = True

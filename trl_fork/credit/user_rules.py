@@ -1,8 +1,10 @@
 """Functions and objects of a user as rules, and the checks on them."""
 
 import inspect
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -14,8 +16,16 @@ from .schedules import Constant, Schedule
 from .signals import SIGNALS, Signals
 
 
+# Fields of the signals that no pass has to be made for: a rule may name them in its needs, or not.
+_ALWAYS_THERE = frozenset({"mask", "advantages", "progress", "places", "tokenizer", "valid"})
+
+
 # Signals of a user's function without an attribute `needs`: everything that one scoring pass gives.
 DEFAULT_NEEDS = frozenset({"entropies", "log_probs", "completion_ids"})
+
+
+class CreditRuleError(ValueError):
+    """A user's rule has failed, or has given weights that cannot be trained with."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +39,15 @@ class UserRule:
             safe for any rule that reads no more than `DEFAULT_NEEDS`. A rule that reads the progress of
             the training has an attribute `scheduled = True`.
         name (`str`): Its name in messages and when settings are compared.
+        parameters (`dict[str, Any]`, *optional*): What it was built with, where a configuration names it.
     """
 
     function: Callable
     name: str
+    parameters: dict[str, Any] = field(default_factory=dict, compare=False)
 
     trusted = False
+    selects = False  # nothing is known of its weights
 
     def __post_init__(self):
         if not callable(self.function):
@@ -42,16 +55,20 @@ class UserRule:
         _takes_pool(self.function, self.name)
         unknown = sorted(self.needs - set(SIGNALS))
         if unknown:
-            raise ValueError(f"{self.name}.needs names {unknown}, which are no signals. There are {list(SIGNALS)}.")
+            near = [close for name in unknown for close in get_close_matches(name, SIGNALS, 1)]
+            raise ValueError(
+                f"token_credit: {self.name}.needs names {unknown}, which are no signals."
+                f"{f' Did you mean {near[0]!r}?' if near else ''} There are {list(SIGNALS)}."
+            )
         if self.mass not in MASSES:
-            raise ValueError(f"{self.name}.mass must be one of {list(MASSES)}, got {self.mass!r}.")
+            raise ValueError(f"token_credit: {self.name}.mass must be one of {list(MASSES)}, got {self.mass!r}.")
         if self.pool is not None:
             check_pool_name(self.pool)
 
     @property
     def needs(self) -> frozenset[str]:
         needs = getattr(self.function, "needs", DEFAULT_NEEDS)
-        return frozenset({needs} if isinstance(needs, str) else needs)
+        return frozenset({needs} if isinstance(needs, str) else needs) - _ALWAYS_THERE
 
     @property
     def sparse(self) -> bool:
@@ -90,14 +107,27 @@ def as_rule(rule: Any) -> Rule:
 
 
 def parameters_of(rule: Rule) -> dict[str, Any]:
-    """The parameters of a rule as a configuration writes them, in order; a user's rule has those of its dataclass."""
+    """
+    The parameters of a rule as a configuration writes them; those that JSON cannot hold by the name of their type.
+
+    A user's rule has those that it was built with, and the fields of a dataclass.
+    """
     inner = rule.function if isinstance(rule, UserRule) else rule
-    if not is_dataclass(inner):
-        return {}
-    values = {field.name: getattr(inner, field.name) for field in fields(inner)}
-    return {
-        name: value.describe() if isinstance(value, (Constant, Schedule)) else value for name, value in values.items()
-    }
+    values = {field.name: getattr(inner, field.name) for field in fields(inner)} if is_dataclass(inner) else {}
+    if isinstance(rule, UserRule):
+        values |= rule.parameters
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (Constant, Schedule)):
+        return value.describe()
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        named = value if hasattr(value, "__qualname__") else type(value)
+        return f"{named.__module__}.{named.__qualname__}"
+    return value
 
 
 def is_scheduled(rule: Rule) -> bool:
@@ -109,38 +139,81 @@ def is_scheduled(rule: Rule) -> bool:
     )
 
 
+class _AnotherRankHasFailedError(Exception):
+    """Ends a rule on this rank, where it would wait for one on which it has failed."""
+
+
+class _Agreement:
+    """Every rank says whether its rule has failed, before each collective of the rule and at its end."""
+
+    def __init__(self, ranks: Ranks, device: torch.device):
+        self.ranks, self.device = ranks, device
+
+    def any_has_failed(self, here: bool = False) -> bool:
+        return bool(self.ranks.sum(torch.tensor(int(here), device=self.device)))
+
+
+class _AgreedPool:
+    """A pool whose methods a user's rule calls: none begins while the rule has failed on another rank."""
+
+    def __init__(self, pool: Pool, agreement: _Agreement):
+        self._pool, self._agreement = pool, agreement
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._pool, name)
+        if not inspect.ismethod(value):
+            return value
+
+        def method(*arguments, **keywords):
+            if self._agreement.any_has_failed():
+                raise _AnotherRankHasFailedError
+            return value(*arguments, **keywords)
+
+        return method
+
+
 def checked_weights(rule: Rule, signals: Signals, pool: Pool, ranks: Ranks) -> torch.Tensor:
     """
     Weights of a user's rule, 0 outside of the mask.
 
     Raises:
-        `ValueError`: on every rank, if on any of them the rule fails, or a weight is negative or not finite.
+        [`CreditRuleError`]: on every rank, if on any of them the rule fails, or a weight is negative or not finite.
     """
     mask = signals.mask.bool()
+    agreement = _Agreement(ranks, mask.device)
     error, weights = None, torch.zeros(mask.shape, device=mask.device)
     try:
         with torch.no_grad():
-            result = rule(signals, pool)
+            agreed: Any = _AgreedPool(pool, agreement)
+            result = rule(signals.only(rule.needs), agreed)
         if not isinstance(result, torch.Tensor) or result.shape != mask.shape:
             shape = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
             raise ValueError(
                 f"it must return a tensor of the shape of signals.mask, {tuple(mask.shape)}, got {shape}."
             )
         weights = result.to(device=mask.device, dtype=torch.float32).masked_fill(~mask, 0.0)
-    except Exception as failure:  # the error is sent to the other ranks before it is raised, or they would hang
+    except _AnotherRankHasFailedError:
+        raise CreditRuleError(f"token_credit: rule {rule.name} failed on another process, see its error.") from None
+    except Exception as failure:  # the other ranks are told before it is raised
         error = failure
-    failed = torch.tensor(int(error is not None), device=mask.device)
-    counts = torch.stack([failed, (weights < 0).sum(), (~weights.isfinite()).sum(), mask.sum()])
-    num_failed, num_negative, num_infinite, num_tokens = ranks.sum(counts).tolist()
+    failed_elsewhere = agreement.any_has_failed(error is not None)
     if error is not None:
-        raise ValueError(f"token_credit: rule {rule.name} failed: {error}") from error
-    if num_failed:
-        raise ValueError(f"token_credit: rule {rule.name} failed on {num_failed} other processes, see their errors.")
+        hidden = sorted(set(SIGNALS) - rule.needs)
+        raise CreditRuleError(
+            f"token_credit: rule {rule.name} failed ({type(error).__name__}: {error}). It was called with "
+            f"{len(mask)} rows; {', '.join(hidden)} were None, as its attribute needs does not name them."
+        ) from error
+    if failed_elsewhere:
+        raise CreditRuleError(f"token_credit: rule {rule.name} failed on another process, see its error.")
+    counts = torch.stack([(weights < 0).sum(), (~weights.isfinite()).sum(), mask.sum()])
+    num_negative, num_infinite, num_tokens = ranks.sum(counts).tolist()
     if num_negative or num_infinite:
-        raise ValueError(
+        negative = "A negative one would train against the reward and clip the wrong side: clamp the weights at 0."
+        remedies = {negative: num_negative, "Look for a division by 0 or a logarithm of 0 in the rule.": num_infinite}
+        raise CreditRuleError(
             f"token_credit: rule {rule.name} gives {num_negative} negative weights and {num_infinite} that are not "
-            f"finite to {num_tokens} tokens. A weight multiplies the advantage and must be at least 0: a negative one "
-            "would train against the reward, and clip the wrong side. Clamp the weights at 0."
+            f"finite to {num_tokens} tokens. A weight multiplies the advantage and must be a number of at least 0. "
+            + " ".join(remedy for remedy, count in remedies.items() if count)
         )
     return weights
 

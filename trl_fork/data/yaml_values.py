@@ -63,12 +63,24 @@ def mapping(text: str) -> dict[str, Any] | None:
     return json_object(text, _MAPPING)
 
 
-def json_object(text: str, example: str) -> dict[str, Any]:
-    """A dictionary from the JSON of a command line. The error of argparse shows the example."""
+def json_value(text: str, example: str) -> Any:
+    """A value from the JSON of a command line. A key that stands twice is an error: one value would be lost."""
+
+    def once(pairs):
+        keys = [key for key, _ in pairs]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise ValueError(f"the key {twice.pop()!r} stands twice")
+        return dict(pairs)
+
     try:
-        value = json.loads(text)
+        return json.loads(text, object_pairs_hook=once)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no JSON ({error}); write such as {example!r}") from None
+
+
+def json_object(text: str, example: str) -> dict[str, Any]:
+    """A dictionary from the JSON of a command line. The error of argparse shows the example."""
+    value = json_value(text, example)
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, such as {example!r}")
     return value

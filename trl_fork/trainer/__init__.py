@@ -6,6 +6,7 @@ from .._lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "batch": ["GenerationBatch"],
         "callbacks": ["ForkReportCallback", "GenerationCallback"],
         "forking_grpo_config": ["ForkingGRPOConfig"],
         "forking_grpo_trainer": ["ForkingGRPOTrainer"],

@@ -44,6 +44,8 @@ LAST_TESTED_TRANSFORMERS = "5.23.0"
 # Methods that `ForkingGRPOTrainer` overrides or calls, with the leading parameters it relies on and no others: a
 # parameter that is only handed through (`private` of the Hub's methods) is missing from older transformers.
 HOOKS = {
+    "_get_output_dir": ("self", "trial"),
+    "_remove_unused_columns": ("self", "dataset", "description"),
     "_get_train_sampler": ("self", "dataset"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_prepare_inputs": ("self", "generation_batch"),

@@ -171,7 +171,7 @@ class ForkReportCallback(GenerationCallback):
             "Forking tokens of the batch": f"{sum(forks.forks):,} of {sum(forks.occurrences):,}",
             "Threshold of the batch": f"{forks.threshold:.3f} nats",
             "Trained on": "all tokens" if credit is None else credit.chain.in_words,
-            **({} if credit is None else {"Pool": credit.pool.name}),
+            **({} if credit is None else {"Pool": credit.pool_names}),
             "Most frequent forks": ", ".join(f"{row[0]!r} ({row[1]:,})" for row in forks.table[:8]),
         }
         try:

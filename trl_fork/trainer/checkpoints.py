@@ -116,9 +116,12 @@ class ResumableGenerationMixin(WithContext, TrainerMixin):
     def _generation_settings(self) -> dict:
         settings = {name: getattr(self.args, name) for name in _SETTINGS}
         chain = None if self.token_credit is None else self.token_credit.chain
+        settings["token_credit"] = chain and json.dumps(chain.describe())
         if chain is not None and chain.scheduled:  # the weights depend on the length of the run
-            settings["max_steps"] = self.args.max_steps
-        settings["token_credit"] = chain and json.dumps(chain.describe(), default=repr)
+            length = (
+                f"{self.args.max_steps} steps" if self.args.max_steps > 0 else f"{self.args.num_train_epochs} epochs"
+            )
+            settings["token_credit"] += f" over {length}"
         return {"processes": self.accelerator.num_processes, **settings}
 
     def _load_generation_state(self, checkpoint: str) -> None:

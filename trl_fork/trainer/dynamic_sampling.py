@@ -196,7 +196,7 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
     @contextmanager
     def _keeping_rewards(self):
         """Collects the result of `_calculate_rewards`, including the override of a subclass."""
-        kept, calculate = [], self._calculate_rewards
+        kept, calculate, own = [], self._calculate_rewards, vars(self).get("_calculate_rewards")
 
         def keep(*args):
             kept.append(calculate(*args))
@@ -207,6 +207,8 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
             yield kept
         finally:
             del self._calculate_rewards
+            if own is not None:  # somebody's patch of this object
+                self._calculate_rewards = own
 
     def _generate(self, prompts):
         final = context_of(self).final_batch

@@ -8,7 +8,7 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_availab
 from trl import GRPOConfig
 
 from ..credit import POOLS, TOKEN_SELECTIONS, Chain, Random, TopFraction, build_credit
-from ..data.yaml_values import json_object
+from ..data.yaml_values import json_value
 
 
 # Losses whose denominator counts tokens, so that it can count the selected ones instead. The others divide by the
@@ -152,9 +152,9 @@ class ForkingGRPOConfig(GRPOConfig):
         return Chain((TopFraction(self.top_entropy_quantile, complement=self.token_selection == "low_entropy"),))
 
     def __post_init__(self):
-        if isinstance(self.token_credit, str) and self.token_credit.lstrip().startswith("{"):
+        if isinstance(self.token_credit, str) and self.token_credit.lstrip()[:1] in ("{", "["):
             try:
-                self.token_credit = json_object(self.token_credit, EXAMPLE)
+                self.token_credit = json_value(self.token_credit, EXAMPLE)
             except ArgumentTypeError as error:
                 raise ValueError(f"token_credit: {error}.") from None
         if self.num_generations is None:  # TRL's type allows it, and its code divides by it
@@ -162,6 +162,8 @@ class ForkingGRPOConfig(GRPOConfig):
                 "num_generations must be a whole number of at least 2, got None: it is the size of a group. Leave it "
                 "out for its default, 8."
             )
+        if isinstance(self.token_credit, str) and self.token_credit.lower() in ("none", "null"):
+            self.token_credit = None
         self._check_selection()
         self.check_credit(self.credit)
         if self.dynamic_sampling_max_rounds < 1:
@@ -188,7 +190,7 @@ class ForkingGRPOConfig(GRPOConfig):
                 f"scale_rewards must be one of {list(SCALES)}, or True ('group') or False ('none'), got "
                 f"{self.scale_rewards!r}."
             )
-        self._check_windows()
+        self.check_windows(self.credit)
 
     def __getstate__(self):
         # `training_args.bin` is this object, pickled. It lies in every checkpoint and is pushed to the Hub.
@@ -214,19 +216,33 @@ class ForkingGRPOConfig(GRPOConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}.")
-        if self.token_credit is not None and (
-            rho not in (type(self).top_entropy_quantile, 1.0) or self.token_selection != type(self).token_selection
-        ):
-            raise ValueError(
-                f"token_credit={self.token_credit!r} says which tokens are trained on, and so do top_entropy_quantile="
-                f"{rho} and token_selection={self.token_selection!r}: leave these two out, or write them as the rule "
-                "{'top_fraction': {'fraction': ..., 'complement': ...}} or {'random': {'fraction': ...}}."
-            )
+        if self.token_credit is not None:
+            self.check_flags("token_credit", self.token_credit)
         if self.token_selection == "low_entropy" and rho == 1.0:
             raise ValueError(
                 "token_selection='low_entropy' with top_entropy_quantile=1.0 selects no token: it is the complement "
                 "of the top 100 %. Lower top_entropy_quantile (the paper's bottom 80 % is 0.2), or select "
                 "'high_entropy' to train on all tokens."
+            )
+
+    def check_flags(self, name: str, value) -> None:
+        """
+        Refuse credit rules beside flags that say something else.
+
+        Args:
+            name (`str`): The option or argument that gives the rules.
+            value: What it was given.
+
+        Raises:
+            `ValueError`: for a `top_entropy_quantile` other than its default and 1.0, or another `token_selection`
+                than its default.
+        """
+        rho = self.top_entropy_quantile
+        if rho not in (type(self).top_entropy_quantile, 1.0) or self.token_selection != type(self).token_selection:
+            raise ValueError(
+                f"{name}={value!r} says which tokens are trained on, and so do top_entropy_quantile={rho} and "
+                f"token_selection={self.token_selection!r}: leave these two out, or write them as the rule "
+                "{'top_fraction': {'fraction': ..., 'complement': ...}} or {'random': {'fraction': ...}}."
             )
 
     def check_credit(self, chain: Chain | None) -> None:
@@ -265,7 +281,14 @@ class ForkingGRPOConfig(GRPOConfig):
                 "token_credit: a rule needs contrast_log_probs, the log-probabilities after another prompt, which no "
                 "pass of this trainer supplies yet. Take a rule that needs other signals."
             )
-        if chain.mass == "from_masks":
+        uncounted = [rule.name for rule in chain.rules if not rule.counted]
+        if uncounted and self.loss_type == "bnpo" and self.loss_denominator == "selected":
+            raise ValueError(
+                f"loss_type='bnpo' does not go with loss_denominator='selected' and the credit rules {uncounted}, "
+                "which the denominator does not count: a micro-batch's loss is divided by its weights. Set "
+                "loss_type='dapo', or loss_denominator='all'."
+            )
+        if chain.selects:
             return
         for name, value, conflicts in (
             ("entropy_coef", self.entropy_coef, self.entropy_coef != 0.0),
@@ -274,7 +297,7 @@ class ForkingGRPOConfig(GRPOConfig):
         ):
             if conflicts:
                 raise ValueError(
-                    f"{name}={value!r} does not go with token_credit={self.token_credit!r}, whose weights differ from "
+                    f"{name}={value!r} does not go with credit rules {chain.describe()}, whose weights differ from "
                     "token to token: TRL would weight the entropy bonus by them too, and a ratio of a whole "
                     "completion reaches every token. Leave it at its default, or take a rule that selects tokens."
                 )
@@ -288,9 +311,10 @@ class ForkingGRPOConfig(GRPOConfig):
                 "use_cpu to true and bf16 to false (--use_cpu true --bf16 false); on an older GPU, bf16 to false."
             )
 
-    def _check_windows(self):
-        accumulation, steps = self.gradient_accumulation_steps, self.steps_per_generation
-        if self.credit is not None and steps % accumulation and accumulation % steps:
+    def check_windows(self, chain: Chain | None) -> None:
+        """Refuse a selection whose optimizer steps mix parts of generation batches."""
+        accumulation, steps = self.gradient_accumulation_steps, self.steps_per_generation or 1
+        if chain is not None and steps % accumulation and accumulation % steps:
             raise ValueError(
                 f"steps_per_generation ({steps}) must be a multiple or a divisor of gradient_accumulation_steps "
                 f"({accumulation}): otherwise an optimizer step mixes parts of generation batches, and no token count "

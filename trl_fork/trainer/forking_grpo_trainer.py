@@ -81,7 +81,8 @@ class ForkingGRPOTrainer(
             Configuration of this trainer. Defaults to the paper's selection.
         token_credit_func (`Callable`, *optional*):
             A credit rule of yours: it takes [`~credit.Signals`] and returns weights of at least 0, shape
-            `(batch, seq)`, see [`~credit.UserRule`]. It replaces the rule of the configuration.
+            `(batch, seq)`, see [`~credit.UserRule`]. It stands in for `top_entropy_quantile` and
+            `token_selection`.
         rollout_func (`RolloutFunc`, *optional*):
             TRL's argument. Rows and tokens that do not match are refused, see [`~trainer.checks.check_rollouts`].
 
@@ -213,6 +214,7 @@ class ForkingGRPOTrainer(
             `torch.OutOfMemoryError`: naming what was going on and the settings to turn, the first one first.
             `ValueError`: if there is no complete checkpoint, or the one named is half-written.
         """
+        self._generation_index = {"train": (-1, 0), "eval": (-1, 0)}  # (global step, generations made at that step)
         with explain_out_of_memory(self):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -258,13 +260,26 @@ class ForkingGRPOTrainer(
             signals = replace(signals, entropies=scores.entropies, log_probs=scores.log_probs)
         with naming_the_step(self.state.global_step):
             weights = credit.batch_weights(signals)
-        self._record("train", credit.metrics(signals, weights))
+        metrics = credit.metrics(signals, weights)
+        self._record("train", metrics)
+        if metrics["forking/selected_fraction"] == 0:
+            self._warn_of_nothing_selected(mask)
         if scores is not None:
             self._record("train", credit.entropy_metrics(scores.entropies, mask, weights))
             if self._savings.partial_forward:  # replaces the average over the tokens that the training pass scores
                 sums = self._ranks.sum(torch.stack([(scores.entropies * mask).sum(), mask.sum()]))
                 self._record("train", {"entropy": (sums[0] / sums[1].clamp(min=1)).item()})
         return weights
+
+    def _warn_of_nothing_selected(self, mask):
+        if self.accelerator.is_main_process:
+            self._warn_once(
+                "nothing selected",
+                f"Step {self.state.global_step}: token_credit gives no token of the generation batch a weight "
+                f"(rules {self.token_credit.chain.describe()}), so that nothing is learned from it, here and wherever "
+                "forking/selected_fraction is 0. Look at what the rules match, such as a pattern, in a completion "
+                "(log_completions: true).",
+            )
 
     def _signals(self, batch, mask) -> Signals:
         """Signals of a batch that need no pass of the model."""
@@ -394,7 +409,7 @@ class ForkingGRPOTrainer(
         """
         context = context_of(self)
         inputs = context.loss_inputs
-        if inputs is None:
+        if inputs is None or self.token_credit is None:
             return super().get_high_entropy_mask(entropies, mask, threshold)
         entropies, credit = entropies.detach(), self.token_credit
         mode = "train" if self.model.training else "eval"
@@ -427,8 +442,10 @@ def _chain_of(token_credit_func, args: ForkingGRPOConfig) -> Chain:
             f"token_credit_func and token_credit={args.token_credit!r} both say which tokens are trained on: pass one "
             "of them."
         )
+    args.check_flags("token_credit_func", token_credit_func)
     chain = build_credit(token_credit_func)
     args.check_credit(chain)
+    args.check_windows(chain)
     return chain
 
 

@@ -128,7 +128,7 @@ def build_model_card(
         results=results,
         curve="training.png" if (output_dir / "training.png").is_file() else None,
         settings={
-            "token_credit": None if credit is None else json.dumps(credit.describe(), default=repr),
+            "token_credit": None if credit is None else json.dumps(credit.describe()),
             **{name: getattr(args, name) for name in SETTINGS},
         },
         steps=steps,

@@ -187,9 +187,10 @@ def summary_line(logs: dict, step: int, max_steps: int) -> str:
         parts.append(f"{1 - logs['frac_reward_zero_std']:.0%} of groups informative")
     if logs.get("completions/mean_length") is not None:
         parts.append(f"{logs['completions/mean_length']:.0f} tokens long")
-    if logs.get("forking/entropy_threshold") is not None:
-        selected, threshold = logs["forking/selected_fraction"], logs["forking/entropy_threshold"]
-        parts.append(f"trained on {selected:.0%}, entropy from {threshold:.2f} nats")
+    if logs.get("forking/selected_fraction") is not None:
+        threshold = logs.get("forking/entropy_threshold")
+        entropy = "" if threshold is None else f", entropy from {threshold:.2f} nats"
+        parts.append(f"trained on {logs['forking/selected_fraction']:.0%}{entropy}")
     times = {name: logs.get(f"time/{name}") for name in (*ACTIVITIES, "other")}
     total = sum(value for value in times.values() if value)
     if total:

@@ -5,7 +5,17 @@ from contextlib import contextmanager
 
 import torch
 
-from ..credit import Chain, NaNSignalError, Signals, credit_effect, normalise, pool_of, total_from_masks, totals
+from ..credit import (
+    Chain,
+    CreditRuleError,
+    NaNSignalError,
+    Signals,
+    credit_effect,
+    normalise,
+    pool_of,
+    total_from_masks,
+    totals,
+)
 from ..ranks import Ranks
 from .metrics import count_metrics, entropy_metrics
 
@@ -36,6 +46,11 @@ class TokenCredit:
         self._batch_denominator = "all" if self._of_micro_batch else denominator
 
     @property
+    def pool_names(self) -> str:
+        """The pools of the rules."""
+        return ", ".join(dict.fromkeys(rule.pool or self.pool.name for rule in self.chain.rules))
+
+    @property
     def at_loss_time(self) -> bool:
         """Whether the pools are micro-batches, whose weights are known only at their loss."""
         return self.pool.at_loss_time
@@ -63,7 +78,10 @@ class TokenCredit:
 
     def loss_weights(self, weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Factors of the policy term in TRL's loss of a micro-batch, shape `(batch, seq)`."""
-        return weights * (mask.sum() / weights.sum().clamp(min=1.0)) if self._of_micro_batch else weights
+        if not self._of_micro_batch:
+            return weights
+        total = weights.sum()
+        return weights * (mask.sum() / torch.where(total > 0, total, 1.0))
 
     def check(self, entropies: torch.Tensor, mask: torch.Tensor) -> None:
         """Raise [`~credit.NaNSignalError`] on every rank if an entropy of a valid token is NaN on any."""
@@ -91,9 +109,11 @@ class TokenCredit:
 
 @contextmanager
 def naming_the_step(step: int) -> Iterator[None]:
-    """Add the step and the remedy to the error of a NaN."""
+    """Add the step to an error of a signal or of a user's rule, and the remedy to that of a NaN."""
     try:
         yield
+    except CreditRuleError as error:
+        raise CreditRuleError(f"Step {step}: {error}") from error
     except NaNSignalError as error:
         raise NaNSignalError(
             f"Step {step}: {error} The model has diverged or was loaded broken: resume from an earlier checkpoint "
