@@ -1,4 +1,4 @@
-"""Chains by name: one YAML file of `configs/credit` each, with the source of the method."""
+"""Chains by name: one YAML file each, with the source of the method."""
 
 from typing import Any
 
