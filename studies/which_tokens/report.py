@@ -191,7 +191,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
 
 def main(options: argparse.Namespace) -> None:
-    from plots import save_plots
+    from .plots import save_plots
 
     study = load_study(options.results)
     (options.output / "study").mkdir(parents=True, exist_ok=True)

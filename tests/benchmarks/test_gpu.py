@@ -194,7 +194,7 @@ def test_a_step_equals_the_naive_objective(precision, skip, tokenizer, tmp_path)
 @pytest.mark.parametrize("inert", [False, True])
 def test_peak_memory_is_not_above_trl(inert, tmp_path, record_property):
     """
-    Of a step on long-tailed rows, as `step.py` measures it.
+    Peak memory of a step on long-tailed rows, as `step.py` measures it.
 
     The longest rows set the peak of both, so that it need not be lower; a twentieth is left to how allocations fall.
     Rows are long enough for TRL's head to fill its tiles of 4096 tokens in either.

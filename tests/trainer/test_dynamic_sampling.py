@@ -9,7 +9,6 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-import trl_fork.trainer.dynamic_sampling as dynamic_sampling
 from tests.conftest import (
     NUM_GENERATIONS,
     FixedRollouts,
@@ -24,7 +23,8 @@ from tests.conftest import (
 from tests.oracles import Rollout, informative_batch, loss, select
 from tests.oracles import advantages as naive_advantages
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
-from trl_fork.trainer.dynamic_sampling import draw_prompts
+from trl_fork.trainer import groups
+from trl_fork.trainer.groups import draw_prompts
 from trl_fork.trainer.metrics import LENGTH_METRICS, combine_rounds
 
 
@@ -448,12 +448,12 @@ def test_columns_logged_by_rewards_stay_with_their_rows(tokenizer, tmp_path):
 
 
 def test_refills_have_an_order_of_their_own():
-    stream = dynamic_sampling.draw_prompts(10, 42, 0, 35)
+    stream = groups.draw_prompts(10, 42, 0, 35)
     for epoch in range(3):
         assert sorted(stream[epoch * 10 : epoch * 10 + 10]) == list(range(10))
     assert len({tuple(stream[i : i + 10]) for i in (0, 10, 20)}) == 3
-    assert stream[7:24] == dynamic_sampling.draw_prompts(10, 42, 7, 17), "the position is all of its state"
-    assert stream != dynamic_sampling.draw_prompts(10, 43, 0, 35)
+    assert stream[7:24] == groups.draw_prompts(10, 42, 7, 17), "the position is all of its state"
+    assert stream != groups.draw_prompts(10, 43, 0, 35)
     first_epoch = torch.randperm(10, generator=torch.Generator().manual_seed(42)).tolist()
     assert stream[:10] != first_epoch, "not TRL's order: the first refills would be the first batch"
 
@@ -464,34 +464,34 @@ def test_refill_is_sized_to_what_is_missing(share, multiple):
     wanted = 64
     for informative in range(wanted):
         generated = max(int(informative / share), 64)
-        size = dynamic_sampling.refill_size(informative, generated, wanted, multiple)
+        size = groups.refill_size(informative, generated, wanted, multiple)
         assert size % multiple == 0
         assert 0 < size <= wanted
         expected = (wanted - informative) * generated / max(informative, 1)
         assert size == wanted or size >= expected
-    assert dynamic_sampling.refill_size(60, 80, wanted, 1) <= 8
+    assert groups.refill_size(60, 80, wanted, 1) <= 8
 
 
 def test_refill_has_a_reserve_of_one_standard_deviation():
     # 9 missing at a share of 1/4: 36 groups hold 9 on average; (9 + sqrt(9 * 3 / 4)) * 4 = 46.4
-    assert dynamic_sampling.refill_size(16, 64, 25, 1) == 25, "never more than a batch"
-    assert dynamic_sampling.refill_size(55, 220, 64, 1) == 47
-    assert dynamic_sampling.refill_size(55, 220, 64, 8) == 48
+    assert groups.refill_size(16, 64, 25, 1) == 25, "never more than a batch"
+    assert groups.refill_size(55, 220, 64, 1) == 47
+    assert groups.refill_size(55, 220, 64, 8) == 48
 
 
 def test_batch_is_made_in_the_order_of_generation():
     flags = [False, True, False, True, True, False, True]
-    assert dynamic_sampling.choose_groups(flags, 3) == [1, 3, 4]
-    assert dynamic_sampling.choose_groups(flags, 6) == [0, 1, 2, 3, 4, 6]
-    assert dynamic_sampling.choose_groups(flags, 7) == [*range(7)]
+    assert groups.choose_groups(flags, 3) == [1, 3, 4]
+    assert groups.choose_groups(flags, 6) == [0, 1, 2, 3, 4, 6]
+    assert groups.choose_groups(flags, 7) == [*range(7)]
 
 
 def test_rows_without_signal():
     inf, nan = math.inf, math.nan
     rewards = torch.tensor([[0.0, 1.0], [0.7, 0.7], [1e30, 0.0], [inf, 0.0], [nan, 1.0], [nan, nan], [-3e38, 3e38]])
     flat = rewards.flatten()
-    scaled = dynamic_sampling.rows_without_signal(flat, 2, scale=True)
-    plain = dynamic_sampling.rows_without_signal(flat, 2, scale=False)
+    scaled = groups.rows_without_signal(flat, 2, scale=True)
+    plain = groups.rows_without_signal(flat, 2, scale=False)
     assert scaled.tolist() == [row for group in (0, 1, 1, 1, 1, 1, 1) for row in (bool(group),) * 2]
     # Undivided, what is finite is an advantage.
     assert plain.tolist() == [row for group in (0, 1, 0, 1, 1, 1, 0) for row in (bool(group),) * 2]

@@ -83,9 +83,9 @@ def read_lines(path: str | Path) -> Iterator[dict]:
             except ValueError as error:
                 if not line.endswith(b"\n"):
                     return
-                raise ValueError(f"{path}, line {number}, is not JSON: {error}. Remove that line.") from error
+                raise ValueError(f"{path}, line {number}, is no JSON: {error}. Remove that line.") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}, is not a JSON object: each line must be one response.")
+                raise ValueError(f"{path}, line {number}, is no JSON object: each line must be one response.")
             yield row
 
 

@@ -50,7 +50,7 @@ def _half_of_types(tokens: dict) -> int:
 
 def _no_types(tokens: dict) -> str:
     return (
-        f"No token type is sampled more often than {tokens['min_count']} times, so none is listed: lower "
+        f"No token type is sampled more often than {tokens['min_count']} times, so that none is listed: lower "
         "--min_token_count, or sample more responses."
     )
 

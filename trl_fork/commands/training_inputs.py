@@ -66,7 +66,7 @@ def load_evaluation_data(arguments: ForkingScriptArguments, args: ForkingGRPOCon
 
 
 def load_processing_class(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config: ModelConfig):
-    """The processor or tokenizer that the trainer would load; with `text_only`, that of the text alone."""
+    """The processor or tokenizer that the trainer would load; with `text_only`, an image-text model's tokenizer."""
     auto_class = AutoTokenizer if arguments.text_only else AutoProcessor
     try:
         return auto_class.from_pretrained(

@@ -278,7 +278,7 @@ def load_benchmark(
             f"{name!r} has different problems with one {entry and entry.id_column!r}: results could not be told apart."
         )
     if entry and config in (None, entry.config) and len(rows) != entry.num_problems:
-        logger.warning(f"{name}: {len(rows)} problems, but {entry.num_problems} are expected; scores may not compare.")
+        logger.warning(f"{name}: {len(rows)} problems where {entry.num_problems} are known; scores may not compare.")
     kinds = {isinstance(row["prompt"], str) for row in rows}
     if len(kinds) > 1:
         raise ValueError(
@@ -350,7 +350,7 @@ def to_prompt_and_solution(
         where = place(prompt_column, number)
         check_question(value, where)
         if is_chat_formatted(value) != formatted:
-            raise ValueError(f"{where}: some prompts are in chat format and some are not: {value!r}.")
+            raise ValueError(f"{where}: of the prompts, some are in chat format and some are not: {value!r}.")
         return write(value, where)
 
     # `map` keeps the type of a column that keeps its name, and an integer `solution` would stay one.

@@ -40,7 +40,7 @@ class ForkingGRPOConfig(GRPOConfig):
             Credit rules, which say what weight each token has and when. They replace `top_entropy_quantile` and
             `token_selection`. The value is the name of a preset such as `"temporal_forking"`, a chain of rules such as
             `{"top_fraction": {"fraction": 0.2, "score": "position"}}` (JSON on a command line), or the dotted path of
-            a rule of yours. See [`~credit.build_credit`].
+            a rule of yours. See [`~credit.build_credit`] and the page "Token credit" of the documentation.
         entropy_threshold_scope (`str`, *optional*, defaults to `"batch"`):
             Pool over which the top fraction is taken. `"batch"`: all ranks and accumulation steps of one generation
             batch, by the entropies of the policy that starts it. `"micro_batch"`: the current micro-batch over all

@@ -454,7 +454,7 @@ def _check_processing_class(processing_class, dataset, chain: Chain | None) -> N
         raise NotImplementedError(
             "Image-text models are not supported with top_entropy_quantile < 1.0 yet: the selection has not been "
             "tested with image inputs. To train on text alone pass a tokenizer, processing_class="
-            "AutoTokenizer.from_pretrained(...), or set text_only (--text_only true of trl-fork train); or set "
+            "AutoTokenizer.from_pretrained(...), or set text_only (--text_only true of `trl-fork train`); or set "
             "top_entropy_quantile=1.0."
         )
     check_tokenizer(processing_class, dataset)
