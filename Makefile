@@ -96,7 +96,9 @@ $(VLLM)/.installed: setup.cfg constraints-vllm.txt
 	touch $@
 
 golden: $(INSTALLED)  ## Hashes of weights after training, to compare before and after a change of structure
-	$(BIN)/python -m pytest -p tests.golden $(ARGS) tests/trainer/test_objective.py tests/trainer/test_savings.py tests/trainer/test_checkpoints.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.golden --golden $(or $(FILE),golden.json) $(ARGS) \
+		tests/trainer/test_objective.py tests/trainer/test_savings.py tests/trainer/test_checkpoints.py
+	$(BIN)/python tests/golden.py --golden $(or $(FILE),golden.json) --quickstart
 
 venv: $(INSTALLED)
 

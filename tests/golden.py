@@ -1,12 +1,11 @@
 """
 Weights after training, as hashes: a change of the code's structure must not move one bit of them.
 
-    make golden ARGS="--golden before.json"      then the change, then
-    make golden ARGS="--golden after.json"       and `diff before.json after.json`
+    make golden FILE=before.json      then the change, then
+    make golden FILE=after.json       and `diff before.json after.json`
 
 A plugin of pytest: the key is a test's name and how many runs it has made before, the value the SHA-256 of the
-weights when `train()` returns. `python tests/golden.py --golden FILE --quickstart` adds those of 20 steps of the
-quickstart. Hashes of two machines, or of two numbers of threads, differ.
+weights when `train()` returns. Run as a script, it adds those of 20 steps of the quickstart. Hashes of two machines, or of two numbers of threads, differ.
 """
 
 import argparse
