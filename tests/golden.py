@@ -5,8 +5,8 @@ Weights after training, as hashes: a change of the code's structure must not mov
     make golden FILE=after.json       and `diff before.json after.json`
 
 A plugin of pytest: the key is a test's name and how many runs it has made before, the value the SHA-256 of the
-weights when `train()` returns. Run as a script, it adds those of 20 steps of the quickstart. Hashes of two machines, or
-of two numbers of threads, differ.
+weights when `train()` returns. Run as a script, it adds those of 20 steps of the quickstart. Hashes of two machines
+or two numbers of threads differ.
 """
 
 import argparse
