@@ -30,11 +30,11 @@ KEPT = {"torch", "triton", "transformers"}
 
 
 def requirements() -> list[Requirement]:
-    """What the package requires, and what its tests do, but for what only the statistics of analyses import."""
+    """What the package requires, and what its tests do, but for what only analyses and pictures import."""
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
-    lines = [*config["options"]["install_requires"].split(), "pytest>=8", "pytest-timeout>=2.3", "rich>=13"]
-    return [rule for rule in map(Requirement, lines) if rule.name != "scipy"]
+    lines = [*config["options"]["install_requires"].split(), "pytest>=8", "pytest-timeout>=2.3"]
+    return [rule for rule in map(Requirement, lines) if rule.name not in ("matplotlib", "scipy")]
 
 
 def installed_version(name: str) -> str | None:

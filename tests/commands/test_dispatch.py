@@ -97,18 +97,6 @@ def test_scripts_of_the_checkout_are_the_commands(script, command, capsys, monke
     assert ended.value.code == 0 and capsys.readouterr().out.startswith(f"usage: trl-fork {command} ")
 
 
-def test_an_extra_that_is_missing(capsys, monkeypatch):
-    def without_rich(name):
-        raise ModuleNotFoundError("No module named 'rich'", name="rich")
-
-    monkeypatch.setattr(dispatch, "import_module", without_rich)
-    assert output_of(["quickstart"], capsys) == (
-        1,
-        "",
-        "trl-fork quickstart needs rich: pip install 'trl_fork[report]'\n",
-    )
-
-
 # ---------------------------------------------------------------------- words for accelerate
 
 

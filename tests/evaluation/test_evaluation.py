@@ -142,22 +142,19 @@ def test_interval_has_its_coverage():
     assert 1 <= missed <= 16  # about 5 expected
 
 
-def test_tables_without_rich(tmp_path, monkeypatch, capsys):
+def test_tables(tmp_path, capsys):
     for name, right in (("a", {"0": [1, 0], "1": [0, 0]}), ("b", {"0": [1, 1], "1": [0, 1]})):
         (tmp_path / name).mkdir()
         rows = samples_of(right) + samples_of(right, f"only {name}")
         (tmp_path / name / "results.json").write_text(json.dumps(summarize(rows)))
         CompletionStore(tmp_path / name).append(rows)
     paths = [str(tmp_path / name / "results.json") for name in "ab"]
-    for rich in (True, False):
-        if not rich:
-            monkeypatch.setattr(tables, "find_spec", lambda name: None)
-        tables.print_results(summarize(rows))
-        tables.print_comparison(*paths)
-        lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
-        assert ["d", "2", "2", "75.00%", "25.00%", "100.00%", "1", "0.0%"] in lines
-        assert ["d", "25.00%", "1", "75.00%", "1", "+50.00", "[+50.00,", "+50.00]", "2"] in lines
-        assert ["only", "a", "25.00%", "1", "-", "-", "-", "-", "0"] in lines
+    tables.print_results(summarize(rows))
+    tables.print_comparison(*paths)
+    lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["d", "2", "2", "75.00%", "25.00%", "100.00%", "1", "0.0%"] in lines
+    assert ["d", "25.00%", "1", "75.00%", "1", "+50.00", "[+50.00,", "+50.00]", "2"] in lines
+    assert ["only", "a", "25.00%", "1", "-", "-", "-", "-", "0"] in lines
     (tmp_path / "a" / "completions.jsonl").unlink()
     with pytest.raises(ValueError, match=r"There is no .*completions\.jsonl\. --compare needs"):
         tables.print_comparison(*paths)

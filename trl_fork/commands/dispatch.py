@@ -18,7 +18,6 @@ COMMANDS = {
     "recipes": "list the recipes and launch files that come with the package, print or copy one",
     "quickstart": "watch a tiny model learn on a CPU: a few minutes, no download",
 }
-_EXTRAS = {"matplotlib": "report", "rich": "report"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,14 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(_describe_unknown(name), file=sys.stderr)
         return 2
-    try:
-        command = import_module(f"{__package__}.{name}")
-    except ModuleNotFoundError as error:
-        if error.name not in _EXTRAS:
-            raise
-        print(f"{PROGRAM} {name} needs {error.name}: pip install 'trl_fork[{_EXTRAS[error.name]}]'", file=sys.stderr)
-        return 1
-    command.main(words)
+    import_module(f"{__package__}.{name}").main(words)
     return 0
 
 

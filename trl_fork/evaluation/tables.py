@@ -1,7 +1,6 @@
 """Evaluations as tables on the terminal."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -90,13 +89,7 @@ def print_comparison(path_a: str, path_b: str) -> None:
 def print_table(
     title: str, header: list[str], rows: list[list[str]], *, justify: Literal["left", "right"] = "right"
 ) -> None:
-    """Print a table, as plain text if rich (extra `report`) is missing. Columns justified left may be folded."""
-    if find_spec("rich") is None:
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        print(title)
-        for row in [header, *rows]:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        return
+    """Print a table. Columns justified left may be folded."""
     from rich.console import Console
     from rich.table import Table
 

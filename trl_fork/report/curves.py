@@ -34,7 +34,7 @@ PANELS = (
 def require_matplotlib() -> None:
     """Raise an `ImportError` that says how to get matplotlib. Call it before a long run."""
     if find_spec("matplotlib") is None:
-        raise ImportError("training.png needs matplotlib: `pip install trl_fork[report]`.")
+        raise ImportError("training.png needs matplotlib: `pip install matplotlib`.")
 
 
 def plot_training(log_history: list[dict], path: str | Path) -> None:

@@ -29,14 +29,8 @@ def highlight_tokens(tokenizer, token_ids: list[int], selected: list[bool]) -> T
 
     Returns:
         [`~rich.text.Text`].
-
-    Raises:
-        `ImportError`: without rich.
     """
-    try:
-        from rich.text import Text
-    except ImportError as error:
-        raise ImportError("highlight_tokens needs rich: `pip install trl_fork[report]`.") from error
+    from rich.text import Text
 
     text = Text()
     special = set(tokenizer.all_special_ids)
