@@ -263,7 +263,7 @@ class ForkingGRPOTrainer(
         metrics = credit.metrics(signals, weights)
         self._record("train", metrics)
         if metrics["forking/selected_fraction"] == 0:
-            self._warn_of_nothing_selected(mask)
+            self._warn_of_nothing_selected()
         if scores is not None:
             self._record("train", credit.entropy_metrics(scores.entropies, mask, weights))
             if self._savings.partial_forward:  # replaces the average over the tokens that the training pass scores
@@ -271,7 +271,7 @@ class ForkingGRPOTrainer(
                 self._record("train", {"entropy": (sums[0] / sums[1].clamp(min=1)).item()})
         return weights
 
-    def _warn_of_nothing_selected(self, mask):
+    def _warn_of_nothing_selected(self):
         if self.accelerator.is_main_process:
             self._warn_once(
                 "nothing selected",

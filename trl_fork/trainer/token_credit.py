@@ -40,7 +40,6 @@ class TokenCredit:
         chain.check_pool(scope)
         self.chain, self.ranks = chain, ranks
         self.pool = pool_of(scope, ranks)
-        self.denominator = denominator
         # bnpo divides by the tokens of its own micro-batch, which are known at the loss.
         self._of_micro_batch = denominator == "selected" and loss_type == "bnpo"
         self._batch_denominator = "all" if self._of_micro_batch else denominator
