@@ -52,7 +52,7 @@ def main(directory: str, settings: str) -> None:
     trainer.accelerator.wait_for_everyone()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # as distributed/worker.py
+    os._exit(0)  # as worker.py of the distributed tests
 
 
 if __name__ == "__main__":

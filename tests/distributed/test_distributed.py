@@ -2,7 +2,7 @@
 Several processes against one, and against the naive objective: DDP, ZeRO-2, ZeRO-3, FSDP2, and two machines.
 
 Each engine is launched once, by `accelerate launch` with the configuration users are given, and runs all of its
-scenarios in that launch (`distributed/worker.py`). The tests then look at what it left: which tokens every rank
+scenarios in that launch (`worker.py`). The tests then look at what it left: which tokens every rank
 selected, losses, metrics, and the consolidated weights on disk. DeepSpeed is optional; without it its tests are
 skipped.
 """

@@ -136,7 +136,7 @@ def test_gradient_equals_naive_objective(name, denominator, cut, tokenizer, tmp_
     valid = sum(sum(r.valid) for r in batch)
     assert logged["credit/effective_fraction"] == pytest.approx(total**2 / valid / squares, rel=1e-4)
     assert ("credit/fraction" in logged) == (name == "scheduled")
-    assert ("entropy" in logged) == ("entropies" in trainer.token_credit.chain.needs or name in ("surprisal",))
+    assert ("entropy" in logged) == trainer.token_credit.needs_scores == (name not in ("random", "position"))
 
 
 def test_every_rule_is_here():
@@ -245,7 +245,9 @@ def test_evaluation(tokenizer, tmp_path):
         eval_strategy="steps", eval_steps=1, eval_dataset=rollouts.dataset,
     )  # fmt: skip
     logged = next(entry for entry in trainer.state.log_history if "eval_loss" in entry)
-    assert logged["eval_credit/effective_fraction"] > 0 and logged["eval_forking/selected_fraction"] > 0
+    # Half of 60 % of the tokens, both rounded up
+    assert logged["eval_forking/selected_fraction"] == pytest.approx(0.3, abs=0.02)
+    assert 0 < logged["eval_credit/effective_fraction"] < logged["eval_forking/selected_fraction"]
 
 
 # ---------------------------------------------------------------------- schedules

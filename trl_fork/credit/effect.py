@@ -38,11 +38,12 @@ def credit_effect(
     total, squares, num_valid, positive_force, all_force = ranks.sum(sums).tolist()
     largest = weights.max() if weights.numel() else weights.new_zeros(())
     return {
-        "effective_fraction": _ratio(total**2, num_valid * squares),
+        "effective_fraction": ratio(total**2, num_valid * squares),
         "weight_max": ranks.gather(largest).max().item() if num_valid else float("nan"),
-        "positive_share": _ratio(positive_force, all_force),
+        "positive_share": ratio(positive_force, all_force),
     }
 
 
-def _ratio(numerator: float, denominator: float) -> float:
+def ratio(numerator: float, denominator: float) -> float:
+    """The quotient; NaN where there is nothing to divide by."""
     return numerator / denominator if denominator else float("nan")

@@ -60,10 +60,11 @@ class Pool:
 
     name: ClassVar[str]
     at_loss_time: ClassVar[bool] = False  # whether the pool exists only when the loss of a micro-batch is computed
+    spans_ranks: ClassVar[bool] = True  # if not, the ranks communicate only for errors and the log
 
     def __init__(self, ranks: Ranks | None = None):
         self.ranks = ranks or Ranks()
-        self.members = self.ranks  # the processes whose tokens form a pool together
+        self.members = self.ranks if self.spans_ranks else Ranks()  # the processes whose tokens form a pool together
 
     def __repr__(self):
         return f"{type(self).__name__}()"
@@ -113,7 +114,7 @@ class Pool:
         """
         lowest = self._lowest(values.float().masked_fill(~chosen, float("inf")))
         ranks = self.ranks
-        if self.members is ranks:
+        if self.spans_ranks:
             lowest = ranks.gather(lowest).min().reshape(1)
             ranks = Ranks()  # every rank has the value now
         exists = lowest.isfinite()
@@ -153,24 +154,18 @@ class MicroBatchPool(Pool):
 
 
 class LocalPool(Pool):
-    """The current micro-batch of one rank. The ranks communicate only for errors and the log."""
+    """The current micro-batch of one rank."""
 
     name = "local"
     at_loss_time = True
-
-    def __init__(self, ranks: Ranks | None = None):
-        super().__init__(ranks)
-        self.members = Ranks()
+    spans_ranks = False
 
 
 class SequencePool(Pool):
-    """Each completion is a pool of its own. The ranks communicate only for errors and the log."""
+    """Each completion is a pool of its own."""
 
     name = "sequence"
-
-    def __init__(self, ranks: Ranks | None = None):
-        super().__init__(ranks)
-        self.members = Ranks()
+    spans_ranks = False
 
     def top(self, scores, mask, fraction):
         mask = mask.bool()

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .._logging import logger
+from .._logging import WarnsOnce
 
 
 @dataclass(frozen=True)
@@ -81,21 +81,12 @@ def context_of(trainer) -> Context:
     return vars(trainer).get("_entered", _NOTHING)
 
 
-class WithContext:
+class WithContext(WarnsOnce):
     """Base of the trainer's parts: the context, the states that checkpoints hold, and warnings given once."""
 
     @cached_property
     def _resumable(self) -> dict[str, Resumable]:
         return {}
-
-    @cached_property
-    def _warned_of(self) -> set[str]:
-        return set()
-
-    def _warn_once(self, what: str, message: str) -> None:
-        if what not in self._warned_of:
-            self._warned_of.add(what)
-            logger.warning(message)
 
     @contextmanager
     def _within(self, **values: Any) -> Iterator[Context]:

@@ -5,7 +5,7 @@ import math
 import torch
 from transformers import TrainerCallback
 
-from .._logging import logger
+from .._logging import WarnsOnce
 
 
 # Fraction of the mean entropy at the first log. Without entropy control, a run that has used 73 % of its entropy has
@@ -16,12 +16,11 @@ COLLAPSE = 0.05
 EXPLOSION = (4.0, 2.0)
 
 
-class HealthCallback(TrainerCallback):
+class HealthCallback(WarnsOnce, TrainerCallback):
     """Warn, once each, of a loss that is not a number, and of an entropy that has collapsed or exploded."""
 
     def __init__(self):
         self._loss_is_finite = torch.tensor(True)
-        self._warned_of: set[str] = set()
 
     def look_at(self, loss: torch.Tensor) -> None:
         """Check a loss. Call it with every loss, as the logged one has been through `logging_nan_inf_filter`."""
@@ -58,8 +57,3 @@ class HealthCallback(TrainerCallback):
                 f"first log to {entropy:.3f}. Look at some completions (log_completions: true): at this level they "
                 "are usually noise. Resume from an earlier checkpoint with a lower learning_rate or epsilon_high.",
             )
-
-    def _warn_once(self, what: str, message: str) -> None:
-        if what not in self._warned_of:
-            self._warned_of.add(what)
-            logger.warning(message)

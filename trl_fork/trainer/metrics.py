@@ -3,6 +3,7 @@
 import torch
 
 from ..credit import Pool
+from ..credit.effect import ratio
 from ..ranks import Ranks, percentiles
 from ._trl import nanstd
 from .batching import without_advantage
@@ -27,8 +28,8 @@ def count_metrics(mask, weights, advantages, *, ranks: Ranks) -> dict[str, float
     counts = ranks.sum(torch.stack([mask.sum(), selected.sum(), inert.sum(), num_rows]))
     num_valid, num_selected, num_inert, num_rows = counts.tolist()
     return {
-        "selected_fraction": _ratio(num_selected, num_valid),
-        "inert_row_fraction": _ratio(num_inert, num_rows),
+        "selected_fraction": ratio(num_selected, num_valid),
+        "inert_row_fraction": ratio(num_inert, num_rows),
     }
 
 
@@ -56,8 +57,8 @@ def entropy_metrics(entropies, mask, weights, forking, pool: Pool, *, ranks: Ran
     sums = ranks.sum(torch.stack([entropies[selected].sum(), entropies[unselected].sum()])).tolist()
     p50, p80, p95 = percentiles(entropies[mask], [0.5, 0.8, 0.95], ranks)
     metrics = {
-        "selected_entropy_mean": _ratio(sums[0], counts[0]),
-        "unselected_entropy_mean": _ratio(sums[1], counts[1]),
+        "selected_entropy_mean": ratio(sums[0], counts[0]),
+        "unselected_entropy_mean": ratio(sums[1], counts[1]),
         "entropy_p50": p50,
         "entropy_p80": p80,
         "entropy_p95": p95,
@@ -164,7 +165,3 @@ def partial_metrics(metrics: dict[str, list[float]], num_valid: int, num_seen: i
         else:
             renamed[name] = values
     return renamed
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else float("nan")
