@@ -120,7 +120,8 @@ PRESETS = {
         "learning_rate": 0.05,
         "token_credit": name,
     }
-    for name in preset_names() if name != "gcpo"
+    for name in preset_names()
+    if name != "gcpo"
 }
 DATA_KEYS = (
     *("generation", "micro_batch", "prompts", "truncated_prompts", "inert_prompts"),

@@ -53,7 +53,7 @@ def nothing(signals):
 
 
 HERE = __name__
-# What the tokens of the fixture's tokenizer decode to, one character or mark each, with a space before all but the first
+# What the tokens of the fixture's tokenizer decode to, with a space before all but the first
 LETTERS_AND_MARKS = ["<pad>", "<eos>", "<user>", "<assistant>", *LETTERS]
 # Configuration of a chain, and the same for the oracle.
 CHAINS = {
@@ -337,6 +337,19 @@ def test_a_schedule_is_a_function_of_the_step(tokenizer, tmp_path):
         ({"token_credit": '{"top_fraction": '}, r"token_credit: .*is no JSON"),
         ({"token_credit": '{"random": {}, "random": {"fraction": 0.1}}'}, "the key 'random' stands twice"),
         ({"token_credit": f"{HERE}.shaping", "loss_type": "bnpo"}, "loss_type='bnpo' does not go with"),
+        ({"token_credit": "temporal_forking"}, r"max_steps must be set with a schedule of token_credit, got -1"),
+        ({"token_credit": "temporal_advantage", "num_train_epochs": 2}, "max_steps must be set with a schedule"),
+        ({"token_credit": "pepo", "use_adaptive_entropy": True}, "use_adaptive_entropy=True does not go with credit"),
+        ({"token_credit": "entropy_advantage", "entropy_coef": 0.1}, "entropy_coef=0.1 does not go with credit"),
+        (
+            {"token_credit": "entropy_advantage", "importance_sampling_level": "sequence"},
+            "importance_sampling_level='sequence' does not go with credit",
+        ),
+        (
+            {"token_credit": "local_forking", "entropy_threshold_scope": "micro_batch"},
+            "those of the policy that starts",
+        ),
+        ({"token_credit": {"entropy_advantage": {"kappa": 0.5}}}, "kappa must be a number of at least 1, got 0.5"),
         ({"token_credit": f"{HERE}.shaping", "entropy_coef": 0.1}, r"entropy_coef=0\.1 does not go with credit"),
         ({"token_credit": "random", "token_selection": "low_entropy"}, "leave these two out"),
         ({"token_credit": "random", "top_entropy_quantile": 0.3}, "leave these two out"),
