@@ -232,6 +232,13 @@ def test_a_small_pool_still_has_a_choice():
     assert [(sorted(stratum.rows), stratum.count) for stratum in strata] == [([2, 4, 6, 7], 1), ([0, 1, 3, 5], 1)]
 
 
+def test_pools_that_give_a_single_response_are_not_matched():
+    """Pool a gives one of two, b one of one, c two of three."""
+    pools = strata_of([1] * 6, False, "aabccc", fraction=0.5)
+    assert [(pool.rows, pool.count) for pool in pools] == [([0, 1], 1), ([2], 1), ([3, 4, 5], 2)]
+    assert data_selection.num_unmatched(pools) == 1
+
+
 @pytest.mark.parametrize("match_length", [False, True])
 def test_overlap_by_chance_is_the_mean_of_random_draws(match_length):
     rng = random.Random(2)

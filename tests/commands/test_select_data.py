@@ -205,6 +205,18 @@ def test_matched_lengths(files, entropies, tmp_path, order):
     assert numbers["longest_expected_by_chance"] == pytest.approx(by_chance)
 
 
+def test_matched_lengths_of_small_pools(files, tmp_path):
+    """Of 15 correct responses each problem has five: 20 % of them are one, 30 % are two."""
+    more = ["--pool", "problem", "--match_length"]
+    with pytest.raises(ValueError, match=r"every one of the 3 pools gives a single response.*--pool global"):
+        run(files, tmp_path, "--fraction", "0.2", *more)
+    assert not (tmp_path / "selected.jsonl").exists()
+    for fraction, size in (("0.3", 6), ("1", 15)):
+        selected, numbers = run(files, tmp_path, "--fraction", fraction, *more)
+        assert (len(selected), numbers["num_unmatched"]) == (size, 0)
+    assert set(numbers["definitions"]) == set(numbers) - {"settings", "definitions"}
+
+
 def test_a_tie_is_counted(files, entropies, tmp_path):
     """No token is above 9 nats: every score is 0, and the first lines are selected."""
     selected, numbers = run(files, tmp_path, "--num_selected", "5", "--include_incorrect", "--entropy_threshold", "9")

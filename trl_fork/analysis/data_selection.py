@@ -208,6 +208,11 @@ def tied_at_the_cut(strata: Iterable[Stratum], keys: Sequence[float]) -> int:
     return tied
 
 
+def num_unmatched(pools: Iterable[Stratum]) -> int:
+    """Responses that are selected alone from a whole pool of several, so that no matching of lengths is possible."""
+    return sum(pool.count == 1 < len(pool.rows) for pool in pools)
+
+
 def overlap_by_chance(strata: Iterable[Stratum], others: set[int]) -> float:
     """How many rows of `others` are selected on average if `count` rows of each stratum are drawn at random."""
     return sum(stratum.count * sum(row in others for row in stratum.rows) / len(stratum.rows) for stratum in strata)

@@ -103,17 +103,25 @@ def run(options: argparse.Namespace) -> None:
     sizes = {"fraction": options.fraction, "num_selected": options.num_selected}
     pools = problems if options.pool == "problem" else [""] * len(problems)
     strata = data_selection.make_strata(pools, lengths, candidates, match_length=options.match_length, **sizes)
+    whole_pools = data_selection.make_strata(pools, lengths, candidates, **sizes)
+    unmatched = data_selection.num_unmatched(whole_pools) if options.match_length else 0
+    if (
+        options.match_length
+        and unmatched == sum(pool.count for pool in whole_pools if pool.count < len(pool.rows)) > 0
+    ):
+        raise ValueError(
+            f"--match_length: every one of the {len(whole_pools)} pools gives a single response, which has no "
+            "distribution of lengths. Raise --fraction or --num_selected, or pass --pool global."
+        )
     selected = data_selection.select_responses(strata, keys)
-    longest = data_selection.select_responses(
-        data_selection.make_strata(pools, lengths, candidates, **sizes),
-        data_selection.sort_keys("longest", scores, lengths),
-    )
+    longest = data_selection.select_responses(whole_pools, data_selection.sort_keys("longest", scores, lengths))
 
     numbers = {
         "num_responses": len(scores),
         "num_candidates": len(candidates),
         "num_selected": len(selected),
         "num_tied_at_the_cut": data_selection.tied_at_the_cut(strata, keys),
+        **({"num_unmatched": unmatched} if options.match_length else {}),
         f"mean_{options.score}_correct": mean_of(scores, [row for row, value in enumerate(correct) if value]),
         f"mean_{options.score}_incorrect": mean_of(scores, [r for r, value in enumerate(correct) if value is False]),
         f"mean_{options.score}_selected": mean_of(scores, selected),
@@ -129,7 +137,11 @@ def run(options: argparse.Namespace) -> None:
     write(output, options, scores, selected)
     write_json(
         output.with_name(output.name + ".json"),
-        {"settings": vars(options), **numbers, "definitions": definitions(options)},
+        {
+            "settings": vars(options),
+            **numbers,
+            "definitions": {name: text for name, text in definitions(options).items() if name in numbers},
+        },
     )
     for name, value in numbers.items():
         print(f"{name:35} {'-' if value is None else f'{value:.4g}' if isinstance(value, float) else value}")
@@ -146,6 +158,7 @@ def definitions(options: argparse.Namespace) -> dict[str, str]:
         "num_candidates": "Correct responses, or all with --include_incorrect.",
         "num_selected": "Responses written.",
         "num_tied_at_the_cut": "Candidates left out only because an earlier response ranks the same.",
+        "num_unmatched": "Responses written that are the only one of their pool: their lengths are not matched.",
         f"mean_{options.score}_correct": f"Mean over correct responses of the {what}.",
         f"mean_{options.score}_incorrect": "The same of incorrect responses.",
         f"mean_{options.score}_selected": "The same of the responses written.",
