@@ -208,7 +208,7 @@ def test_matched_lengths(files, entropies, tmp_path, order):
 def test_matched_lengths_of_small_pools(files, tmp_path):
     """Of 15 correct responses each problem has five: 20 % of them are one, 30 % are two."""
     more = ["--pool", "problem", "--match_length"]
-    with pytest.raises(ValueError, match=r"every one of the 3 pools gives a single response.*--pool global"):
+    with pytest.raises(ValueError, match=r"none of the 3 pools gives more than a single response.*--pool global"):
         run(files, tmp_path, "--fraction", "0.2", *more)
     assert not (tmp_path / "selected.jsonl").exists()
     for fraction, size in (("0.3", 6), ("1", 15)):

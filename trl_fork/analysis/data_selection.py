@@ -63,20 +63,6 @@ def response_score(
     return total if score == "high_entropy_sum" else total / max(count, 1)
 
 
-def in_words(score: str, *, top_tokens: float | None, entropy_threshold: float | None) -> str:
-    """What [`response_score`] returns, with its unit: the object of a sentence."""
-    if score == "length":
-        return "number of tokens"
-    if score == "entropy_sum":
-        return "sum of the entropies of all tokens, in nats"
-    which = (
-        f"above {entropy_threshold:g} nats" if top_tokens is None else f"of the top {100 * top_tokens:g} % of tokens"
-    )
-    what = "sum" if score == "high_entropy_sum" else "mean"
-    without = ", 0 if there are none" if top_tokens is None else ""
-    return f"{what} of the entropies {which}, in nats{without}"
-
-
 def sort_keys(order: str, scores: Sequence[float], lengths: Sequence[int], *, seed: int = 0) -> list[float]:
     """
     One number per response, smallest for the one that is selected first.

@@ -21,7 +21,6 @@ nothing.
 import argparse
 import json
 from collections.abc import Iterator
-from math import isnan
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,7 @@ from .._files import replacing, write_json
 from ..analysis import data_selection
 from ..analysis.responses import Response, read_lines, read_responses
 from ..analysis.score_store import ScoreStore
-from ..analysis.statistics import pearson, spearman
+from ..analysis.selection_summary import definitions, summarize
 from ..data.prompt_file import find_prompt
 from ..generation.engines import load_tokenizer
 from .select_options import parse_select
@@ -101,87 +100,39 @@ def run(options: argparse.Namespace) -> None:
     candidates = [row for row, value in enumerate(correct) if options.include_incorrect or value]
     keys = data_selection.sort_keys(options.order, scores, lengths, seed=options.seed)
     sizes = {"fraction": options.fraction, "num_selected": options.num_selected}
-    pools = problems if options.pool == "problem" else [""] * len(problems)
-    strata = data_selection.make_strata(pools, lengths, candidates, match_length=options.match_length, **sizes)
-    whole_pools = data_selection.make_strata(pools, lengths, candidates, **sizes)
-    unmatched = data_selection.num_unmatched(whole_pools) if options.match_length else 0
-    if (
-        options.match_length
-        and unmatched == sum(pool.count for pool in whole_pools if pool.count < len(pool.rows)) > 0
-    ):
-        raise ValueError(
-            f"--match_length: every one of the {len(whole_pools)} pools gives a single response, which has no "
-            "distribution of lengths. Raise --fraction or --num_selected, or pass --pool global."
-        )
-    selected = data_selection.select_responses(strata, keys)
-    longest = data_selection.select_responses(whole_pools, data_selection.sort_keys("longest", scores, lengths))
+    names = problems if options.pool == "problem" else [""] * len(problems)
+    pools = data_selection.make_strata(names, lengths, candidates, **sizes)
+    strata = pools
+    if options.match_length:
+        check_matching(pools)
+        strata = data_selection.make_strata(names, lengths, candidates, match_length=True, **sizes)
 
-    numbers = {
-        "num_responses": len(scores),
-        "num_candidates": len(candidates),
-        "num_selected": len(selected),
-        "num_tied_at_the_cut": data_selection.tied_at_the_cut(strata, keys),
-        **({"num_unmatched": unmatched} if options.match_length else {}),
-        f"mean_{options.score}_correct": mean_of(scores, [row for row, value in enumerate(correct) if value]),
-        f"mean_{options.score}_incorrect": mean_of(scores, [r for r, value in enumerate(correct) if value is False]),
-        f"mean_{options.score}_selected": mean_of(scores, selected),
-        "mean_length_candidates": mean_of(lengths, candidates),
-        "mean_length_selected": mean_of(lengths, selected),
-        "pearson_with_length": or_none(pearson(np.array(scores)[candidates], np.array(lengths)[candidates])),
-        "spearman_with_length": or_none(spearman(np.array(scores)[candidates], np.array(lengths)[candidates])),
-        "also_among_the_longest": len(selected & longest) / len(selected) if selected else None,
-        "longest_expected_by_chance": (
-            data_selection.overlap_by_chance(strata, longest) / len(selected) if selected else None
-        ),
-    }
-    write(output, options, scores, selected)
+    numbers = summarize(
+        options.score, scores, lengths, correct, strata, pools, keys, match_length=options.match_length
+    )
+    meanings = definitions(
+        options.score,
+        top_tokens=options.top_tokens,
+        entropy_threshold=options.entropy_threshold,
+        match_length=options.match_length,
+    )
+    write(output, options, scores, data_selection.select_responses(strata, keys))
     write_json(
-        output.with_name(output.name + ".json"),
-        {
-            "settings": vars(options),
-            **numbers,
-            "definitions": {name: text for name, text in definitions(options).items() if name in numbers},
-        },
+        output.with_name(output.name + ".json"), {"settings": vars(options), **numbers, "definitions": meanings}
     )
     for name, value in numbers.items():
         print(f"{name:35} {'-' if value is None else f'{value:.4g}' if isinstance(value, float) else value}")
     print(f"The responses are in {output}.")
 
 
-def definitions(options: argparse.Namespace) -> dict[str, str]:
-    """What each number means."""
-    what = data_selection.in_words(
-        options.score, top_tokens=options.top_tokens, entropy_threshold=options.entropy_threshold
-    )
-    return {
-        "num_responses": "Responses in the file.",
-        "num_candidates": "Correct responses, or all with --include_incorrect.",
-        "num_selected": "Responses written.",
-        "num_tied_at_the_cut": "Candidates left out only because an earlier response ranks the same.",
-        "num_unmatched": "Responses written that are the only one of their pool: their lengths are not matched.",
-        f"mean_{options.score}_correct": f"Mean over correct responses of the {what}.",
-        f"mean_{options.score}_incorrect": "The same of incorrect responses.",
-        f"mean_{options.score}_selected": "The same of the responses written.",
-        "mean_length_candidates": "Mean number of tokens of the candidates.",
-        "mean_length_selected": "Mean number of tokens of the responses written.",
-        "pearson_with_length": "Pearson's correlation, over candidates, of the score and the number of tokens.",
-        "spearman_with_length": "The same of their ranks.",
-        "also_among_the_longest": (
-            "Fraction of the responses written that choosing the longest of each pool would have written too."
-        ),
-        "longest_expected_by_chance": (
-            "The same fraction of as many responses drawn at random from each pool (with --match_length from each "
-            "stratum of length), on average."
-        ),
-    }
-
-
-def mean_of(values: list, rows) -> float | None:
-    return float(np.mean([values[row] for row in rows])) if rows else None
-
-
-def or_none(value: float) -> float | None:
-    return None if isnan(value) else value
+def check_matching(pools: list[data_selection.Stratum]) -> None:
+    """Lengths can be matched if any pool gives several responses, or all that it has."""
+    unmatched = data_selection.num_unmatched(pools)
+    if unmatched and unmatched == sum(pool.count < len(pool.rows) for pool in pools):
+        raise ValueError(
+            f"--match_length: none of the {len(pools)} pools gives more than a single response, which has no "
+            "distribution of lengths. Raise --fraction or --num_selected, or pass --pool global."
+        )
 
 
 def write(output: Path, options: argparse.Namespace, scores: list[float], selected: set[int]) -> None:
