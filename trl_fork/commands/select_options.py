@@ -42,7 +42,7 @@ def parse_select(arguments: list[str] | None, description: str | None) -> argpar
         help="select the same share of each decile of length of a pool (of fewer strata where fewer than ten are "
         "selected), so that the selection has the lengths of the candidates",
     )
-    parser.add_argument("--top_tokens", type=float, help=f"share of tokens summed (default: {TOP_TOKENS})")
+    parser.add_argument("--top_tokens", type=float, help=f"share of tokens in the sum or mean (default: {TOP_TOKENS})")
     parser.add_argument(
         "--entropy_threshold",
         type=float,
@@ -69,11 +69,14 @@ def problems_of(options: argparse.Namespace) -> list[str]:
     problems = []
     if (options.fraction is None) == (options.num_selected is None):
         problems.append("give one of --fraction and --num_selected")
-    for name, value in (("fraction", options.fraction), ("top_tokens", options.top_tokens)):
+    for name, value, example in (
+        ("fraction", options.fraction, "0.2 is 20 %"),
+        ("top_tokens", options.top_tokens, "0.005 is 0.5 %"),
+    ):
         if value is not None and not 0 < value <= 1:
-            problems.append(f"--{name} must be in (0, 1], got {value}")
+            problems.append(f"--{name} must be in (0, 1], got {value}: {example}")
     if options.num_selected is not None and options.num_selected < 1:
-        problems.append(f"--num_selected must be at least 1, got {options.num_selected}")
+        problems.append(f"--num_selected must be at least 1, got {options.num_selected}: it counts responses")
     for name, value in (("top_tokens", options.top_tokens), ("entropy_threshold", options.entropy_threshold)):
         if value is not None and options.score not in OF_HIGH_ENTROPY:
             problems.append(
@@ -92,7 +95,9 @@ def problems_of(options: argparse.Namespace) -> list[str]:
             "give one of them"
         )
     if options.match_length and options.order == "longest":
-        problems.append("--match_length keeps the lengths of the candidates, --order longest changes them: give one")
+        problems.append(
+            "--match_length keeps the lengths of the candidates, --order longest changes them: give one of them"
+        )
     elif options.match_length and options.score == "length" and options.order != "random":
         problems.append(
             f"--match_length keeps the lengths of the candidates, --order {options.order} by --score length changes "
@@ -104,7 +109,7 @@ def problems_of(options: argparse.Namespace) -> list[str]:
             "2 at least, or more of --pool global"
         )
     if not 0 <= options.seed < 2**63:
-        problems.append(f"--seed must be at least 0 and below 2**63, got {options.seed}")
+        problems.append(f"--seed must be at least 0 and below 2**63, got {options.seed}: choose another")
     if not options.temperature > 0:
         problems.append(f"--temperature must be positive, got {options.temperature}: at 0 every entropy is 0")
     if not Path(options.completions).is_file():
