@@ -119,7 +119,7 @@ def test_without_grades_it_asks(files, naive, tmp_path):
         run(files, tmp_path, "--fraction", "0.1", rows="ungraded.jsonl")
     selected, numbers = run(files, tmp_path, "--fraction", "0.1", "--include_incorrect", rows="ungraded.jsonl")
     assert len(selected) == 2
-    assert numbers["mean_high_entropy_sum_correct"] is None
+    assert numbers["mean_high_entropy_sum_correct"] is None and numbers["mean_high_entropy_sum_incorrect"] is None
 
 
 def above(values, threshold):
@@ -163,8 +163,11 @@ def test_scores_and_orders(files, entropies, tmp_path, score, order):
     assert numbers["settings"]["score"] == name and numbers["settings"]["order"] == order
     assert set(numbers["definitions"]) == set(numbers) - {"settings", "definitions"}
     definition = numbers["definitions"][f"mean_{name}_correct"]
-    words = {"length": "number of tokens", "entropy_sum": "all tokens", "0.2": "20 %", "2.9": "above 2.9 nats"}
-    assert words.get(score[-1] if score else "", "top 0.5 %" if score[2:] == () else "") in definition
+    kind = {"high_entropy_mean": "of the mean of the", "length": "of the number of tokens"}.get(
+        name, "of the sum of the"
+    )
+    tokens = {"0.2": "top 20 %", "2.9": "above 2.9 nats", "entropy_sum": "all tokens", "length": "tokens"}
+    assert kind in definition and tokens.get(score[-1] if score else "", "top 0.5 %") in definition
     assert numbers["mean_length_selected"] == pytest.approx(mean(lengths[i] for i in rows))
     longest = sorted(range(20), key=lambda i: -lengths[i])[:6]
     assert numbers["also_among_the_longest"] == pytest.approx(len(set(longest) & set(rows)) / 6)
@@ -177,6 +180,8 @@ def test_a_random_selection(files, naive, tmp_path):
 
     six = draw("--num_selected", "6")
     assert six == draw("--num_selected", "6", "--seed", "0") == draw("--num_selected", "6", "--score", "length")
+    matched = ("--num_selected", "6", "--match_length")
+    assert draw(*matched) == draw(*matched, "--score", "length") != six
     assert six < draw("--num_selected", "9") and six != draw("--num_selected", "6", "--seed", "1")
     right = {row["note"] for row, *_ in naive if row["correct"]}
     # The draw of a response is the same among all and among the correct ones.
