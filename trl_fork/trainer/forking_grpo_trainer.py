@@ -164,8 +164,8 @@ class ForkingGRPOTrainer(
             )
         if chain is not None and chain.needs_whole_completions and not args.mask_truncated_completions:
             logger.warning(
-                f"mask_truncated_completions=False: a completion that was cut off has no match of {chain.in_words}. "
-                "Set mask_truncated_completions=True, so that it is not trained on as a whole."
+                "mask_truncated_completions=False: token_credit trains on the whole of a completion without a match "
+                f"({chain.in_words}), and a completion that was cut off has none. Set mask_truncated_completions=True."
             )
         if isinstance(model, torch.nn.Module) and given.get("peft_config") is None:  # no adapter will be added
             refuse_frozen_model(model)
