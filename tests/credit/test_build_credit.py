@@ -1,6 +1,7 @@
 """From a configuration to a chain, and the messages for those that cannot be built."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -34,7 +35,7 @@ def test_presets():
 def test_presets_name_their_source_and_have_a_control(request):
     for name in preset_names():
         text = (request.config.rootpath / "configs" / "credit" / f"{name}.yaml").read_text()
-        assert text.startswith("# ") and "arXiv 2" in text.splitlines()[0]
+        assert text.startswith("# ") and re.search("^# Source +.*arXiv 2", text, re.MULTILINE)
         assert yaml.safe_load(text) == {"token_credit": load_preset(name)}
         chain = build_credit(name)
         if "priorities" not in chain.needs:
