@@ -9,8 +9,8 @@ List the recipes, launch files and credit presets that come with the package; pr
 A recipe is a YAML file of options of `trl-fork train`, which takes it by name (`--recipe gsm8k_single_gpu`) or, as a
 file of your own, by its path (`--config my_run.yaml`). A launch file configures accelerate
 (`--accelerate_config zero3`). A credit preset says which tokens are trained on (`--token_credit temporal_position`).
-The first lines of each file say what it is for. Those of a credit preset also name its source, and how well that is
-known: `code` (the authors' code was read), `full text` (the paper was), `second-hand` (another text's account), `ours`.
+The first lines of each file say what it is for. Those of a credit preset also name its source and how it is known:
+`code` (the authors' code was read), `full text` (their paper was), `second-hand` (another text's account), or `ours`.
 """
 
 import argparse
