@@ -106,7 +106,8 @@ def write_report_page(
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}: pass 0.2 to outline the top 20 %.")
     vocabulary: dict[str, int] = {}
-    entropies, weights, entries = [np.empty(0, "<f4")], [np.empty(0, "<f4")], []
+    entropies, weights = [np.empty(0, "<f4")], [np.empty(0, "<f4")]
+    entries: list[dict] = []
     for number, response in enumerate(responses, start=1):
         try:
             values, distributions = _encode(response, vocabulary)
