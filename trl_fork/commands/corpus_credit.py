@@ -97,7 +97,7 @@ def check_advantages(chain: Chain, corpus: Corpus, vocab_size: int, tokenizer, o
     shape = (6, 24)
     scores = torch.rand(shape, generator=generator) * 3
     ids = torch.randint(vocab_size, shape, generator=generator)
-    given = torch.ones(6), -torch.ones(6), torch.tensor([-3.0, -2.0, -1.0, 1.0, 2.0, 3.0])
+    given = torch.ones(6), -torch.ones(6), torch.tensor([-1.0, -0.75, -0.5, 0.5, 0.75, 1.0])
     for end in range(1, len(chain.rules) + 1):
         first = Chain(chain.rules[:end])
         weights = [
