@@ -30,6 +30,9 @@ from .options import OptionParser
 from .program import PROGRAM, program
 
 
+CERTAINTIES = ("code", "full text", "second-hand", "ours")
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = OptionParser(description=__doc__, command="recipes")
     parser.add_argument("name", nargs="?", metavar="NAME", help="recipe, launch file or credit preset that is printed")
@@ -91,8 +94,9 @@ def list_credit() -> None:
     rows = []
     for name, path in shipped_files("credit").items():
         source = re.search(r"arXiv \d{4}\.\d{4,5}", entry_of(path, "Source"))
-        certainty = first_sentence(entry_of(path, "Certainty"))
-        rows.append([name, build_credit(name).in_words, source[0] if source else "-", certainty or "-"])
+        certainty = re.match("|".join(CERTAINTIES), entry_of(path, "Certainty"))
+        found = [match[0] if match else "-" for match in (source, certainty)]
+        rows.append([name, build_credit(name).in_words, *found])
     header = ["name", "trains on", "source", "certainty"]
     print_table("Credit: trl-fork train --token_credit NAME", header, rows, justify="left")
 
