@@ -207,7 +207,13 @@ def test_recipes_are_listed_printed_and_copied(capsys, tmp_path):
 def test_credit_presets_are_listed_with_their_source_and_certainty(capsys, tmp_path, monkeypatch):
     recipes.main(["--credit"])
     listed = capsys.readouterr().out
-    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in listed.splitlines() if "│" in line]
+    cells: list[list[str]] = []
+    for line in listed.splitlines():
+        row = [cell.strip() for cell in line.split("│")[1:-1]]
+        if row and row[0]:
+            cells.append(row)
+        elif row:  # folded
+            cells[-1] = [f"{cell} {more}".strip() for cell, more in zip(cells[-1], row, strict=True)]
     assert [row[0] for row in cells] == list(shipped_files("credit"))
     for name, trains_on, source, certainty in cells:
         assert trains_on == build_credit(name).in_words

@@ -189,11 +189,20 @@ def drawn_panels(monkeypatch, log_history, path):
         (["reward", "forking/selected_fraction"], ["Training reward", "Tokens trained on"]),
         (["forking/selected_fraction", "credit/effective_fraction"], ["Tokens trained on"]),
         (["credit/fraction", "credit/strength"], ["Scheduled fraction", "Scheduled strength"]),
+        (["credit/top_fraction_fraction", "credit/weight_max"], ["Scheduled fraction of top_fraction"]),
         (["eval_reward"], ["Held-out reward"]),
         (["eval_reward", "eval_rewards/accuracy_reward/mean"], ["Held-out accuracy"]),
         ([], []),
     ],
-    ids=["without evaluation", "a selection", "schedules", "another reward", "accuracy", "nothing"],
+    ids=[
+        "without evaluation",
+        "a selection",
+        "schedules",
+        "schedule of a chain",
+        "another reward",
+        "accuracy",
+        "nothing",
+    ],
 )
 def test_panels_without_data_are_left_out(keys, titles, monkeypatch, tmp_path):
     assert drawn_panels(monkeypatch, history(*keys), tmp_path / "training.png") == titles

@@ -97,11 +97,12 @@ def check_advantages(chain: Chain, corpus: Corpus, vocab_size: int, tokenizer, o
     shape = (6, 24)
     scores = torch.rand(shape, generator=generator) * 3
     ids = torch.randint(vocab_size, shape, generator=generator)
+    groups = torch.arange(6) // 3
     given = torch.ones(6), -torch.ones(6), torch.tensor([-1.0, -0.75, -0.5, 0.5, 0.75, 1.0])
     for end in range(1, len(chain.rules) + 1):
         first = Chain(chain.rules[:end])
         weights = [
-            _apply(first, torch.ones(shape), scores, -scores, ids, advantages, tokenizer, options).weights
+            _apply(first, torch.ones(shape), scores, -scores, ids, advantages, groups, tokenizer, options).weights
             for advantages in given
         ]
         if any(not torch.equal(weights[0], other) for other in weights[1:]):
@@ -135,6 +136,7 @@ def weigh(store: ScoreStore, corpus: Corpus, tokenizer, options: argparse.Namesp
         _padded([scores.log_probs for _, scores in shown]),
         _padded([np.array(response.completion_ids, dtype=np.int64) for response, _ in shown]),
         advantages,
+        torch.tensor(corpus.problems[: len(shown)]),
         tokenizer,
         options,
     )
@@ -149,7 +151,7 @@ def weigh(store: ScoreStore, corpus: Corpus, tokenizer, options: argparse.Namesp
     return Weighed([row[:length].tolist() for row, length in zip(weights, lengths, strict=True)], effect)
 
 
-def _apply(chain: Chain, mask, entropies, log_probs, ids, advantages, tokenizer, options: argparse.Namespace):
+def _apply(chain: Chain, mask, entropies, log_probs, ids, advantages, groups, tokenizer, options: argparse.Namespace):
     signals = Signals(
         mask,
         entropies=entropies,
@@ -157,6 +159,7 @@ def _apply(chain: Chain, mask, entropies, log_probs, ids, advantages, tokenizer,
         completion_ids=ids,
         priorities=random_priorities(options.seed, (0, 0, 0), 0, tuple(mask.shape)),
         advantages=advantages,
+        groups=groups,
         progress=options.token_credit_progress,
         tokenizer=tokenizer,
     )

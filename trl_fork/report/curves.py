@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +12,8 @@ from .palette import BLUE, GREY, VERMILION
 
 
 SELECTED, EFFECTIVE = "forking/selected_fraction", "credit/effective_fraction"
-# Parameters of credit rules that a schedule moves, by the key under which the trainer logs them.
-SCHEDULED = {f"credit/{name}": name for name in ("fraction", "strength")}
+# Parameters of credit rules that a schedule moves; if several rules have one, its key has the rule's name before it.
+_SCHEDULED = re.compile(r"credit/(?:(\w+)_)?(fraction|strength)")
 
 
 class Panel(NamedTuple):
@@ -34,7 +35,6 @@ PANELS = (
     Panel("Forking threshold", "nats", "forking/entropy_threshold"),
     Panel("Tokens trained on", "fraction of tokens", SELECTED, is_fraction=True),
     Panel("Effective fraction of tokens", "fraction of tokens", EFFECTIVE, is_fraction=True),
-    *(Panel(f"Scheduled {name}", name, key, is_fraction=True) for key, name in SCHEDULED.items()),
 )
 
 
@@ -111,7 +111,9 @@ def plot_training(log_history: list[dict], path: str | Path) -> None:
 def _curves(log_history):
     """(panel, steps, values) of every panel that the log has values for."""
     curves = []
-    for panel in PANELS:
+    scheduled = {key: name for entry in log_history for key, name in scheduled_parameters(entry).items()}
+    panels = [Panel(f"Scheduled {name}", name, key, is_fraction=True) for key, name in scheduled.items()]
+    for panel in (*PANELS, *panels):
         points = [
             (entry["step"], _finite(entry[panel.key])) for entry in log_history if entry.get(panel.key) is not None
         ]
@@ -121,6 +123,12 @@ def _curves(log_history):
         if points and not is_repeated:
             curves.append((panel, *zip(*points, strict=True)))
     return curves
+
+
+def scheduled_parameters(logs: dict) -> dict[str, str]:
+    """The keys of a log that hold parameters of credit rules which change over the training, and their names."""
+    found = {key: _SCHEDULED.fullmatch(key) for key in logs if key != EFFECTIVE}
+    return {key: f"{m[2]} of {m[1]}" if m[1] else m[2] for key, m in found.items() if m is not None}
 
 
 def weighs_softly(logs: dict) -> bool:

@@ -9,7 +9,7 @@ import torch
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from ..report.curves import EFFECTIVE, SCHEDULED, SELECTED, weighs_softly
+from ..report.curves import EFFECTIVE, SELECTED, scheduled_parameters, weighs_softly
 from ._trl import TrainerMixin
 
 
@@ -194,7 +194,7 @@ def summary_line(logs: dict, step: int, max_steps: int) -> str:
         effect = f", effectively {logs[EFFECTIVE]:.0%}" if weighs_softly(logs) else ""
         parts.append(f"trained on {logs[SELECTED]:.0%}{effect}{entropy}")
     # Logged under a schedule only
-    parts += [f"{name} {logs[key]:.3g}" for key, name in SCHEDULED.items() if logs.get(key) is not None]
+    parts += [f"{name} {logs[key]:.3g}" for key, name in scheduled_parameters(logs).items() if logs[key] is not None]
     times = {name: logs.get(f"time/{name}") for name in (*ACTIVITIES, "other")}
     total = sum(value for value in times.values() if value)
     if total:
