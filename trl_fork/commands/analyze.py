@@ -42,7 +42,7 @@ from .corpus import (
     load_corpus,
     without_nan,
 )
-from .corpus_credit import SCOPES, check_advantages, credit_rules, weigh
+from .corpus_credit import SCOPES, credit_rules, group_advantages, refuse_advantages, weigh
 from .corpus_page import write_page
 from .options import OptionParser
 
@@ -152,14 +152,16 @@ def run(options: argparse.Namespace) -> None:
         check_model_path(model)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    completions = Path(options.completions) if options.completions else sample_responses(options)
     tokenizer = load_tokenizer(options.model)
+    if options.token_credit is not None and options.dataset and options.num_samples < 2:
+        refuse_advantages(tokenizer, options)
+    completions = Path(options.completions) if options.completions else sample_responses(options)
     for model in models[:-1]:
         check_same_tokens(model, tokenizer)
     corpus = load_corpus(completions, tokenizer, options.max_responses, chat_template_kwargs_of(options))
 
-    if options.token_credit is not None:
-        check_advantages(options.token_credit, corpus, len(tokenizer), tokenizer, options)
+    if options.token_credit is not None and group_advantages(corpus) is None:
+        refuse_advantages(tokenizer, options)
 
     wanted = options.analyses
     compared = models if set(wanted) & set(COMPARISONS) else [options.model]

@@ -86,30 +86,40 @@ def group_advantages(corpus: Corpus) -> np.ndarray | None:
     return advantages
 
 
-def check_advantages(chain: Chain, corpus: Corpus, vocab_size: int, tokenizer, options: argparse.Namespace) -> None:
+class _Watched(torch.Tensor):
+    """A tensor that notices that it is read."""
+
+    was_read = False
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.was_read = True
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def refuse_advantages(tokenizer, options: argparse.Namespace) -> None:
     """
-    Refuse a rule that reads advantages if there are none. Rules need not say that they read them, so that it is seen
-    from the weights of made-up scores, before a model has scored anything.
+    Refuse rules that read advantages, where there are none. Rules need not say that they do, so that they are watched
+    with made-up scores, before anything is sampled or scored.
+
+    Raises:
+        `ValueError`: naming the rule.
     """
-    if group_advantages(corpus) is not None:
-        return
+    rules, shape = options.token_credit.rules, (4, 16)
     generator = torch.Generator().manual_seed(0)
-    shape = (6, 24)
-    scores = torch.rand(shape, generator=generator) * 3
-    ids = torch.randint(vocab_size, shape, generator=generator)
-    groups = torch.arange(6) // 3
-    given = torch.ones(6), -torch.ones(6), torch.tensor([-1.0, -0.75, -0.5, 0.5, 0.75, 1.0])
-    for end in range(1, len(chain.rules) + 1):
-        first = Chain(chain.rules[:end])
-        weights = [
-            _apply(first, torch.ones(shape), scores, -scores, ids, advantages, groups, tokenizer, options).weights
-            for advantages in given
-        ]
-        if any(not torch.equal(weights[0], other) for other in weights[1:]):
+    scores = torch.rand(shape, generator=generator)
+    ids = torch.randint(len(tokenizer), shape, generator=generator)
+    advantages = torch.tensor([-1.0, 1.0, -1.0, 1.0]).as_subclass(_Watched)
+    for end in range(1, len(rules) + 1):
+        _Watched.was_read = False
+        groups = torch.arange(4) // 2
+        first = Chain(rules[:end])
+        _apply(first, torch.ones(shape), scores, -scores, ids, advantages, groups, tokenizer, options)
+        if _Watched.was_read:
             raise ValueError(
-                f"--token_credit: the weights of the rule {chain.rules[end - 1].name} depend on the advantages of the "
-                "responses, and no problem of the file has two responses with a reward. Give several responses to a "
-                f"problem, each with a field `correct` or `reward`. {_PAGE_OF_TRAINING}."
+                f"--token_credit: the rule {rules[end - 1].name} reads the advantages of the responses, and no problem "
+                "has two responses with a reward. Give several responses to a problem: with --num_samples, or in a "
+                f"file, with `correct` or `reward` in each line. {_PAGE_OF_TRAINING}."
             )
 
 
