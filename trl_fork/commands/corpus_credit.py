@@ -118,8 +118,8 @@ def refuse_advantages(tokenizer, options: argparse.Namespace) -> None:
         if _Watched.was_read:
             raise ValueError(
                 f"--token_credit: the rule {rules[end - 1].name} reads the advantages of the responses, and no "
-                "problem has two responses with a reward. Give several responses to a problem: with --num_samples, or in a "
-                f"file, with `correct` or `reward` in each line. {_PAGE_OF_TRAINING}."
+                "problem has two responses with a reward. Give several responses to a problem: with --num_samples, or "
+                f"in a file, with `correct` or `reward` in each line. {_PAGE_OF_TRAINING}."
             )
 
 
