@@ -374,7 +374,7 @@ def test_outlines_are_as_strong_as_soft_weights(scheme, tmp_path, open_page):
     effect = 15.5**2 / (14 * sum(w * w for w in [*WEIGHTS, 5.0]))
     said = tab.locator("#meaning").inner_text()
     assert "the stronger and wider its outline, the more a token counts in the loss" in said
-    assert "50.0 % of tokens have weight" in said and f"as many as {100 * effect:.1f} % with equal weights" in said
+    assert "50.0 % of tokens have weight" in said and f"effectively {100 * effect:.1f} %" in said
     assert "6 with weight (85.7 %)" in tab.locator("#statistics").inner_text()
     for position, text in ((3, "3"), (5, "2e-9"), (1, "0")):
         tab.locator("#response .token").nth(position).hover()

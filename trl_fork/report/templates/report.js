@@ -348,7 +348,7 @@
       [0, 0, 0],
     );
     const size = Math.max(weights.length, 1);
-    const effect = `, as many as ${percent(squares ? total ** 2 / (size * squares) : 0)} with equal weights`;
+    const effect = `, effectively ${percent(squares ? total ** 2 / (size * squares) : 0)}`;
     $("meaning").replaceChildren(
       isSoft ? "the stronger and wider its outline, the more a token counts in the loss: " : "outlined tokens count in the loss: ",
       element("b", {}, percent(positive / size)),
