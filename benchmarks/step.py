@@ -39,6 +39,7 @@ import os
 import statistics
 import time
 import warnings
+from contextlib import contextmanager
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -52,6 +53,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trl_fork._files import write_json
+from trl_fork._logging import logger
 
 from .arms import BASELINE, VARIANTS, RefusedError, run
 from .credit_table import REFERENCE, arms_of, print_credit_table
@@ -227,12 +229,24 @@ def main(arguments=None):
             write_json(options.output, result)
 
     for workload in workloads:
-        found = measure(workload, arms, options, device, keep)
+        with without_warnings():
+            found = measure(workload, arms, options, device, keep)
         if options.token_credit:
             print_credit_table(found, title_of(found, options, device))
         else:
             print_table(found, options, device)
         rows += found
+
+
+@contextmanager
+def without_warnings():
+    """Without those of the trainer: the table says which savings are off."""
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def device_name(device):
