@@ -10,6 +10,9 @@ import trl.trainer.utils
 from transformers import TrainerCallback
 from trl.kernels import ChunkedLogProbFunction
 
+from trl_fork.credit import credit_effect
+from trl_fork.trainer import GenerationCallback
+
 
 class Clock(TrainerCallback):
     """Seconds of each optimizer step, and processor seconds of this process. The rollout takes none here."""
@@ -84,6 +87,36 @@ class PeakMemory(TrainerCallback):
             events = self.profile.profiler.kineto_results.events()
             changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
             self.peak = max(accumulate(change for _, change in changes))
+
+
+class PassedTokens:
+    """
+    Tokens and positions of all forward passes of a model from now on; `scored` are the tokens without gradient.
+    """
+
+    def __init__(self, model):
+        self.tokens = self.scored = self.positions = 0
+        model.get_decoder().register_forward_pre_hook(self.count, with_kwargs=True)
+
+    def count(self, module, args, kwargs):
+        mask = kwargs["attention_mask"]
+        self.positions += mask.numel()
+        self.tokens += mask.sum()  # read after the steps: the GPU is not waited for
+        if not torch.is_grad_enabled():
+            self.scored += mask.sum()
+
+
+class CreditOfBatch(GenerationCallback):
+    """Share of the completion tokens with a gradient, and effective fraction of the weights, in the first batch."""
+
+    tokens_trained = effective_fraction = None
+
+    def on_generation(self, trainer, batch):
+        if self.tokens_trained is None:
+            valid = batch.mask != 0
+            trained = (batch.weights != 0) & (batch.advantages != 0).unsqueeze(1) & valid
+            self.tokens_trained = (trained.sum() / valid.sum()).item()
+            self.effective_fraction = credit_effect(batch.weights, valid, batch.advantages)["effective_fraction"]
 
 
 @contextmanager

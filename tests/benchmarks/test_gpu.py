@@ -16,6 +16,7 @@ from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import add_fused_lm_head
 
 import trl_fork.trainer.lm_head as lm_head
+from benchmarks import arms, workload
 from benchmarks import step as benchmark_step
 from tests.conftest import (
     FixedRollouts,
@@ -201,11 +202,11 @@ def test_peak_memory_is_not_above_trl(inert, tmp_path, record_property):
     """
     longest = 4096 if DEVICE == "cuda" else 32
     options = SimpleNamespace(shape="tiny", lora=False, groups=4, micro_batch=8, max_length=longest, steps=1)
-    rollouts = benchmark_step.Rollouts(options, "lognormal", 0.5 if inert else 0.0)
+    rollouts = workload.Rollouts(options, "lognormal", 0.5 if inert else 0.0)
     peaks = {}
-    for variant in ("TRL", "ours"):
+    for arm in (arms.BASELINE, arms.VARIANTS["ours"]):
         benchmark_step.release(DEVICE)
-        result = benchmark_step.run(variant, rollouts, None, options, DEVICE, measure_memory=True)
-        peaks[variant] = result["memory"]
-        record_property(f"peak bytes of {variant}", result["memory"])
+        result = arms.run(arm, rollouts, None, options, DEVICE, measure_memory=True)
+        peaks[arm.name] = result["memory"]
+        record_property(f"peak bytes of {arm.name}", result["memory"])
     assert 0 < peaks["ours"] <= 1.05 * peaks["TRL"]

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from tests.trainer.test_features import byte_tokenizer
 from trl_fork.credit import Signals
-from trl_fork.credit.spans import last_match, tokens_matching
+from trl_fork.credit.spans import Boundaries, last_match, tokens_matching
 
 
 WORDS = ["", "The ", "answer", ": ", "4", "2", ".", " Or", " the answer: 7"]
@@ -74,6 +74,32 @@ def test_unfinished_characters_take_no_place(build):
         marked = tokens_matching(ids, tokenizer.decode, pattern)
         assert [i for i, found in enumerate(marked) if found][-1] == first + len(pattern.encode()) - 1
         assert marked[first] and not marked[first - 1]
+
+
+@pytest.mark.parametrize("build", [byte_tokenizer, byte_fallback_tokenizer])
+def test_boundaries_at_every_character(build):
+    """In both halves of texts, whose tokens are bytes: by counting the bytes."""
+    tokenizer = build()
+    for text in ("ab", "x → y", "für → 42 →, 😀😀 answer: 1", "1" * 9 + "→" * 7, "😀" * 5 + "a"):
+        encoded = (
+            tokenizer.encode(text) if build is byte_fallback_tokenizer else tokenizer(text, add_special_tokens=False)
+        )
+        ids = encoded.ids if build is byte_fallback_tokenizer else encoded["input_ids"]
+        boundaries = Boundaries(ids, tokenizer.decode)
+        starts = [len(text[:place].encode()) for place in range(len(text) + 1)]
+        assert [boundaries.before(place) for place in range(len(text))] == starts[:-1]
+        assert [boundaries.through(place) for place in range(len(text) + 1)] == starts
+
+
+def test_an_answer_near_the_end_takes_few_decoded_tokens():
+    ids, decoded = [1, 2] * 5_000 + [2, 3, 4, 5], []
+
+    def counted(ids):
+        decoded.append(len(ids))
+        return decode(ids)
+
+    assert last_match(ids, [True] * len(ids), counted, "answer: ") == 10_000
+    assert sum(decoded) < 4 * len(ids)
 
 
 def test_last_match_that_begins_in_a_valid_token():

@@ -12,11 +12,12 @@ REPLACEMENT = "\ufffd"  # stands for bytes that make no character
 
 class Boundaries:
     """
-    Characters of a completion by its tokens, found by decoding beginnings of it, about fifteen for each character.
+    Characters of a completion by its tokens, found by decoding beginnings of it.
 
-    Tokenizing the text again could give other tokens. While some bytes of a character are missing, a decoder writes
-    one replacement character or several, so lengths of decoded beginnings say little; where such a beginning departs
-    from the text does not depend on it.
+    For a character near the end, where answers are, these are about three: the few tokens that follow are decoded for
+    an estimate, which is then checked. Tokenizing the text again could give other tokens. While some bytes of a
+    character are missing, a decoder writes one replacement character or several, even for whole characters before it,
+    so lengths of decoded beginnings say little; where such a beginning departs from the text does not depend on it.
 
     Args:
         ids (`list[int]`): Token ids.
@@ -26,21 +27,28 @@ class Boundaries:
     def __init__(self, ids: list[int], decode: Decode):
         self.ids, self.text = ids, decode(ids)
         self._decoded = cache(lambda count: decode(ids[:count]))
-        self._counts = range(len(ids) + 1)
+        self._end_length = cache(lambda count: len(decode(ids[len(ids) - count :])))
 
     def _settled(self, count: int) -> int:
-        """Characters of the text that the first `count` tokens give as they stay."""
+        """Characters of the text that the first `count` tokens give; it does not fall with `count`."""
+        if self.text.startswith(self._decoded(count)):
+            return len(self._decoded(count))
+        # To a decoder of single bytes the first ones of a character make those before them unreadable: at most three.
+        return max(map(self._agreed, range(max(count - 3, 0), count + 1)))
+
+    def _agreed(self, count: int) -> int:
+        """Characters with which both the text and what the first `count` tokens decode to begin."""
         decoded = self._decoded(count)
-        settled = len(decoded.rstrip(REPLACEMENT)) if not self.text.startswith(decoded) else len(decoded)
-        while settled and not self.text.startswith(decoded[:settled]):
-            settled -= 1
-        while decoded[settled : settled + 1] == self.text[settled : settled + 1] != "":
-            settled += 1
-        return settled
+        agreed = len(decoded.rstrip(REPLACEMENT))
+        while agreed and not self.text.startswith(decoded[:agreed]):
+            agreed -= 1
+        while decoded[agreed : agreed + 1] == self.text[agreed : agreed + 1] != "":
+            agreed += 1
+        return agreed
 
     def before(self, character: int) -> int:
         """Number of tokens before the first one that holds a part of a character of the text."""
-        count = bisect_left(self._counts, True, key=lambda k: self._settled(k) > character) - 1
+        count = self._first(character, lambda k: self._settled(k) > character) - 1
         # That token completes the character; others before it may hold the first bytes.
         while count and self._settled(count) == character < len(self._decoded(count)):
             count -= 1
@@ -48,7 +56,30 @@ class Boundaries:
 
     def through(self, character: int) -> int:
         """Number of tokens up to the one that completes the text before a character."""
-        return bisect_left(self._counts, True, key=lambda k: self._settled(k) >= character)
+        return self._first(character, lambda k: self._settled(k) >= character)
+
+    def _first(self, character: int, holds: Callable[[int], bool]) -> int:
+        """The smallest number of tokens for which `holds`. It then holds for every larger one, all tokens included."""
+        low, high, step = 0, len(self.ids), 1
+        if character > len(self.text) / 2:  # for one in the first half, bisection takes few tokens
+            low = high = self._estimate(character)
+            if holds(high):
+                while high and holds(low := max(high - step, 0)):
+                    high, step = low, 2 * step
+            else:
+                while not holds(high := min(low + step, len(self.ids))):
+                    low, step = high, 2 * step
+        return bisect_left(range(high), True, lo=low, key=holds)
+
+    def _estimate(self, character: int) -> int:
+        """Number of tokens before a character if those from it on decoded to the same text alone."""
+        following = len(self.text) - character
+        bound = 1
+        while bound < len(self.ids) and self._end_length(bound) < following:
+            bound = min(2 * bound, len(self.ids))
+        return len(self.ids) - bisect_left(
+            range(bound), True, lo=bound // 2, key=lambda k: self._end_length(k) >= following
+        )
 
 
 def tokens_matching(ids: list[int], decode: Decode, pattern: str | re.Pattern) -> list[bool]:
