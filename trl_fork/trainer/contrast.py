@@ -31,9 +31,7 @@ class ContrastMixin(WithContext, TrainerMixin):
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
         if self.token_credit is not None and is_contrasted(self.token_credit.chain):
-            # These scores are not those of the prompts, which TRL's old-log-probability pass may have to supply.
-            with self._within(old_policy_scores=None):
-                output[CONTRAST_LOG_PROBS] = self._score_after_negative_prompts(inputs, output)
+            output[CONTRAST_LOG_PROBS] = self._score_after_negative_prompts(inputs, output)
         return output
 
     def _score_after_negative_prompts(self, inputs, output):
