@@ -24,21 +24,12 @@ from tests.conftest import (
 )
 from tests.oracles import Rollout, credit, informative_batch, log_probs_and_entropies, loss
 from trl_fork import ForkingGRPOConfig
-from trl_fork.data.contrast import contrast_prompt_of, pattern_of, with_instruction
 from trl_fork.trainer.callbacks import GenerationCallback
 
 
 INSTRUCTION = "bewrong7"
 CUTS = {"32x1": (32, 1), "8x4": (8, 4), "2x16": (2, 16)}
-HERE = __name__
-
-
-def against(signals):
-    """A rule of a user's: the more likely a token is after the negative prompt, the more weight."""
-    return (signals.contrast_log_probs - signals.log_probs).clamp(-2, 2).exp()
-
-
-against.needs, against.sparse = {"contrast_log_probs", "log_probs"}, False
+HERE, CONTRASTED = __name__, "tests.credit.own_rules.contrasted"
 
 
 def alone(signals):
@@ -61,13 +52,13 @@ def naive_contrast(model, batch, negative_ids) -> dict[int, torch.Tensor]:
         }
 
 
-def naive_weights(model, batch, negative_ids, rule="against"):
-    """Weights of `(row, token)` pairs under one of the rules above."""
+def naive_weights(model, batch, negative_ids, rule="contrasted"):
+    """Weights of `(row, token)` pairs under a rule, by its name."""
     contrast = naive_contrast(model, batch, negative_ids)
     with torch.no_grad():
         plain = {r.row: log_probs_and_entropies(model, r)[0] for r in batch}
     scores = {
-        "against": {row: (contrast[row] - plain[row]).clamp(-2, 2).exp().tolist() for row in plain},
+        "contrasted": {row: (contrast[row] - plain[row]).clamp(-2, 2).exp().tolist() for row in plain},
         "alone": {row: (0.25 - contrast[row]).tolist() for row in plain},
     }
     return credit(batch, [{"weight": rule}], scores, [[r.row for r in batch]])
@@ -102,7 +93,7 @@ def test_padding_as_trl_makes_it(padding, tokenizer, tmp_path):
     rollouts = FixedRollouts(tokenizer, truncate=True)
     train(
         model, tokenizer, rollouts, tmp_path, own_prompts=False, contrast_instruction=INSTRUCTION,
-        token_credit=f"{HERE}.against", per_device_train_batch_size=8, gradient_accumulation_steps=4,
+        token_credit=CONTRASTED, per_device_train_batch_size=8, gradient_accumulation_steps=4,
         mask_truncated_completions=True, **padding,
     )  # fmt: skip
     (batch,) = rollouts.generated
@@ -119,7 +110,7 @@ def test_gradient_equals_naive_objective(cut, tokenizer, tmp_path):
     size, accumulation = CUTS[cut]
     trainer = train(
         model, tokenizer, rollouts, tmp_path, own_prompts=False, contrast_instruction=INSTRUCTION,
-        token_credit=f"{HERE}.against", per_device_train_batch_size=size, gradient_accumulation_steps=accumulation,
+        token_credit=CONTRASTED, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation,
         callbacks=[seen],
     )  # fmt: skip
     (batch,) = rollouts.generated
@@ -150,7 +141,7 @@ def test_conversations_and_trls_own_pass(tokenizer, tmp_path):
 
     trainer = train(
         model, tokenizer, rollouts, tmp_path, own_prompts=False, contrast_instruction=INSTRUCTION, max_steps=2,
-        token_credit=f"{HERE}.against", train_dataset=Dataset.from_dict({"prompt": prompts}), callbacks=[Stepwise()],
+        token_credit=CONTRASTED, train_dataset=Dataset.from_dict({"prompt": prompts}), callbacks=[Stepwise()],
         **settings,
     )  # fmt: skip
     (batch,) = rollouts.generated
@@ -179,7 +170,7 @@ def test_column_of_the_data(same, tokenizer, tmp_path):
     column = rollouts.texts if same else [text[::-1] + "xyz" * n for n, text in enumerate(rollouts.texts)]
     train(
         model, tokenizer, rollouts, tmp_path, own_prompts=False, contrast_instruction=INSTRUCTION,
-        token_credit=f"{HERE}.against", callbacks=[seen],
+        token_credit=CONTRASTED, callbacks=[seen],
         train_dataset=rollouts.dataset.add_column("contrast_prompt", column),
     )  # fmt: skip
     (batch,) = rollouts.generated
@@ -218,7 +209,7 @@ def test_dropout_of_an_adapter_is_off(tokenizer, tmp_path):
     rollouts, seen = FixedRollouts(tokenizer), Seen()
     column = [text + "no" for text in rollouts.texts]
     train(
-        model, tokenizer, rollouts, tmp_path, own_prompts=False, token_credit=f"{HERE}.against", callbacks=[seen],
+        model, tokenizer, rollouts, tmp_path, own_prompts=False, token_credit=CONTRASTED, callbacks=[seen],
         train_dataset=rollouts.dataset.add_column("contrast_prompt", column),
     )  # fmt: skip
     (batch,) = rollouts.generated
@@ -234,7 +225,7 @@ def test_temperature(tokenizer, tmp_path):
     rollouts, seen = FixedRollouts(tokenizer), Seen()
     train(
         model, tokenizer, rollouts, tmp_path, own_prompts=False, contrast_instruction=INSTRUCTION, temperature=1.7,
-        token_credit=f"{HERE}.against", callbacks=[seen],
+        token_credit=CONTRASTED, callbacks=[seen],
     )  # fmt: skip
     (batch,) = rollouts.generated
     negative_ids = text_ids(rollouts, tokenizer)
@@ -257,7 +248,7 @@ def test_negative_prompts_stay_with_their_rows_in_dynamic_sampling(tokenizer, tm
     column = [f"{n}" * (n + 1) + text for n, text in enumerate(rollouts.texts)]
     train(
         model, tokenizer, rollouts, tmp_path, own_prompts=False, dynamic_sampling=True,
-        token_credit=f"{HERE}.against", callbacks=[seen], dynamic_sampling_max_rounds=30,
+        token_credit=CONTRASTED, callbacks=[seen], dynamic_sampling_max_rounds=30,
         train_dataset=rollouts.dataset.add_column("contrast_prompt", column), per_device_train_batch_size=8,
         gradient_accumulation_steps=4,
     )  # fmt: skip
@@ -277,7 +268,7 @@ def test_negative_prompts_stay_with_their_rows_in_dynamic_sampling(tokenizer, tm
 
 def test_resumed_within_a_generation_batch(tokenizer, tmp_path):
     settings = {
-        "own_prompts": False, "contrast_instruction": INSTRUCTION, "token_credit": f"{HERE}.against",
+        "own_prompts": False, "contrast_instruction": INSTRUCTION, "token_credit": CONTRASTED,
         "per_device_train_batch_size": 8, "steps_per_generation": 4, "gradient_accumulation_steps": 1,
         "learning_rate": 0.05, "save_strategy": "steps", "save_steps": 1, "max_steps": 4,
     }  # fmt: skip
@@ -310,7 +301,7 @@ def test_evaluation(tokenizer, tmp_path):
 
     trainer = train(
         model, tokenizer, rollouts, tmp_path, Evaluated, own_prompts=False, contrast_instruction=INSTRUCTION,
-        token_credit=f"{HERE}.against", eval_dataset=evaluated, eval_strategy="steps", eval_steps=1,
+        token_credit=CONTRASTED, eval_dataset=evaluated, eval_strategy="steps", eval_steps=1,
         eval_on_start=True, per_device_eval_batch_size=32,
     )  # fmt: skip
     assert [training for training, _, _ in found] == [False, True, False]
@@ -326,7 +317,7 @@ def test_evaluation(tokenizer, tmp_path):
 
 
 def refusal(settings, message, tokenizer, tmp_path, error=ValueError):
-    settings = {"own_prompts": False, "token_credit": f"{HERE}.against"} | settings
+    settings = {"own_prompts": False, "token_credit": CONTRASTED} | settings
     rollouts = settings.pop("rollouts", None) or FixedRollouts(tokenizer)
     with pytest.raises(error, match=message):
         build_trainer(build_model(tokenizer), tokenizer, rollouts, tmp_path, **settings)
@@ -348,7 +339,7 @@ def with_column(rollouts, values):
         ),
         (
             {
-                "token_credit": {"top_fraction": {"fraction": 0.2}, f"{HERE}.against": {}},
+                "token_credit": {"top_fraction": {"fraction": 0.2}, CONTRASTED: {}},
                 "entropy_threshold_scope": "local",
             },
             r"cannot be used with|does not go with",
@@ -357,7 +348,7 @@ def with_column(rollouts, values):
     ids=str,
 )
 def test_refused_settings(settings, message, tmp_path):
-    settings = {"token_credit": f"{HERE}.against"} | settings
+    settings = {"token_credit": CONTRASTED} | settings
     with pytest.raises(ValueError, match=message):
         ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **settings)
 
@@ -442,7 +433,7 @@ def test_a_stream_is_looked_at_row_by_row(tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"step 0, a row of the batch: contrast_prompt is None"):
         train(
             build_model(tokenizer), tokenizer, rollouts, tmp_path, own_prompts=False,
-            token_credit=f"{HERE}.against", train_dataset=stream,
+            token_credit=CONTRASTED, train_dataset=stream,
         )  # fmt: skip
 
 
@@ -450,40 +441,6 @@ def test_a_negative_prompt_beyond_the_positions_is_warned_of(tokenizer, tmp_path
     monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     train(
         build_model(tokenizer, max_position_embeddings=30), tokenizer, FixedRollouts(tokenizer), tmp_path,
-        own_prompts=False, contrast_instruction=INSTRUCTION * 3, token_credit=f"{HERE}.against",
+        own_prompts=False, contrast_instruction=INSTRUCTION * 3, token_credit=CONTRASTED,
     )  # fmt: skip
     assert re.search(r"Step 0: a negative prompt .* have \d\d tokens, and the model 30 positions", caplog.text)
-
-
-# ---------------------------------------------------------------------- the prompts by themselves
-
-
-def test_with_instruction():
-    assert with_instruction("2 + 2?", "No.", "here") == "2 + 2?\n\nNo."
-    conversation = [
-        {"role": "system", "content": "s"},
-        {"role": "user", "content": "first"},
-        {"role": "assistant", "content": "yes"},
-        {"role": "user", "content": "second"},
-        {"role": "assistant", "content": "begun"},
-    ]
-    before = copy.deepcopy(conversation)
-    made = with_instruction(conversation, "No.", "here")
-    assert conversation == before
-    assert [m["content"] for m in made] == ["s", "first", "yes", "second\n\nNo.", "begun"]
-    parts = [{"role": "user", "content": [{"type": "text", "text": "2 + 2?"}]}]
-    made = with_instruction(parts, "No.", "here")
-    assert made[0]["content"] == [{"type": "text", "text": "2 + 2?"}, {"type": "text", "text": "\n\nNo."}]
-    for content in ([{"type": "image"}, {"type": "text", "text": "2"}], None):
-        with pytest.raises(ValueError, match="here: contrast_instruction can be put after texts only"):
-            with_instruction([{"role": "user", "content": content}], "No.", "here")
-    with pytest.raises(ValueError, match=r"here: .* holds the special token '\[X\]'"):
-        with_instruction("a[X]b", "No.", "here", pattern_of(["[X]"]))
-    assert pattern_of([]) is None
-
-
-def test_the_column_comes_first():
-    row = {"prompt": "a", "contrast_prompt": "b"}
-    assert contrast_prompt_of(row, "No.", "here") == contrast_prompt_of(row, None, "here") == "b"
-    with pytest.raises(ValueError, match="must be a conversation of messages"):
-        contrast_prompt_of({"prompt": [{"role": "user", "content": "a"}], "contrast_prompt": ["b"]}, None, "here")
