@@ -82,7 +82,7 @@ SCENARIOS = {
         "dynamic_sampling": True,
         "own_prompts": False,
         "contrast_instruction": CONTRAST_INSTRUCTION,
-        "token_credit": {"tests.credit.own_rules.contrasted": {}},
+        "token_credit": {"random": {"fraction": 0.7}, "tests.credit.own_rules.contrasted": {}},
     },
     "dynamic_sampling_straddling": {
         "generation": 24,

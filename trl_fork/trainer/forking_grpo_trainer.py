@@ -316,8 +316,8 @@ class ForkingGRPOTrainer(
             rewards=rewards[first : first + len(output["completion_ids"])],
             entropies=None if scores is None else scores.entropies,
             log_probs=None if scores is None else scores.log_probs,
-            contrast_log_probs=output.get(CONTRAST_LOG_PROBS),
             weights=output.get(_WEIGHTS),
+            contrast_log_probs=output.get(CONTRAST_LOG_PROBS),
         )
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, GenerationCallback):
