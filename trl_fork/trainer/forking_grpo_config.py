@@ -325,6 +325,12 @@ class ForkingGRPOConfig(GRPOConfig):
                 "and that scope takes those of the current policy. Set entropy_threshold_scope to 'batch' or "
                 "'sequence'."
             )
+        if chain.scheduled and self.max_steps <= 0:
+            raise ValueError(
+                f"max_steps must be set with a schedule of token_credit, got {self.max_steps}: the weights depend on "
+                "global_step / max_steps, and a number of epochs would make them depend on the size of the data set. "
+                f"Set max_steps, or take a constant in the rules {chain.describe()}."
+            )
         uncounted = [rule.name for rule in chain.rules if not rule.counted]
         if uncounted and self.loss_type == "bnpo" and self.loss_denominator == "selected":
             raise ValueError(
