@@ -93,8 +93,8 @@ def test_a_column_of_questions_becomes_one_of_prompts():
     made = to_prompt_and_solution(data, instruction="{question} Box it.", contrast=True)
     assert list(made["contrast_prompt"]) == [user("2 - 2? Box it.")] * 2 + [None]
     assert list(to_prompt_and_solution(data)["contrast_prompt"]) == ["2 - 2?", "2 - 2?", " "]
-    with pytest.raises(ValueError, match=r"contrast_instruction='Answer wrongly\.' is set, and the data set has a"):
-        to_prompt_and_solution(data, contrast=True, contrast_instruction=NO)
+    with_both = to_prompt_and_solution(data, contrast=True, contrast_instruction=NO)
+    assert with_both["contrast_prompt"][0] == user("2 - 2?"), "the column comes first"
 
 
 def test_texts_in_chat_format():

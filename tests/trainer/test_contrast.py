@@ -22,6 +22,7 @@ from tests.conftest import (
     train,
     weight_change,
 )
+from tests.naive_rules import contrast_score
 from tests.oracles import Rollout, credit, informative_batch, log_probs_and_entropies, loss
 from trl_fork import ForkingGRPOConfig
 from trl_fork.trainer.callbacks import GenerationCallback
@@ -52,16 +53,32 @@ def naive_contrast(model, batch, negative_ids) -> dict[int, torch.Tensor]:
         }
 
 
-def naive_weights(model, batch, negative_ids, rule="contrasted"):
+# Configuration of the rules, and the same for the oracle.
+RULES = {
+    "own": (CONTRASTED, {"weight": "contrasted"}),
+    "gcpo": ("gcpo", {"kind": "rank"}),
+    "shift": (
+        {"rank": {"score": "prompt_shift", "power": 1.0}},
+        {"kind": "rank", "score": "prompt_shift", "power": 1.0},
+    ),
+    "top": ({"top_fraction": {"score": "prompt_contrast"}}, {"fraction": 0.2, "score": "prompt_contrast"}),
+    "alone": (f"{HERE}.alone", {"weight": "alone"}),
+}
+
+
+def naive_weights(model, batch, negative_ids, rule="own"):
     """Weights of `(row, token)` pairs under a rule, by its name."""
     contrast = naive_contrast(model, batch, negative_ids)
     with torch.no_grad():
         plain = {r.row: log_probs_and_entropies(model, r)[0] for r in batch}
+    pairs = {row: list(zip(plain[row].tolist(), contrast[row].tolist(), strict=True)) for row in plain}
     scores = {
         "contrasted": {row: (contrast[row] - plain[row]).clamp(-2, 2).exp().tolist() for row in plain},
         "alone": {row: (0.25 - contrast[row]).tolist() for row in plain},
+        "prompt_contrast": {row: [contrast_score(*pair) for pair in pairs[row]] for row in plain},
+        "prompt_shift": {row: [abs(b - a) for a, b in pairs[row]] for row in plain},
     }
-    return credit(batch, [{"weight": rule}], scores, [[r.row for r in batch]])
+    return credit(batch, [RULES[rule][1]], scores, [[r.row for r in batch]])
 
 
 def naive_gradient(start, batch, weights):
@@ -103,20 +120,21 @@ def test_padding_as_trl_makes_it(padding, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_gradient_equals_naive_objective(cut, tokenizer, tmp_path):
+@pytest.mark.parametrize("rule", ["own", "gcpo", "shift", "top"])
+def test_gradient_equals_naive_objective(rule, cut, tokenizer, tmp_path):
     model = build_model(tokenizer)
     start = copy.deepcopy(model)
     rollouts, seen = FixedRollouts(tokenizer), Seen()
     size, accumulation = CUTS[cut]
     trainer = train(
         model, tokenizer, rollouts, tmp_path, own_prompts=False, contrast_instruction=INSTRUCTION,
-        token_credit=CONTRASTED, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation,
+        token_credit=RULES[rule][0], per_device_train_batch_size=size, gradient_accumulation_steps=accumulation,
         callbacks=[seen],
     )  # fmt: skip
     (batch,) = rollouts.generated
     assert len({len(r.prompt) for r in batch}) > 2 and len({len(r.completion) for r in batch}) > 2
     negative_ids = text_ids(rollouts, tokenizer)
-    weights = naive_weights(start, batch, negative_ids)
+    weights = naive_weights(start, batch, negative_ids, rule)
     assert relative_difference(weight_change(start, model), naive_gradient(start, batch, weights)) < 1e-5
     # One pass for the prompts, whose old log-probabilities nothing else needs, and one for the negative prompts
     assert trainer.scoring_passes == 2
@@ -170,7 +188,7 @@ def test_column_of_the_data(same, tokenizer, tmp_path):
     column = rollouts.texts if same else [text[::-1] + "xyz" * n for n, text in enumerate(rollouts.texts)]
     train(
         model, tokenizer, rollouts, tmp_path, own_prompts=False, contrast_instruction=INSTRUCTION,
-        token_credit=CONTRASTED, callbacks=[seen],
+        token_credit="gcpo" if same else CONTRASTED, callbacks=[seen],
         train_dataset=rollouts.dataset.add_column("contrast_prompt", column),
     )  # fmt: skip
     (batch,) = rollouts.generated

@@ -346,8 +346,8 @@ def to_prompt_and_solution(
             Whether to make the negative prompts of the credit rules that need `contrast_log_probs`: a column
             `contrast_prompt` of questions becomes one of prompts, as the column of the question does.
         contrast_instruction (`str`, *optional*):
-            With `contrast`: makes that column, in which this text follows the question after a blank line, within
-            `instruction` or `prompt_template`.
+            With `contrast`, in data without that column: makes it, so that this text follows the question after a
+            blank line, within `instruction` or `prompt_template`.
 
     Returns:
         The data set with these columns.
@@ -356,8 +356,8 @@ def to_prompt_and_solution(
         `ValueError`: if a column is missing, naming those that exist and those wanted; if `instruction` or
             `prompt_template` leaves the question out, or both are given; for a question that is neither a text nor a
             conversation, or an answer that is missing or was rounded, naming row and column; if a conversation of
-            several messages or a text in chat format is to be written anew; or for a `contrast_instruction` where
-            there is a column `contrast_prompt`, or whose place in a prompt is not known.
+            several messages or a text in chat format is to be written anew; or for a `contrast_instruction` whose
+            place in a prompt is not known.
     """
     write = prompt_writer(prompt_template=prompt_template, instruction=instruction)
     columns = column_names(dataset)
@@ -365,11 +365,6 @@ def to_prompt_and_solution(
     find_solution = pick_column if solution_required or solution_column else find_column
     solution_column = find_solution("solution_column", solution_column, SOLUTION_COLUMNS, columns)
 
-    if contrast and contrast_instruction is not None and CONTRAST_COLUMN in columns:
-        raise ValueError(
-            f"contrast_instruction={contrast_instruction!r} is set, and the data set has a column "
-            f"{CONTRAST_COLUMN!r}: both say what the negative prompts are. Leave the option out, or rename the column."
-        )
     converted = ["prompt", *(["solution"] if solution_column else [])]
     if contrast and CONTRAST_COLUMN in columns:
         converted.append(CONTRAST_COLUMN)

@@ -140,6 +140,8 @@ def check_negative_prompts(name: str, dataset, args, tokenizer) -> None:
     """
     if not isinstance(dataset, (Dataset, IterableDataset)) or dataset.column_names is None:
         return
+    if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":  # a transform may make any column
+        return
     columns = dataset.column_names
     if images := sorted({"image", "images"} & {*columns}):
         raise NotImplementedError(

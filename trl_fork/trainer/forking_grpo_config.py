@@ -9,6 +9,7 @@ from trl import GRPOConfig
 
 from ..credit import POOLS, TOKEN_SELECTIONS, Chain, Random, TopFraction, build_credit
 from ..credit.pools import is_at_loss_time
+from ..credit.presets import preset_instruction
 from ..data.yaml_values import json_value
 
 
@@ -47,7 +48,8 @@ class ForkingGRPOConfig(GRPOConfig):
             `"Note: Intentionally generate an incorrect answer."`. A copy of the prompt has it at its end, in a
             conversation at the end of the last message of the user, after a blank line. Where the data have a column
             `contrast_prompt`, that is the negative prompt. Credit rules that need `contrast_log_probs` read the
-            log-probabilities of a completion after it; without such a rule the instruction is refused.
+            log-probabilities of a completion after it; without such a rule the instruction is refused. The preset
+            `"gcpo"` sets it.
         entropy_threshold_scope (`str`, *optional*, defaults to `"batch"`):
             Pool over which the top fraction is taken. `"batch"`: all ranks and accumulation steps of one generation
             batch, by the entropies of the policy that starts it. `"micro_batch"`: the current micro-batch over all
@@ -178,6 +180,8 @@ class ForkingGRPOConfig(GRPOConfig):
             )
         if isinstance(self.token_credit, str) and self.token_credit.lower() in ("none", "null"):
             self.token_credit = None
+        if isinstance(self.token_credit, str) and self.contrast_instruction is None:
+            self.contrast_instruction = preset_instruction(self.token_credit)
         self._check_selection()
         self.check_credit(self.credit)
         if self.token_credit is not None:  # otherwise the trainer may be given rules as `token_credit_func`
