@@ -32,7 +32,7 @@ IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 LEAVES = {
     "docs/adapters.md": ["outputs/qwen3_0.6b_merged/model.safetensors"],
     "README.md": ["outputs/gsm8k/adapter_model.safetensors"],
-    "docs/analyze.md": ["forks.html", "outputs/gsm8k/entropy/report.html", "selected.jsonl"],
+    "docs/analyze.md": ["forks.html", "outputs/gsm8k/entropy/report.html", "hes.jsonl", "matched.jsonl"],
     "docs/evaluate.md": ["outputs/gsm8k/evaluation/results.json", "outputs/base/results.json"],
     "docs/resume.md": ["outputs/gsm8k_forking/checkpoint-2"],
     "docs/train.md": ["outputs/my_run/fork_report/latest.html", "outputs/brief/training.png"],

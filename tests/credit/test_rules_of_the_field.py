@@ -21,7 +21,10 @@ from trl_fork.credit import (
     Span,
     Spurious,
     build_credit,
+    normalise,
     pool_of,
+    random_priorities,
+    totals,
 )
 from trl_fork.credit.windows import share_of_window
 from trl_fork.ranks import Ranks
@@ -258,6 +261,28 @@ def test_random_rollouts_are_another_draw_than_random_tokens():
     rows = Rollouts(positives="random")(signals, pool_of("batch"))
     tokens = build_credit({"random": {"fraction": 0.5}})(signals)
     assert rows.sum() == tokens.sum() == 32 and 8 < (rows * tokens).sum() < 24
+
+
+# ---------------------------------------------------------------------- NAT
+
+
+def test_random_with_the_selected_denominator_is_unbiased():
+    """NAT's uniform estimator: the mean over a sample has the mean over all tokens as its expectation."""
+    rows, columns, draws = 4, 25, 800
+    gradients = torch.randn(rows, columns, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    mask = torch.ones(rows, columns)
+    chain, pool = build_credit("nat"), pool_of("batch")
+    estimates = []
+    for draw in range(draws):
+        signals = Signals(mask, priorities=random_priorities(0, (0, draw, 0), 0, (rows, columns)))
+        credit = chain.apply(signals, pool, Ranks())
+        weights = normalise(credit.weights, *totals(credit, mask, Ranks()), "selected")
+        estimates.append((weights * gradients).sum() / mask.sum())
+    estimates = torch.stack(estimates)
+    error = (estimates.mean() - gradients.mean()).abs() / (estimates.std() / draws**0.5)
+    assert error < 4 and estimates.std() > 0.01
+    forking = build_credit("forking")(Signals(mask, entropies=gradients.float())) * gradients
+    assert (forking.sum() / 20 - gradients.mean()).abs() > 1, "a selection by the values themselves is not"
 
 
 # ---------------------------------------------------------------------- parameters

@@ -26,7 +26,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from safetensors.torch import load_file
 
 from tests.conftest import NUM_GENERATIONS, build_model, build_tokenizer, naive_view, relative_difference
-from tests.distributed.worker import CONTRAST_INSTRUCTION, LORA, SCENARIOS, record_of, run_scenario
+from tests.distributed.worker import CONTRAST_INSTRUCTION, LORA, PRESETS, SCENARIOS, record_of, run_scenario
 from tests.oracles import (
     Rollout,
     advantages,
@@ -61,7 +61,7 @@ class Engine:
 
 
 ENGINES = {
-    "ddp": Engine("configs/accelerate/ddp.yaml", "MULTI_CPU", "DistributedDataParallel"),
+    "ddp": Engine("configs/accelerate/ddp.yaml", "MULTI_CPU", "DistributedDataParallel", (*ALL, *PRESETS)),
     "ddp_two_machines": Engine(
         "configs/accelerate/ddp_two_machines.yaml",
         "MULTI_CPU",
@@ -456,6 +456,19 @@ def test_equals_one_process(engine, scenario, two_processes, one_process):
         names = [name for name in expected if name.startswith(prefixes)]
         assert [found[name] for name in names] == pytest.approx([expected[name] for name in names], rel=1e-4)
     assert weight_difference(saved_weights(start_of(scenario, one)), two.weights, one.weights) < 1e-5
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("scenario", PRESETS)
+def test_presets_train_as_on_one_process(scenario, two_processes, one_process):
+    two, one = two_processes("ddp", scenario), one_process(scenario)
+    assert two.batches == one.batches and len(one.loss) == 2
+    assert two.loss == pytest.approx(one.loss, abs=1e-5)
+    for found, expected in zip(two.log_history, one.log_history, strict=True):
+        names = [name for name in expected if name.startswith("credit/")]
+        assert [found[name] for name in names] == pytest.approx([expected[name] for name in names], rel=1e-4)
+    start = saved_weights(build_model(build_tokenizer()))
+    assert weight_difference(start, two.weights, one.weights) < 1e-5
 
 
 @pytest.mark.distributed

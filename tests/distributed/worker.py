@@ -23,6 +23,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from tests.conftest import NUM_GENERATIONS, FixedRollouts, SpyTrainer, build_model, build_tokenizer, train
+from trl_fork.credit import preset_names
 from trl_fork.trainer.callbacks import ForkReportCallback
 
 
@@ -121,6 +122,19 @@ SCENARIOS = {
     "report": {"micro_batch": 8, "report": True, "log_completions": True},
     "report_micro_batch": {"micro_batch": 8, "report": True, "entropy_threshold_scope": "micro_batch"},
 }
+# Two steps of every preset. A group is half on one process, half on the other.
+PRESETS = {
+    f"preset_{name}": {
+        "generation": 24,
+        "prompts": 6,
+        "micro_batch": 12,
+        "max_steps": 2,
+        "learning_rate": 0.05,
+        "token_credit": name,
+    }
+    for name in preset_names()
+    if name != "gcpo"
+}
 DATA_KEYS = (
     *("generation", "micro_batch", "prompts", "truncated_prompts", "inert_prompts"),
     *("lora", "from_disk", "report"),
@@ -204,7 +218,7 @@ def build_rollouts(scenario, tokenizer) -> TrainingRollouts:
 def run_scenario(name: str, directory: Path, num_processes: int) -> tuple[Recorder, TrainingRollouts]:
     """Train one scenario on this process, one of `num_processes`, and save the model in `directory`."""
     directory.mkdir(exist_ok=True)
-    scenario = SCENARIOS[name]
+    scenario = (SCENARIOS | PRESETS)[name]
     tokenizer = build_tokenizer()
     rollouts = build_rollouts(scenario, tokenizer)
     generation, micro_batch = scenario.get("generation", 32), scenario["micro_batch"]

@@ -74,6 +74,13 @@ SETTINGS = [
             "top_fraction": {"fraction": {"linear": [0.2, 1.0, 0.8]}, "score": "position", "pool": "sequence"}
         }
     },
+    {
+        "token_credit": {
+            "rollouts": {"negatives": "high_entropy_sum"},
+            "proportional": {"window": 3},
+            "entropy_advantage": {"strength": {"sigmoid": [0.9, 0.0, 0.9]}},
+        }
+    },
     {"token_credit": {"random": {"fraction": 0.7}, "tests.credit.own_rules.surprisal": {}}},
     {"entropy_threshold_scope": "micro_batch", "num_iterations": 2},
     {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "steps_per_generation": 4},

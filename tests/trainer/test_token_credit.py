@@ -9,6 +9,7 @@ import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from tests.conftest import (
+    LETTERS,
     FixedRollouts,
     SpyTrainer,
     build_model,
@@ -52,6 +53,8 @@ def nothing(signals):
 
 
 HERE = __name__
+# What the tokens of the fixture's tokenizer decode to, with a space before all but the first
+LETTERS_AND_MARKS = ["<pad>", "<eos>", "<user>", "<assistant>", *LETTERS]
 # Configuration of a chain, and the same for the oracle.
 CHAINS = {
     "top_fraction": ({"top_fraction": {"fraction": 0.3}}, [{"fraction": 0.3, "score": "entropy"}]),
@@ -81,6 +84,35 @@ CHAINS = {
         {"top_fraction": {"fraction": {"linear": [0.15, 1.0, 0.8]}, "pool": "sequence"}},
         [{"fraction": 0.15, "score": "entropy", "per_row": True}],
     ),
+    "local_entropy": (
+        {"proportional": {"window": 5, "temperature": 0.5}},
+        [{"kind": "proportional", "window": 5, "temperature": 0.5}],
+    ),
+    "all_rows": (
+        {"proportional": {"rows": "all", "score": "surprisal", "strength": 0.6}},
+        [{"kind": "proportional", "rows": "all", "score": "surprisal", "strength": 0.6}],
+    ),
+    "rank": ({"rank": {"score": "entropy"}}, [{"kind": "rank", "score": "entropy"}]),
+    "interval": ({"interval": {"low": 0.8, "high": 1.05}}, [{"kind": "interval", "low": 0.8, "high": 1.05}]),
+    "span": ({"span": {"pattern": "[a-h]"}}, [{"kind": "span", "pattern": "[a-h]"}]),
+    "dropped": (
+        {"span": {"pattern": "[a-d]", "missing": "drop"}},
+        [{"kind": "span", "pattern": "[a-d]", "missing": "drop"}],
+    ),
+    "entropy_advantage": ({"entropy_advantage": {"alpha": 0.1}}, [{"kind": "entropy_advantage", "alpha": 0.1}]),
+    "fading": (
+        {"entropy_advantage": {"kappa": 1.5, "strength": {"linear": [0.7, 0.0, 0.8]}}},
+        [{"kind": "entropy_advantage", "kappa": 1.5, "strength": 0.7}],
+    ),
+    "spurious": (
+        {"spurious": {"entropy_quantile": 0.7, "probability": 0.03}},
+        [{"kind": "spurious", "entropy_quantile": 0.7, "probability": 0.03}],
+    ),
+    "rollouts": ({"rollouts": {"top_tokens": 0.3}}, [{"kind": "rollouts", "top_tokens": 0.3}]),
+    "span_then_pepo": (
+        {"span": {"pattern": "[a-h]"}, "proportional": {"window": 3}, "entropy_advantage": {}},
+        [{"kind": "span", "pattern": "[a-h]"}, {"kind": "proportional", "window": 3}, {"kind": "entropy_advantage"}],
+    ),
     "weights": (f"{HERE}.softened", [{"weight": "softened"}]),
     "chain": (
         {"random": {"fraction": 0.6}, f"{HERE}.softened": {}, "top_fraction": {"fraction": 0.5}},
@@ -89,8 +121,17 @@ CHAINS = {
 }
 
 
+# Chains whose rules read no score, or whose weights are nowhere 0.
+UNSCORED = ("random", "position", "span", "dropped")
+EVERYWHERE = ("local_entropy", "all_rows", "rank", "entropy_advantage", "fading")
+
+
 def naive_scores(model, batch, row_advantages, generation=(0, 0, 0)):
     """All scores by name and row, of `model` as it is."""
+
+    def first(rollout):
+        return rollout.valid.index(1) if 1 in rollout.valid else 0
+
     with torch.no_grad():
         pairs = {r.row: [values.tolist() for values in log_probs_and_entropies(model, r)] for r in batch}
     entropies = {row: pair[1] for row, pair in pairs.items()}
@@ -100,12 +141,14 @@ def naive_scores(model, batch, row_advantages, generation=(0, 0, 0)):
         "relative_surprisal": {row: [-x / h for x, h in zip(*pair, strict=True)] for row, pair in pairs.items()},
         "gradient_magnitude": {row: [abs(row_advantages[row]) * h for h in hs] for row, hs in entropies.items()},
         "priority": {r.row: [priority(42, generation, r.row, t) for t in range(len(r.completion))] for r in batch},
+        "row_priority": {r.row: priority(42, (*generation, r.row), first(r), 0) for r in batch},
         "softened": {row: [0.25 - x for x in pair[0]] for row, pair in pairs.items()},
+        "text": {r.row: [f" {LETTERS_AND_MARKS[i]}"[k == 0 :] for k, i in enumerate(r.completion)] for r in batch},
+        "valid": {r.row: r.valid for r in batch},
     }
 
 
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("denominator", ["selected", "all"])
+@pytest.mark.parametrize(("denominator", "cut"), [("selected", "32x1"), ("all", "8x4"), ("selected", "2x16")])
 @pytest.mark.parametrize("name", CHAINS)
 def test_gradient_equals_naive_objective(name, denominator, cut, tokenizer, tmp_path):
     chain, naive_chain = CHAINS[name]
@@ -123,20 +166,27 @@ def test_gradient_equals_naive_objective(name, denominator, cut, tokenizer, tmp_
         per_device_train_batch_size=size,
         gradient_accumulation_steps=accumulation,
     )
-    assert trainer._savings.inert_rows and trainer._savings.head_forward
+    assert trainer._savings.inert_rows and trainer._savings.head_forward == (name not in EVERYWHERE)
     batch = rollouts.generated[0]
     _, row_advantages = naive_view(start, batch)
     pools = [[r.row for r in batch]]
-    weights = credit(batch, naive_chain, naive_scores(start, batch, row_advantages), pools)
-    divisor = sum(weights.values()) if denominator == "selected" else sum(sum(r.valid) for r in batch)
+    scores = naive_scores(start, batch, row_advantages)
+    weights = credit(batch, naive_chain, scores, pools, row_advantages.values())
+    counted = [rule for rule in naive_chain if rule.get("kind") != "entropy_advantage"]
+    mass = sum(credit(batch, counted, scores, pools, row_advantages.values()).values())
+    divisor = mass if denominator == "selected" else sum(sum(r.valid) for r in batch)
     expected = loss(start, batch, row_advantages, weights, divisor)
     assert relative_difference(weight_change(start, model), gradient(start, expected)) < 1e-5
+    everywhere = len(weights) == sum(sum(r.valid) for r in batch)
+    assert len(set(weights.values())) > 1 if everywhere else weights, "the rule would be that of all tokens"
     logged = trainer.state.log_history[0]
     total, squares = sum(weights.values()), sum(w * w for w in weights.values())
     valid = sum(sum(r.valid) for r in batch)
     assert logged["credit/effective_fraction"] == pytest.approx(total**2 / valid / squares, rel=1e-4)
     assert ("credit/fraction" in logged) == (name == "scheduled")
-    assert ("entropy" in logged) == trainer.token_credit.needs_scores == (name not in ("random", "position"))
+    assert ("credit/strength" in logged) == (name == "fading")
+    assert ("credit/span_found" in logged) == ("span" in chain)
+    assert ("entropy" in logged) == trainer.token_credit.needs_scores == (name not in UNSCORED)
 
 
 def test_every_rule_is_here():
@@ -144,20 +194,28 @@ def test_every_rule_is_here():
     assert set(RULES) <= tested
 
 
+def surprising_half(signals, pool):
+    return pool.top(-signals.log_probs, signals.mask, 0.5).float()
+
+
+surprising_half.needs, surprising_half.mass = {"log_probs"}, "from_masks"
+
+
 @pytest.mark.parametrize("scope", ["micro_batch", "local"])
 def test_pools_of_micro_batches(scope, tokenizer, tmp_path):
-    """A rule of another score at the loss: the log-probabilities are those of the pass itself."""
+    """A rule of a user's at the loss: the log-probabilities are those of the pass itself."""
     model = build_model(tokenizer)
     start = copy.deepcopy(model)
     rollouts = FixedRollouts(tokenizer)
     trainer = train(
-        model, tokenizer, rollouts, tmp_path, token_credit=CHAINS["surprisal"][0], entropy_threshold_scope=scope,
+        model, tokenizer, rollouts, tmp_path, token_credit_func=surprising_half, entropy_threshold_scope=scope,
         per_device_train_batch_size=8, gradient_accumulation_steps=4,
     )  # fmt: skip
     batch = rollouts.generated[0]
     _, row_advantages = naive_view(start, batch)
     pools = trainer.rows_of_micro_batches(batch)
-    weights = credit(batch, CHAINS["surprisal"][1], naive_scores(start, batch, row_advantages), pools)
+    half = [{"fraction": 0.5, "score": "surprisal"}]
+    weights = credit(batch, half, naive_scores(start, batch, row_advantages), pools)
     expected = loss(start, batch, row_advantages, weights, len(weights))
     assert relative_difference(weight_change(start, model), gradient(start, expected)) < 1e-5
 
@@ -279,6 +337,19 @@ def test_a_schedule_is_a_function_of_the_step(tokenizer, tmp_path):
         ({"token_credit": '{"top_fraction": '}, r"token_credit: .*is no JSON"),
         ({"token_credit": '{"random": {}, "random": {"fraction": 0.1}}'}, "the key 'random' stands twice"),
         ({"token_credit": f"{HERE}.shaping", "loss_type": "bnpo"}, "loss_type='bnpo' does not go with"),
+        ({"token_credit": "temporal_forking"}, r"max_steps must be set with a schedule of token_credit, got -1"),
+        ({"token_credit": "temporal_advantage", "num_train_epochs": 2}, "max_steps must be set with a schedule"),
+        ({"token_credit": "pepo", "use_adaptive_entropy": True}, "use_adaptive_entropy=True does not go with credit"),
+        ({"token_credit": "entropy_advantage", "entropy_coef": 0.1}, "entropy_coef=0.1 does not go with credit"),
+        (
+            {"token_credit": "entropy_advantage", "importance_sampling_level": "sequence"},
+            "importance_sampling_level='sequence' does not go with credit",
+        ),
+        (
+            {"token_credit": "local_forking", "entropy_threshold_scope": "micro_batch"},
+            "those of the policy that starts",
+        ),
+        ({"token_credit": {"entropy_advantage": {"kappa": 0.5}}}, "kappa must be a number of at least 1, got 0.5"),
         ({"token_credit": f"{HERE}.shaping", "entropy_coef": 0.1}, r"entropy_coef=0\.1 does not go with credit"),
         ({"token_credit": "random", "token_selection": "low_entropy"}, "leave these two out"),
         ({"token_credit": "random", "top_entropy_quantile": 0.3}, "leave these two out"),

@@ -5,19 +5,22 @@ Select training responses by their High-Entropy Sum (HES): the sum of the entrop
         --fraction 0.2
     trl-fork select --model Qwen/Qwen3-0.6B --completions completions.jsonl --output selected.jsonl \
         --num_selected 2 --pool problem
+    trl-fork select --model Qwen/Qwen3-0.6B --completions completions.jsonl --output random.jsonl \
+        --fraction 0.2 --order random
 
 "Unified Data Selection for LLM Reasoning" (arXiv 2605.22389): among correct responses, those of high HES train better.
 Wrong responses have a higher HES than correct ones and are left out unless you ask for them. HES grows with length;
-the output says how much of it is length.
+the output says how much of it is length. Its controls are --order random, --order longest and --match_length.
 
-OUTPUT receives the lines of the file that were selected, as they are, with `high_entropy_sum` (nats), in their order.
-OUTPUT.json holds the numbers that are printed. Scores are kept beside it: a run that was killed continues.
+OUTPUT receives the lines of the file that were selected, as they are, in their order. Each gets its score, in a field
+of the score's name, whatever the order; one of that name is replaced. OUTPUT.json holds the numbers that are printed.
+Scores are kept beside COMPLETIONS: a run that was killed continues, and a further selection of that file scores
+nothing.
 """
 
 import argparse
 import json
-from fractions import Fraction
-from math import ceil, isnan
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,53 +30,21 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from .._files import replacing, write_json
-from ..analysis.responses import read_lines, read_responses
+from ..analysis import data_selection
+from ..analysis.responses import Response, read_lines, read_responses
 from ..analysis.score_store import ScoreStore
-from ..analysis.statistics import high_entropy_sum, pearson, spearman
+from ..analysis.selection_summary import definitions, summarize
 from ..data.prompt_file import find_prompt
 from ..generation.engines import load_tokenizer
-from .options import OptionParser
+from .select_options import parse_select
 
 
-def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = OptionParser(description=__doc__, command="select")
-    parser.add_argument("--model", required=True, help="Hub name or folder of the model that scores")
-    parser.add_argument(
-        "--completions",
-        required=True,
-        help="JSONL file, such as evaluate's completions.jsonl",
-    )
-    parser.add_argument("--output", required=True, help="JSONL file of the responses that are selected")
-    parser.add_argument("--fraction", type=float, help="fraction of the responses of each pool, in (0, 1]; rounded up")
-    parser.add_argument("--num_selected", type=int, help="responses of each pool, instead of --fraction")
-    parser.add_argument("--pool", choices=["global", "problem"], default="global", help="(default: %(default)s)")
-    parser.add_argument(
-        "--top_tokens", type=float, default=0.005, help="share of tokens summed (default: %(default)s)"
-    )
-    parser.add_argument("--include_incorrect", action="store_true", help="rank wrong and ungraded responses too")
-    parser.add_argument("--temperature", type=float, default=1.0, help="inside the softmax (default: %(default)s)")
-    parser.add_argument("--max_batch_tokens", type=int, default=16384, help="tokens of a scoring batch")
-    parser.add_argument(
-        "--dtype", default="auto", help="dtype of the weights, such as bfloat16 (default: the checkpoint's)"
-    )
-    parser.add_argument("--device_map", help="'auto' spreads a large model over all GPUs")
-    options = parser.parse_args(arguments)
-    if (options.fraction is None) == (options.num_selected is None):
-        parser.error("give one of --fraction and --num_selected")
-    for name, value in (("fraction", options.fraction), ("top_tokens", options.top_tokens)):
-        if value is not None and not 0 < value <= 1:
-            parser.error(f"--{name} must be in (0, 1], got {value}")
-    if options.num_selected is not None and options.num_selected < 1:
-        parser.error(f"--num_selected must be at least 1, got {options.num_selected}")
-    if not options.temperature > 0:
-        parser.error(f"--temperature must be positive, got {options.temperature}: at 0 every entropy is 0")
-    if not Path(options.completions).is_file():
-        parser.error(f"--completions: there is no file {options.completions!r}")
-    return options
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    return parse_select(arguments, __doc__)
 
 
-def score(options: argparse.Namespace, output: Path) -> tuple[list[float], list[int], list[str], list[bool | None]]:
-    """HES, length, problem and correctness of every response."""
+def score(options: argparse.Namespace) -> tuple[list[float], list[int], list[str], list[bool | None]]:
+    """Score, length, problem and correctness of every response."""
     tokenizer = load_tokenizer(options.model)
     found = find_prompt(options.model)
     kwargs = found[0].get("chat_template_kwargs") if found else None
@@ -81,111 +52,94 @@ def score(options: argparse.Namespace, output: Path) -> tuple[list[float], list[
     def read():
         return read_responses(options.completions, tokenizer, chat_template_kwargs=kwargs)
 
-    store = ScoreStore(
-        output.with_name(output.name + ".scores"), options.model, temperature=options.temperature, dtype=options.dtype
-    )
+    scores, lengths, problems, correct = [], [], [], []
+    how = {"top_tokens": options.top_tokens, "entropy_threshold": options.entropy_threshold}
+    for response, entropies in with_entropies(read, options):
+        scores.append(data_selection.response_score(entropies, options.score, **how))
+        lengths.append(len(entropies))
+        problems.append(response.problem)
+        correct.append(response.correct)
+    return scores, lengths, problems, correct
+
+
+def with_entropies(read, options: argparse.Namespace) -> Iterator[tuple[Response, np.ndarray]]:
+    """The responses of `read()` with the entropies of their tokens, or zeros where only their number is asked for."""
+    if options.score == "length":
+        yield from ((response, np.zeros(len(response.completion_ids))) for response in read())
+        return
+    folder = Path(options.scores_dir or f"{options.completions}.scores")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"The folder of the scores, {folder}, cannot be made ({error.strerror}): give another as --scores_dir."
+        ) from error
+    store = ScoreStore(folder, options.model, temperature=options.temperature, dtype=options.dtype)
 
     def load_model() -> torch.nn.Module:
         model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype, device_map=options.device_map)
         return (model if options.device_map else model.to(PartialState().device)).eval()
 
     with tqdm(desc="scores", unit=" tokens", unit_scale=True) as progress:
-        store.score(
-            read(),
-            load_model,
-            max_batch_tokens=options.max_batch_tokens,
-            progress=progress,
-        )
-    sums, lengths, problems, correct = [], [], [], []
-    for response, scores in store.read(read()):
-        sums.append(high_entropy_sum(scores.entropies, options.top_tokens))
-        lengths.append(len(scores.entropies))
-        problems.append(response.problem)
-        correct.append(response.correct)
-    return sums, lengths, problems, correct
-
-
-def select(sums: list[float], problems: list[str], candidates: list[int], options: argparse.Namespace) -> set[int]:
-    """The candidates of largest HES in each pool; ties to the earlier response."""
-    pools: dict[str, list[int]] = {}
-    for row in candidates:
-        pools.setdefault(problems[row] if options.pool == "problem" else "", []).append(row)
-    selected = set()
-    for rows in pools.values():
-        count = options.num_selected or ceil(Fraction(str(options.fraction)) * len(rows))
-        selected.update(sorted(rows, key=lambda row: (-sums[row], row))[:count])
-    return selected
+        store.score(read(), load_model, max_batch_tokens=options.max_batch_tokens, progress=progress)
+    yield from ((response, scores.entropies) for response, scores in store.read(read()))
 
 
 def run(options: argparse.Namespace) -> None:
     output = Path(options.output)
     if output.resolve() == Path(options.completions).resolve():
         raise ValueError(f"--output and --completions are the same file, {output}: it would be overwritten.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    sums, lengths, problems, correct = score(options, output)
-    if not options.include_incorrect and all(value is None for value in correct):
+    if not options.include_incorrect and all(row.get("correct") is None for row in read_lines(options.completions)):
         raise ValueError(
-            f"{options.completions} does not say which responses are right (no field 'correct'), and wrong ones have "
-            "the higher sums. Grade them with trl-fork evaluate, or pass --include_incorrect if all are right."
+            f"{options.completions} does not say which responses are right (no field 'correct'), and only right ones "
+            "are selected: wrong ones have more entropy. Grade them with trl-fork evaluate, or pass "
+            "--include_incorrect if all are right."
         )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scores, lengths, problems, correct = score(options)
     candidates = [row for row, value in enumerate(correct) if options.include_incorrect or value]
-    selected = select(sums, problems, candidates, options)
+    keys = data_selection.sort_keys(options.order, scores, lengths, seed=options.seed)
+    sizes = {"fraction": options.fraction, "num_selected": options.num_selected}
+    names = problems if options.pool == "problem" else [""] * len(problems)
+    pools = data_selection.make_strata(names, lengths, candidates, **sizes)
+    strata = pools
+    if options.match_length:
+        check_matching(pools)
+        strata = data_selection.make_strata(names, lengths, candidates, match_length=True, **sizes)
 
-    numbers = {
-        "num_responses": len(sums),
-        "num_candidates": len(candidates),
-        "num_selected": len(selected),
-        "mean_high_entropy_sum_correct": mean_of(sums, [row for row, value in enumerate(correct) if value]),
-        "mean_high_entropy_sum_incorrect": mean_of(sums, [r for r, value in enumerate(correct) if value is False]),
-        "mean_high_entropy_sum_selected": mean_of(sums, selected),
-        "mean_length_candidates": mean_of(lengths, candidates),
-        "mean_length_selected": mean_of(lengths, selected),
-        "pearson_with_length": or_none(pearson(np.array(sums)[candidates], np.array(lengths)[candidates])),
-        "spearman_with_length": or_none(spearman(np.array(sums)[candidates], np.array(lengths)[candidates])),
-        "also_among_the_longest": overlap_with_longest(lengths, problems, candidates, selected, options),
-    }
-    write(output, options.completions, sums, selected)
-    definitions = {key: text for key, text in DEFINITIONS.items() if key in numbers}
-    content = {"settings": vars(options), **numbers, "definitions": definitions}
-    write_json(output.with_name(output.name + ".json"), content)
+    numbers = summarize(
+        options.score, scores, lengths, correct, strata, pools, keys, match_length=options.match_length
+    )
+    meanings = definitions(
+        options.score,
+        top_tokens=options.top_tokens,
+        entropy_threshold=options.entropy_threshold,
+        match_length=options.match_length,
+    )
+    write(output, options, scores, data_selection.select_responses(strata, keys))
+    write_json(
+        output.with_name(output.name + ".json"), {"settings": vars(options), **numbers, "definitions": meanings}
+    )
     for name, value in numbers.items():
         print(f"{name:35} {'-' if value is None else f'{value:.4g}' if isinstance(value, float) else value}")
     print(f"The responses are in {output}.")
 
 
-DEFINITIONS = {
-    "num_responses": "Responses in the file.",
-    "num_candidates": "Correct responses, or all with --include_incorrect.",
-    "num_selected": "Responses written.",
-    "mean_high_entropy_sum_correct": "Mean sum of the entropies of the top tokens of correct responses, in nats.",
-    "mean_high_entropy_sum_incorrect": "The same of incorrect responses.",
-    "mean_high_entropy_sum_selected": "The same of the responses written.",
-    "mean_length_candidates": "Mean number of tokens of the candidates.",
-    "mean_length_selected": "Mean number of tokens of the responses written.",
-    "pearson_with_length": "Pearson's correlation, over candidates, of the sum and the number of tokens.",
-    "spearman_with_length": "The same of their ranks.",
-    "also_among_the_longest": "Fraction of the responses written that choosing the longest would have written too.",
-}
+def check_matching(pools: list[data_selection.Stratum]) -> None:
+    """Lengths can be matched if any pool gives several responses, or all that it has."""
+    unmatched = data_selection.num_unmatched(pools)
+    if unmatched and unmatched == sum(pool.count < len(pool.rows) for pool in pools):
+        raise ValueError(
+            f"--match_length: none of the {len(pools)} pools gives more than a single response, which has no "
+            "distribution of lengths. Raise --fraction or --num_selected, or pass --pool global."
+        )
 
 
-def overlap_with_longest(lengths, problems, candidates, selected, options) -> float | None:
-    longest = select(lengths, problems, candidates, options)
-    return len(selected & longest) / len(selected) if selected else None
-
-
-def mean_of(values: list, rows) -> float | None:
-    return float(np.mean([values[row] for row in rows])) if rows else None
-
-
-def or_none(value: float) -> float | None:
-    return None if isnan(value) else value
-
-
-def write(output: Path, completions: str, sums: list[float], selected: set[int]) -> None:
+def write(output: Path, options: argparse.Namespace, scores: list[float], selected: set[int]) -> None:
     with replacing(output) as unfinished, open(unfinished, "w") as file:
-        for number, row in enumerate(read_lines(completions)):
+        for number, row in enumerate(read_lines(options.completions)):
             if number in selected:
-                file.write(json.dumps({**row, "high_entropy_sum": sums[number]}) + "\n")
+                file.write(json.dumps({**row, options.score: scores[number]}) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
