@@ -1,26 +1,34 @@
 """`examples/analyze_entropy.py` as a user runs it: its numbers recomputed from full logits of one row at a time."""
 
+import argparse
+import base64
 import importlib.util
 import json
 import math
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree
+import zlib
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.conftest import LETTERS, build_model, build_tokenizer
+from tests.report.test_report_page import read as read_page
 from trl_fork.analysis import figures, score_store
 from trl_fork.analysis import responses as response_files
 from trl_fork.commands import analyze as script
+from trl_fork.commands import corpus_credit
+from trl_fork.credit import preset_names
 
 
 ROOT = Path(__file__).parents[2]
@@ -299,6 +307,163 @@ def test_figures(finished):
         assert (output / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert xml.etree.ElementTree.parse(output / f"{name}.svg").getroot().tag.endswith("svg")
     assert sorted(path.stem for path in output.glob("*.svg")) == sorted([*FIGURES, *clouds])
+
+
+# ---------------------------------------------------------------------- credit of tokens
+
+
+def wary(signals):
+    """A rule of a user's with another weight at every token, which reads advantages without saying so."""
+    return (0.25 - signals.log_probs) * (2 + signals.advantages.unsqueeze(1))
+
+
+def contrasting(signals):
+    return signals.contrast_log_probs
+
+
+contrasting.needs = {"contrast_log_probs", "log_probs"}
+HERE = "tests.commands.test_analyze_script"
+
+
+def naive_advantages(files):
+    """By response; the groups are those of the whole file, and not of the seven responses on the page."""
+    rewards = {}
+    for i, (*_, row) in enumerate(naive_rows(files)):
+        rewards.setdefault(row["problem_id"], {})[i] = float(row["correct"])
+    advantages = {}
+    for group in rewards.values():
+        mean, deviation = statistics.mean(group.values()), statistics.stdev(group.values())
+        advantages |= {i: (reward - mean) / (deviation + 1e-4) for i, reward in group.items()}
+    return advantages
+
+
+def weights_of_page(path):
+    data, responses = read_page(path)
+    weights = np.frombuffer(zlib.decompress(base64.b64decode(data["weights"])), "<f4")
+    return np.split(weights, np.cumsum([len(entropies) for *_, entropies in responses])[:-1])
+
+
+def test_soft_weights_on_the_page(files, tmp_path, capsys):
+    summary = run(files, tmp_path, "--token_credit", f"{HERE}.wary", models=None)
+    advantages = naive_advantages(files)
+    assert advantages[4] == pytest.approx(0.866, abs=1e-3), "of the three responses on the page alone it were 1.154"
+    raw = {}
+    for i, (_, completion, _) in enumerate(naive_rows(files)[:7]):
+        log_probs = naive_log_probs(files, 2)[i]
+        for t, token in enumerate(completion):
+            raw[i, t] = (0.25 - log_probs[t][token].item()) * (2 + advantages[i])
+    n, total = len(raw), sum(raw.values())
+    shown = keyed(weights_of_page(tmp_path / "report.html"))
+    assert shown == pytest.approx({key: weight * n / total for key, weight in raw.items()}, rel=1e-4)
+    squares, found = sum(w * w for w in raw.values()), summary["credit"]
+    force = {key: weight * abs(advantages[key[0]]) for key, weight in raw.items()}
+    assert found == {
+        "trained_on": f"the tokens that {HERE}.wary gives weight to",
+        "num_responses": 7,
+        "progress": None,
+        "selected_fraction": 1.0,
+        "effective_fraction": pytest.approx(total**2 / n / squares, rel=1e-4),
+        "weight_max": pytest.approx(max(raw.values()) * n / total, rel=1e-4),
+        "positive_share": pytest.approx(
+            sum(value for (i, _), value in force.items() if advantages[i] > 0) / sum(force.values()), rel=1e-4
+        ),
+    }
+    assert set(found) == set(summary["definitions"]["credit"])
+    said = f"100.0% of the tokens of 7 responses, effectively {found['effective_fraction']:.1%}"
+    assert said in capsys.readouterr().out
+
+
+def test_a_selection_and_a_schedule_on_the_page(files, tmp_path):
+    """The preset of the last tokens of each response, halfway through its 80 % of the training."""
+    options = ("--token_credit", "temporal_position", "--token_credit_progress", "0.4", "--analyses", "distribution")
+    summary = run(files, tmp_path, *options, models=None)
+    fraction = Fraction("0.505")
+    for row in weights_of_page(tmp_path / "report.html"):
+        count = math.ceil(fraction * len(row))
+        assert (row[-count:] > 0).all() and (row[:-count] == 0).all()
+    assert summary["credit"]["progress"] == 0.4
+    assert summary["credit"]["effective_fraction"] == pytest.approx(summary["credit"]["selected_fraction"])
+    assert "progress of the training" in (tmp_path / "report.html").read_text()
+
+
+def corpus_of(path):
+    return script.load_corpus(path, build_tokenizer(), None)
+
+
+READ_ADVANTAGES = {
+    *("entropy_advantage", "temporal_advantage", "pepo", "gmts", "stapo", "high_entropy_rollouts", "random_rollouts"),
+}
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_is_shown_or_refused_by_name(preset, files, finished):
+    """From the scores of the finished run."""
+    options = arguments(files, finished[1], "--token_credit", preset, "--token_credit_progress", "0.5", models=None)
+    try:
+        options = script.parse_arguments(options)
+    except SystemExit:
+        with pytest.raises(argparse.ArgumentTypeError, match=rf"{preset}: the rule \w+ (needs|takes the pool) "):
+            corpus_credit.credit_rules(preset)
+        return
+    (directory,) = (finished[1] / "scores").glob("*-model-*")
+    store = score_store.ScoreStore(finished[1] / "scores", options.model)
+    assert store.directory == directory, "scored already"
+    weights, effect = corpus_credit.weigh(store, corpus_of(options.completions), build_tokenizer(), options)
+    assert [len(row) for row in weights] == [row["length"] for *_, row in naive_rows(files)[:7]]
+    values = np.concatenate([np.array(row) for row in weights])
+    assert np.isfinite(values).all() and (values >= 0).all() and 0 < effect["selected_fraction"] <= 1
+
+    if preset in READ_ADVANTAGES:
+        with pytest.raises(
+            ValueError, match=r"the rule \w+ reads the advantages of the responses, and no problem has"
+        ):
+            corpus_credit.refuse_advantages(build_tokenizer(), options)
+    else:
+        corpus_credit.refuse_advantages(build_tokenizer(), options)
+
+
+def test_rules_that_a_file_cannot_serve_are_refused(files, tmp_path, capsys):
+    data = tmp_path / "ungraded.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"<user>{x}<assistant>", "completion": "ab"}) + "\n" for x in "abc"))
+    for credit in (f"{HERE}.wary", json.dumps({"top_fraction": {"score": "gradient_magnitude"}})):
+        with pytest.raises(ValueError, match=r"the rule \S+ reads the advantages of the responses"):
+            run(files, tmp_path / "out", "--completions", str(data), "--token_credit", credit, models=None)
+        sampled = ("--dataset", "aime24", "--num_samples", "1", "--output", str(tmp_path / "out"))
+        with pytest.raises(ValueError, match=r"no problem has two responses with a reward"):
+            script.run(script.parse_arguments(["--model", str(files / "model"), *sampled, "--token_credit", credit]))
+        assert not list((tmp_path / "out").iterdir()), "before anything is sampled or scored"
+    for words, message in (
+        (
+            [f"{HERE}.contrasting"],
+            f"the rule {HERE}.contrasting needs contrast_log_probs, the log-probabilities after",
+        ),
+        (['{"random": {"pool": "local"}}'], "the rule random takes the pool 'local', which exists only at the loss"),
+        (["forkin"], "there is no preset 'forkin'. Did you mean 'forking'?"),
+        (["forking", "--token_credit_progress", "20"], r"--token_credit_progress must be in [0, 1], got 20.0"),
+        (["forking", "--page_responses", "0"], "--token_credit weighs the responses of report.html"),
+    ):
+        with pytest.raises(SystemExit):
+            script.parse_arguments(arguments(files, tmp_path, "--token_credit", *words, models=None))
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([{"reward": 0.5, "correct": True}, {"reward": 1.5, "correct": True}], [-0.70701, 0.70701]),
+        ([{"reward": 0.5, "correct": True}, {"correct": False}], [0.70701, -0.70701]),  # rewards of some rows only
+        ([{"reward": 0.7}] * 3, [0, 0, 0]),
+        ([{"correct": True}, {}, {"correct": False}, {"id": "alone", "correct": True}], [0.70701, 0, -0.70701, 0]),
+        ([{"correct": True}, {}, {"id": "alone", "correct": True}], None),
+    ],
+    ids=["rewards", "some rewards", "equal rewards", "some graded", "no two of a problem"],
+)  # fmt: skip
+def test_advantages_of_a_file(rows, expected, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"prompt": "a", "completion": "b", **row}) + "\n" for row in rows)
+    )
+    found = corpus_credit.group_advantages(corpus_of(tmp_path / "rows.jsonl"))
+    assert (None if found is None else found.tolist()) == (expected and pytest.approx(expected, abs=1e-4))
 
 
 def test_awkward_names_and_tokens(tmp_path):

@@ -13,6 +13,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from trl_fork import __version__, _shipped
 from trl_fork._shipped import find_shipped, shipped_files
 from trl_fork.commands import dispatch, launch, program, recipes, train
+from trl_fork.credit import build_credit
 
 
 ROOT = Path(__file__).parents[2]
@@ -180,7 +181,7 @@ def test_a_package_without_files(monkeypatch, tmp_path):
 def test_recipes_are_listed_printed_and_copied(capsys, tmp_path):
     recipes.main([])
     listed = capsys.readouterr().out
-    for kind in ("recipes", "accelerate"):
+    for kind in ("recipes", "accelerate", "credit"):
         for name, path in shipped_files(kind).items():
             assert name in listed
             recipes.main([name])
@@ -203,9 +204,44 @@ def test_recipes_are_listed_printed_and_copied(capsys, tmp_path):
         copy.unlink()
 
 
+def test_credit_presets_are_listed_with_their_source_and_certainty(capsys, tmp_path, monkeypatch):
+    recipes.main(["--credit"])
+    listed = capsys.readouterr().out
+    cells: list[list[str]] = []
+    for line in listed.splitlines():
+        row = [cell.strip() for cell in line.split("│")[1:-1]]
+        if row and row[0]:
+            cells.append(row)
+        elif row:  # folded
+            cells[-1] = [f"{cell} {more}".strip() for cell, more in zip(cells[-1], row, strict=True)]
+    assert [row[0] for row in cells] == list(shipped_files("credit"))
+    for name, trains_on, source, certainty in cells:
+        assert trains_on == build_credit(name).in_words
+        header = find_shipped("credit", name).read_text().partition("token_credit:")[0]
+        assert source == "-" or f"arXiv {source.removeprefix('arXiv ')}" in header
+        assert certainty in ("code", "full text", "second-hand", "ours"), name
+    assert ["temporal_random", build_credit("temporal_random").in_words, "arXiv 2605.25381", "ours"] in cells
+    assert "qwen3_8b_forking" not in listed and "zero3" not in listed
+
+    # What a file does not say is a dash, and an entry may go on in the next line.
+    (tmp_path / "credit").mkdir()
+    body = "token_credit:\n  random: {}\n"
+    (tmp_path / "credit" / "bare.yaml").write_text(f"# A sentence.\n{body}")
+    (tmp_path / "credit" / "long.yaml").write_text(
+        "# A sentence.\n#\n# Source     a thread, and\n#            arXiv 2609.39402\n# Certainty  code; all of it\n"
+        + body
+    )
+    monkeypatch.setattr(_shipped, "_PLACES", (tmp_path,))
+    recipes.main(["--credit"])
+    bare, long = [line.split("│")[3:5] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert [cell.strip() for cell in bare] == ["-", "-"]
+    assert [cell.strip() for cell in long] == ["arXiv 2609.39402", "code"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["forking", "--credit"], "--credit lists all credit presets, and NAME prints one file: give one of them"),
         (["gsm8k"], r"no recipe or launch file or preset of token credit 'gsm8k'. Did you mean gsm8k_single_gpu\?"),
         (["zero4"], r"no recipe or launch file or preset of token credit 'zero4'. Did you mean zero3\?"),
         (["--output", "x.yaml"], "--output copies one file: say which"),

@@ -178,8 +178,8 @@ def drawn_panels(monkeypatch, log_history, path):
     monkeypatch.setattr(Figure, "savefig", spy)
     plot_training(log_history, path)
     assert path.read_bytes().startswith(b"\x89PNG")
-    has_forks = any(name.startswith("forking/") for entry in log_history for name in entry)
-    assert titles.pop(0) == f"Reinforcement learning{' on forking tokens' if has_forks else ''}"
+    has_weights = any(name.startswith(("forking/", "credit/")) for entry in log_history for name in entry)
+    assert titles.pop(0) == f"Reinforcement learning{' with token credit' if has_weights else ''}"
     return titles
 
 
@@ -187,11 +187,22 @@ def drawn_panels(monkeypatch, log_history, path):
     ("keys", "titles"),
     [
         (["reward", "forking/selected_fraction"], ["Training reward", "Tokens trained on"]),
+        (["forking/selected_fraction", "credit/effective_fraction"], ["Tokens trained on"]),
+        (["credit/fraction", "credit/strength"], ["Scheduled fraction", "Scheduled strength"]),
+        (["credit/top_fraction_fraction", "credit/weight_max"], ["Scheduled fraction of top_fraction"]),
         (["eval_reward"], ["Held-out reward"]),
         (["eval_reward", "eval_rewards/accuracy_reward/mean"], ["Held-out accuracy"]),
         ([], []),
     ],
-    ids=["without evaluation", "another reward", "accuracy", "nothing"],
+    ids=[
+        "without evaluation",
+        "a selection",
+        "schedules",
+        "schedule of a chain",
+        "another reward",
+        "accuracy",
+        "nothing",
+    ],
 )
 def test_panels_without_data_are_left_out(keys, titles, monkeypatch, tmp_path):
     assert drawn_panels(monkeypatch, history(*keys), tmp_path / "training.png") == titles

@@ -8,6 +8,7 @@ import re
 import shutil
 import zlib
 from collections import defaultdict
+from dataclasses import replace
 from hashlib import sha256
 from html.parser import HTMLParser
 
@@ -52,6 +53,10 @@ SVG = (
     "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 2 2'><rect width='2' height='2'/>"
     "<script>alert(5)</script></svg>"
 )
+
+
+# A token without weight, one of each quarter of the largest, and one that is nearly nothing.
+WEIGHTS = [1.0, 0.0, 2.0, 3.0, 4.0, 2e-9, 0.5]
 
 
 class Scripts(HTMLParser):
@@ -181,6 +186,7 @@ def test_policy_allows_the_page_alone(page):
         ({"entropies": [-1.0] * 7}, "not negative"),
         ({"probabilities": [1.5] * 7}, r"in \[0, 1\]"),
         ({"alternatives": [[("a", float("nan"))]] * 7}, r"in \[0, 1\]"),
+        ({"weights": [1.0] * 7}, "weights must be given for all responses or for none, and those before it have none"),
     ],
 )
 def test_what_cannot_be_shown_is_refused_by_its_number(change, message, tmp_path):
@@ -188,6 +194,29 @@ def test_what_cannot_be_shown_is_refused_by_its_number(change, message, tmp_path
     with pytest.raises(ValueError, match=rf"Response 2 \('problem 0'\): .*{message}"):
         write_report_page(tmp_path / "page.html", [PLAIN, wrong], title="t")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0] * 6, "weights must be one per token: got 6 for 7"),
+        ([1.0] * 6 + [-0.5], "weights must be finite and not negative"),
+        ([1.0] * 6 + [float("inf")], "weights must be finite and not negative"),
+        (None, "weights must be given for all responses or for none, and those before it have weights"),
+    ],
+)
+def test_weights_that_cannot_be_shown_are_refused(weights, message, tmp_path):
+    responses = [replace(PLAIN, weights=[1.0] * 7), replace(PLAIN, weights=weights)]
+    with pytest.raises(ValueError, match=rf"Response 2 \('problem 0'\): {message}"):
+        write_report_page(tmp_path / "page.html", responses, title="t")
+
+
+def test_file_holds_the_weights(tmp_path):
+    evil = replace(EVIL, weights=[0.0] * len(HOSTILE))
+    write_report_page(tmp_path / "page.html", [replace(PLAIN, weights=WEIGHTS), evil], title="t")
+    data, _ = read(tmp_path / "page.html")
+    weights = np.frombuffer(zlib.decompress(base64.b64decode(data["weights"])), "<f4")
+    np.testing.assert_array_equal(weights, np.float32(WEIGHTS + evil.weights))
 
 
 def test_fraction_is_checked(tmp_path):
@@ -313,6 +342,78 @@ def test_slider_selects_again(page, open_page):
             assert f"{values[count - 1]:.3f} nats" in shown
             assert f"{100 * count / len(values):.1f} %" in shown
         assert f"{len(expected)} forking" in tab.locator("#statistics").inner_text()
+
+
+def outlines(tab, tokens="#response .token"):
+    """Width in pixels and opacity of the outline that the browser paints around each token, 0 without one."""
+    shadows = tab.locator(tokens).evaluate_all("spans => spans.map(span => getComputedStyle(span).boxShadow)")
+    found = []
+    for shadow in shadows:
+        if shadow == "none":
+            found.append((0.0, 0.0))
+            continue
+        assert shadow.endswith(" inset"), shadow
+        opacity = re.search(r"/ ([\d.e-]+)\)", shadow)
+        found.append((float(re.findall(r"([\d.]+)px", shadow)[3]), float(opacity[1]) if opacity else 1.0))
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_outlines_are_as_strong_as_soft_weights(scheme, tmp_path, open_page):
+    other = replace(PLAIN, weights=[5.0] + [0.0] * 6, label="the largest weight of the page")
+    write_report_page(tmp_path / "page.html", [replace(PLAIN, weights=WEIGHTS), other], title="t")
+    tab = open_page(tmp_path / "page.html", color_scheme=scheme)
+    for weight, (width, opacity) in zip(WEIGHTS, outlines(tab), strict=True):
+        assert opacity == pytest.approx(weight / 5, abs=1e-3)
+        assert width == pytest.approx(1 + 1.5 * weight / 5 if weight else 0, abs=0.02), "not by shade alone"
+    assert outlines(tab, "#shades .sample") == [
+        (0, 0), *((pytest.approx(1 + 1.5 * share, abs=0.02), share) for share in (0.25, 0.5, 0.75, 1))
+    ]  # fmt: skip
+    assert tab.locator("#shades").inner_text().split() == ["0", "1.25", "2.5", "3.75", "5"]
+    # 15.5 squared, by 14 tokens and the sum of squares
+    effect = 15.5**2 / (14 * sum(w * w for w in [*WEIGHTS, 5.0]))
+    said = tab.locator("#meaning").inner_text()
+    assert "the stronger and wider its outline, the more a token counts in the loss" in said
+    assert "50.0 % of tokens have weight" in said and f"effectively {100 * effect:.1f} %" in said
+    assert "6 with weight (85.7 %)" in tab.locator("#statistics").inner_text()
+    for position, text in ((3, "3"), (5, "2e-9"), (1, "0")):
+        tab.locator("#response .token").nth(position).hover()
+        assert re.search(rf"Weight\s+{text}$", tab.locator("#card dl").inner_text())
+
+    # The keyboard goes to what counts most, and the switch leads to the page of entropies.
+    tab.locator("#response .token").nth(0).focus()
+    tab.keyboard.press("ArrowDown")
+    assert tab.evaluate("document.activeElement.dataset.position") == "3"
+    assert "to the token of at least half the largest weight" in tab.locator(".hint").inner_text()
+    assert tab.locator("#fraction").is_hidden() and tab.locator("#marker").is_hidden()
+    tab.get_by_role("radio", name="forking tokens").check()
+    assert tab.locator("#fraction").is_visible() and tab.locator("#weights").is_hidden()
+    assert forks(tab) == [0, 3] and set(outlines(tab)) == {(0, 0), (1.5, 1)}
+    tab.get_by_label("weight", exact=True).check()
+    assert outlines(tab)[4] == (pytest.approx(2.2, abs=0.02), 0.8)
+    tab.locator("#list > div").nth(1).click()
+    tab.get_by_text("1 with weight (14.3 %)").wait_for()
+    tab.locator("#response .token").nth(6).wait_for(state="attached")
+    assert outlines(tab)[:2] == [(2.5, 1), (0, 0)]
+    assert (tab.dialogs, tab.errors) == ([], [])
+
+
+def test_weights_of_a_selection_look_as_forks_do(tmp_path, open_page):
+    """Equal weights up to rounding; the tokens are those of the rule, and not those of highest entropy."""
+    weights = [0.0, 5.0, 5.0, 0.0, 0.0, 5.0000005, 0.0]
+    write_report_page(tmp_path / "page.html", [replace(PLAIN, weights=weights)], title="t")
+    tab = open_page(tmp_path / "page.html")
+    assert forks(tab) == [1, 2, 5]
+    assert [shape for shape in outlines(tab) if shape != (0, 0)] == [(1.5, 1)] * 3
+    assert tab.locator("#shades").inner_text().split() == ["0", "5"]
+    assert "42.9 % of tokens have weight" in tab.locator("#meaning").inner_text()
+    tab.locator("#response .token").nth(0).focus()
+    tab.keyboard.press("ArrowDown")
+    assert tab.evaluate("document.activeElement.dataset.position") == "1"
+    write_report_page(tmp_path / "none.html", [replace(PLAIN, weights=[0.0] * 7)], title="t")
+    nothing = open_page(tmp_path / "none.html")
+    assert forks(nothing) == [] and "0.0 % of tokens have weight" in nothing.locator("#meaning").inner_text()
+    assert (tab.errors, nothing.errors) == ([], [])
 
 
 def test_filter_and_list(page, open_page):

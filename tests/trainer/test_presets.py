@@ -1,6 +1,7 @@
 """Every preset trains, alone and with LoRA, and its savings change nothing; what single presets promise."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -126,6 +127,17 @@ def test_the_answer_sees_its_reasoning(tokenizer, tmp_path):
                 assert relative_difference(change, expected) < 1e-5
     assert relative_difference(changes["weights", "a"], changes["weights", "x"]) > 1e-2
     assert relative_difference(changes["mask", "a"], changes["mask", "x"]) < 1e-5
+
+
+@pytest.mark.parametrize(("masked", "missing"), [(False, "completion"), (True, "completion"), (False, "drop")])
+def test_answers_that_were_cut_off_are_warned_of(masked, missing, tokenizer, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        train(
+            build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path,
+            token_credit={"span": {"pattern": "a", "missing": missing}}, mask_truncated_completions=masked,
+        )  # fmt: skip
+    assert ("a completion that was cut off" in caplog.text) == (not masked and missing == "completion")
 
 
 def test_a_span_with_a_reference_model(tokenizer, tmp_path):

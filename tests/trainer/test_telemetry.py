@@ -158,6 +158,14 @@ def test_summary_line():
         "trained on 20%, entropy from 0.67 nats  12.5 s/step (generation 64%, scoring 8%, training 24%, other 3%), "
         "3,210 tokens/s  1.5 h left"
     )
+    # The effective fraction of a selection is the fraction selected: it is not said twice.
+    said = {"trained on 20%, entropy from 0.67 nats": {"credit/effective_fraction": 0.2}}
+    said["trained on 20%, effectively 8%, entropy from 0.67 nats"] = {"credit/effective_fraction": 0.08}
+    said["trained on 20%, entropy from 0.67 nats  fraction 0.258  strength 0.5"] = {
+        "credit/fraction": 0.2575, "credit/strength": 0.5, "credit/effective_fraction": 0.20001,
+    }  # fmt: skip
+    for words, more in said.items():
+        assert f"  {words}  12.5 s/step" in summary_line(logs | more, 20, 452)
     assert summary_line({"train_runtime": 3.0}, 452, 452) == ""
     assert summary_line({"eval_reward": 0.5, "eval_rewards/accuracy_reward/mean": 0.5}, 20, 452) == (
         "step 20/452  evaluation: reward 0.500  accuracy_reward 0.500"

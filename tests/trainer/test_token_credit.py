@@ -202,6 +202,24 @@ surprising_half.needs, surprising_half.mass = {"log_probs"}, "from_masks"
 
 
 @pytest.mark.parametrize("scope", ["micro_batch", "local"])
+def test_entropy_advantage_of_the_current_policy(scope, tokenizer, tmp_path):
+    model = build_model(tokenizer)
+    start = copy.deepcopy(model)
+    rollouts = FixedRollouts(tokenizer)
+    trainer = train(
+        model, tokenizer, rollouts, tmp_path, token_credit=CHAINS["entropy_advantage"][0],
+        entropy_threshold_scope=scope, per_device_train_batch_size=8, gradient_accumulation_steps=4,
+    )  # fmt: skip
+    assert trainer.scoring_passes == 0
+    batch = rollouts.generated[0]
+    _, row_advantages = naive_view(start, batch)
+    scores = naive_scores(start, batch, row_advantages)
+    weights = credit(batch, CHAINS["entropy_advantage"][1], scores, [], row_advantages.values())
+    expected = loss(start, batch, row_advantages, weights, sum(sum(r.valid) for r in batch))
+    assert relative_difference(weight_change(start, model), gradient(start, expected)) < 1e-5
+
+
+@pytest.mark.parametrize("scope", ["micro_batch", "local"])
 def test_pools_of_micro_batches(scope, tokenizer, tmp_path):
     """A rule of a user's at the loss: the log-probabilities are those of the pass itself."""
     model = build_model(tokenizer)

@@ -126,6 +126,22 @@ DEFINITIONS = {
             "Fraction of the positions selected from the whole set that are also selected response by response."
         ),
     },
+    "credit": {
+        "trained_on": "The tokens that the rules of `--token_credit` give weight to.",
+        "num_responses": "Responses weighed, those of the page.",
+        "progress": "Share of the training that is done, on which a schedule depends; null without one.",
+        "selected_fraction": "Fraction of their tokens that has weight.",
+        "effective_fraction": (
+            "(sum w)^2 / (N sum w^2) of the weights of their N tokens: 1 for equal weights, the fraction of tokens "
+            "that has weight for a selection."
+        ),
+        "weight_max": "The largest weight, after the denominator `selected`: N / W times what the rules give.",
+        "positive_share": (
+            "Part of the sum of w |A| where the advantage A is positive; null without advantages. A is the reward "
+            "(`reward`, or 1 for a correct response) less the mean over the responses to the problem, over their "
+            "standard deviation."
+        ),
+    },
     "decoding_temperature": {
         "threshold": "Entropy at temperature 1, in nats, above which a token is a forking token.",
         "num_samples": "Responses per problem and pair of temperatures.",

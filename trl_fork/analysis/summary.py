@@ -124,6 +124,14 @@ def print_summary(summary: dict, output: Path, fraction: float) -> None:
         means = ((name, summary["correctness"][name]["mean_entropy"]) for name in ("correct", "incorrect"))
         groups = [f"{name} responses {mean:.3f}" for name, mean in means if mean is not None]
         print(f"Mean entropy of {', of '.join(groups)}")
+    if "credit" in summary:
+        c = summary["credit"]
+        # The weights of rules that are not counted may all be 0, and there is no effective fraction then.
+        effect = "" if c["effective_fraction"] is None else f", effectively {c['effective_fraction']:.1%}"
+        print(
+            f"Trained on {c['trained_on']}: {c['selected_fraction']:.1%} of the tokens of {c['num_responses']:,} "
+            f"responses{effect}"
+        )
     if "decoding_temperature" in summary:
         for cell in summary["decoding_temperature"]["cells"]:
             temperatures = f"forking {cell['forking_temperature']:g}, other {cell['other_temperature']:g}"

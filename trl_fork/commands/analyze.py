@@ -42,6 +42,7 @@ from .corpus import (
     load_corpus,
     without_nan,
 )
+from .corpus_credit import SCOPES, credit_rules, group_advantages, refuse_advantages, weigh
 from .corpus_page import write_page
 from .options import OptionParser
 
@@ -73,6 +74,14 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--attn_implementation", help="of transformers, such as flash_attention_2")
     parser.add_argument("--device_map", help="'auto' spreads a large model over all GPUs")
 
+    credit = parser.add_argument_group("credit of tokens, on report.html")
+    credit.add_argument("--token_credit", type=credit_rules, metavar="NAME", help="show the weights that these rules "
+                        "give, as in trl-fork train: a preset, a chain as JSON or the path of a rule")  # fmt: skip
+    credit.add_argument("--token_credit_progress", type=float, default=0.0, metavar="SHARE",
+                        help="share of the training that is done, for schedules (default: %(default)s)")  # fmt: skip
+    credit.add_argument("--entropy_threshold_scope", choices=SCOPES, default="batch", help="pool of rules that name "
+                        "none: all responses of the page, or each (default: %(default)s)")  # fmt: skip
+
     sampling = parser.add_argument_group("sampling, for --dataset and the temperature analysis")
     sampling.add_argument("--num_samples", type=int, default=16, help="responses per problem (default: %(default)s)")
     sampling.add_argument("--max_new_tokens", type=int, default=20480, help="of a response (default: %(default)s)")
@@ -89,6 +98,10 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
     if not options.temperature > 0:
         parser.error(f"--temperature must be positive, got {options.temperature}: at 0 every entropy is 0")
+    if not 0 <= options.token_credit_progress <= 1:
+        parser.error(f"--token_credit_progress must be in [0, 1], got {options.token_credit_progress}: it is a share")
+    if options.token_credit is not None and options.page_responses < 1:
+        parser.error("--token_credit weighs the responses of report.html, and --page_responses is less than 1")
     if options.completions and not Path(options.completions).is_file():
         parser.error(f"--completions: there is no file {options.completions!r}")
     if options.completions:
@@ -139,11 +152,16 @@ def run(options: argparse.Namespace) -> None:
         check_model_path(model)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    completions = Path(options.completions) if options.completions else sample_responses(options)
     tokenizer = load_tokenizer(options.model)
+    if options.token_credit is not None and options.dataset and options.num_samples < 2:
+        refuse_advantages(tokenizer, options)
+    completions = Path(options.completions) if options.completions else sample_responses(options)
     for model in models[:-1]:
         check_same_tokens(model, tokenizer)
     corpus = load_corpus(completions, tokenizer, options.max_responses, chat_template_kwargs_of(options))
+
+    if options.token_credit is not None and group_advantages(corpus) is None:
+        refuse_advantages(tokenizer, options)
 
     wanted = options.analyses
     compared = models if set(wanted) & set(COMPARISONS) else [options.model]
@@ -193,11 +211,14 @@ def run(options: argparse.Namespace) -> None:
             seed=options.seed,
             stop=stop,
         )
+    weights = None
+    if options.token_credit is not None:
+        weights, summary["credit"] = weigh(store, corpus, tokenizer, options)
     summary["definitions"] = {name: text for name, text in DEFINITIONS.items() if name in summary}
     summary = without_nan(summary)
     write_json(output / "summary.json", summary, ensure_ascii=False)
     drawn = draw(summary, entropies, corpus.lengths, corpus.correct, output)
-    write_page(output / "report.html", store, corpus, tokenizer, options.page_responses, drawn, summary)
+    write_page(output / "report.html", store, corpus, tokenizer, options.page_responses, drawn, summary, weights)
     print_summary(summary, output, FRACTION)
 
 

@@ -1,7 +1,7 @@
 """The analyses of the paper over a corpus of responses, from the models' scores of every token."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,8 @@ class Corpus:
     read: Callable[[], Iterator[Response]]
     lengths: np.ndarray
     correct: list[bool | None]
+    rewards: Sequence[float | None]  # `reward` if every response has a number there, or else 1 for a correct one
+    problems: list[int]  # number of each response's problem
     num_problems: int
     num_other_length: int | None  # responses whose text gives another number of tokens than the file states
     vocab_size: int
@@ -41,12 +43,15 @@ def load_corpus(
     def read():
         return read_responses(path, tokenizer, limit=max_responses, chat_template_kwargs=chat_template_kwargs)
 
-    lengths, correct, problems, stated, largest_id = [], [], set(), [], len(tokenizer) - 1
+    lengths, correct, rewards, stated, largest_id = [], [], [], [], len(tokenizer) - 1
+    numbers: dict[str, int] = {}
+    problems = []
     has_conversations = False
     for response in tqdm(read(), desc="responses", unit=" responses"):
         lengths.append(len(response.completion_ids))
         correct.append(response.correct)
-        problems.add(response.problem)
+        rewards.append(_reward_of(response.row))
+        problems.append(numbers.setdefault(response.problem, len(numbers)))
         has_conversations |= isinstance(prompt_of(response.row), list)
         if "length" in response.row:
             stated.append(response.row["length"] == lengths[-1])
@@ -56,7 +61,16 @@ def load_corpus(
     if has_conversations and chat_template_kwargs:
         print(f"Prompts that are conversations are read with chat_template_kwargs {chat_template_kwargs}.")
     num_other_length = stated.count(False) if stated else None
-    return Corpus(read, np.array(lengths), correct, len(problems), num_other_length, largest_id + 1)
+    if None in rewards:
+        rewards = correct
+    return Corpus(read, np.array(lengths), correct, rewards, problems, len(numbers), num_other_length, largest_id + 1)
+
+
+def _reward_of(row: dict) -> float | None:
+    reward = row.get("reward")
+    if isinstance(reward, bool) or not isinstance(reward, (int, float)) or not math.isfinite(reward):
+        return None
+    return float(reward)
 
 
 def check_same_tokens(name: str, tokenizer) -> None:

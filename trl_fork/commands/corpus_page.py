@@ -10,7 +10,16 @@ from ..report.page import ReportResponse, write_report_page
 from .corpus import Corpus
 
 
-def write_page(path: Path, store: ScoreStore, corpus: Corpus, tokenizer, count: int, drawn, summary: dict) -> None:
+def write_page(
+    path: Path,
+    store: ScoreStore,
+    corpus: Corpus,
+    tokenizer,
+    count: int,
+    drawn,
+    summary: dict,
+    weights: list[list[float]] | None = None,
+) -> None:
     def responses():
         for number, (response, scores) in zip(range(count), store.read(corpus.read()), strict=False):
             yield ReportResponse(
@@ -24,6 +33,7 @@ def write_page(path: Path, store: ScoreStore, corpus: Corpus, tokenizer, count: 
                 ],
                 correct=response.correct,
                 label=label_of(number, response.row),
+                weights=None if weights is None else weights[number],
             )
 
     numbers = summary["responses"]
@@ -38,6 +48,10 @@ def write_page(path: Path, store: ScoreStore, corpus: Corpus, tokenizer, count: 
     ):
         if "distribution" in summary:
             overview[words] = summary["distribution"][key]
+    if "credit" in summary:
+        overview["trained on"] = summary["credit"]["trained_on"]
+        if summary["credit"]["progress"] is not None:
+            overview["progress of the training"] = summary["credit"]["progress"]
     write_report_page(path, responses(), title="Where it forks", figures=drawn, summary=overview)
 
 

@@ -2,13 +2,15 @@
 List the recipes, launch files and credit presets that come with the package; print one of them, or copy it.
 
     trl-fork recipes
+    trl-fork recipes --credit
     trl-fork recipes gsm8k_single_gpu
     trl-fork recipes gsm8k_single_gpu --output my_run.yaml
 
 A recipe is a YAML file of options of `trl-fork train`, which takes it by name (`--recipe gsm8k_single_gpu`) or, as a
 file of your own, by its path (`--config my_run.yaml`). A launch file configures accelerate
 (`--accelerate_config zero3`). A credit preset says which tokens are trained on (`--token_credit temporal_position`).
-The first lines of each file say what it is for.
+The first lines of each file say what it is for. Those of a credit preset also name its source and how it is known:
+`code` (the authors' code was read), `full text` (their paper was), `second-hand` (another text's account), or `ours`.
 """
 
 import argparse
@@ -28,11 +30,17 @@ from .options import OptionParser
 from .program import PROGRAM, program
 
 
+CERTAINTIES = ("code", "full text", "second-hand", "ours")
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = OptionParser(description=__doc__, command="recipes")
     parser.add_argument("name", nargs="?", metavar="NAME", help="recipe, launch file or credit preset that is printed")
     parser.add_argument("--output", metavar="FILE", help="copy it to this file, instead of printing it")
+    parser.add_argument("--credit", action="store_true", help="list the credit presets alone")
     options = parser.parse_args(arguments)
+    if options.credit and options.name:
+        parser.error("--credit lists all credit presets, and NAME prints one file: give one of them")
     if options.output and not options.name:
         parser.error("--output copies one file: say which, trl-fork recipes NAME --output FILE")
     if options.output and Path(options.output).exists():
@@ -42,7 +50,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     if not options.name:
-        list_files()
+        if not options.credit:
+            list_files()
+        list_credit()
+        print("Next:\n  trl-fork recipes NAME                 prints one, with its sources and what it needs")
+        print("  trl-fork recipes NAME --output FILE   copies it, for you to change")
         return
     path = find_shipped(("recipes", "accelerate", "credit"), options.name)
     kind = path.parent.name
@@ -61,30 +73,44 @@ def run(options: argparse.Namespace) -> None:
 
 
 def list_files() -> None:
-    """Print tables of the recipes, the launch files and the credit presets, with what they are for."""
+    """Print tables of the recipes and the launch files, with what they are for."""
     rows = []
     for name, path in shipped_files("recipes").items():
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        hardware = re.search(r"^# Hardware +(.*)$", comment_of(path), flags=re.MULTILINE)
+        hardware = first_sentence(entry_of(path, "Hardware"))
         lora = f"r = {settings['lora_r']}" if settings.get("use_peft") else "-"
         model, data = (settings[key] for key in ("model_name_or_path", "dataset_name"))
-        rows.append([name, model, data, first_sentence(hardware[1]) if hardware else "-", lora])
+        rows.append([name, model, data, hardware or "-", lora])
     header = ["name", "model", "data", "hardware", "LoRA"]
     print_table("Recipes: trl-fork train --recipe NAME", header, rows, justify="left")
     rows = [[name, first_sentence(comment_of(path))] for name, path in shipped_files("accelerate").items()]
     print_table(
         "Launch files: trl-fork train --accelerate_config NAME", ["name", "what it does"], rows, justify="left"
     )
-    rows = [[name, build_credit(name).in_words] for name in shipped_files("credit")]
-    print_table("Credit: trl-fork train --token_credit NAME", ["name", "trains on"], rows, justify="left")
-    print("Next:\n  trl-fork recipes NAME                 prints one, with its sources and what it needs")
-    print("  trl-fork recipes NAME --output FILE   copies it, for you to change")
+
+
+def list_credit() -> None:
+    """Print a table of the credit presets: what they train on, where that is from, and how certain it is."""
+    rows = []
+    for name, path in shipped_files("credit").items():
+        source = re.search(r"arXiv \d{4}\.\d{4,5}", entry_of(path, "Source"))
+        certainty = re.match("|".join(CERTAINTIES), entry_of(path, "Certainty"))
+        found = [match[0] if match else "-" for match in (source, certainty)]
+        rows.append([name, build_credit(name).in_words, *found])
+    header = ["name", "trains on", "source", "certainty"]
+    print_table("Credit: trl-fork train --token_credit NAME", header, rows, justify="left")
 
 
 def comment_of(path: Path) -> str:
     """The comment that a file begins with."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+def entry_of(path: Path, name: str) -> str:
+    """The text after a name such as `# Source` in the comment that a file begins with, "" without one."""
+    found = re.search(rf"^# {name} +(\S.*(?:\n#   +\S.*)*)", comment_of(path), flags=re.MULTILINE)
+    return found[1] if found else ""
 
 
 def first_sentence(text: str) -> str:

@@ -105,6 +105,11 @@ class Chain:
         return any(map(is_scheduled, self.rules))
 
     @property
+    def needs_whole_completions(self) -> bool:
+        """Whether a rule mistakes a completion that was cut off."""
+        return any(getattr(rule, "needs_whole_completions", False) for rule in self.rules)
+
+    @property
     def mass(self) -> str:
         """
         How the total of [`Credit.mass`] is known: `"from_masks"`, `"one_per_row"` or `"summed"`.

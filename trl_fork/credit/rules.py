@@ -30,7 +30,8 @@ class Rule(Protocol):
         in_words (`str`): The tokens with weight, as the object of a sentence.
         trusted (`bool`): Whether its weights are non-negative by construction and need no check.
 
-    A rule may have a method `metrics(signals, ranks)`, which gives numbers for the log by name.
+    A rule may have a method `metrics(signals, ranks)`, which gives numbers for the log by name, and an attribute
+    `needs_whole_completions`, true if it mistakes a completion that was cut off.
     """
 
     @property

@@ -57,6 +57,11 @@ class Span(PackageRule):
             raise ValueError(f"missing must be 'completion' or 'drop', got {self.missing!r}.")
 
     @property
+    def needs_whole_completions(self) -> bool:
+        """Whether a completion that was cut off, which has no answer, would be trained on as a whole."""
+        return self.missing == "completion"
+
+    @property
     def in_words(self) -> str:
         """The tokens with weight, as the object of a sentence."""
         without = "all of a completion" if self.missing == "completion" else "no token"

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from .palette import BLUE, GREY, VERMILION
+
+
+SELECTED, EFFECTIVE = "forking/selected_fraction", "credit/effective_fraction"
+# Parameters of credit rules that a schedule moves; if several rules have one, its key has the rule's name before it.
+_SCHEDULED = re.compile(r"credit/(?:(\w+)_)?(fraction|strength)")
 
 
 class Panel(NamedTuple):
@@ -27,7 +33,8 @@ PANELS = (
     Panel("Length of completions", "tokens", "completions/mean_length"),
     Panel("Entropy of the policy", "nats per token", "entropy"),
     Panel("Forking threshold", "nats", "forking/entropy_threshold"),
-    Panel("Tokens trained on", "fraction of tokens", "forking/selected_fraction", is_fraction=True),
+    Panel("Tokens trained on", "fraction of tokens", SELECTED, is_fraction=True),
+    Panel("Effective fraction of tokens", "fraction of tokens", EFFECTIVE, is_fraction=True),
 )
 
 
@@ -40,6 +47,9 @@ def require_matplotlib() -> None:
 def plot_training(log_history: list[dict], path: str | Path) -> None:
     """
     Draw the curves of a run as small multiples over optimizer steps. Values that are not finite are gaps.
+
+    The effective fraction of tokens is drawn where it says more than the fraction of tokens trained on, that is if
+    weights other than 0 and 1 are trained with.
 
     Args:
         log_history (`list[dict]`):
@@ -60,8 +70,9 @@ def plot_training(log_history: list[dict], path: str | Path) -> None:
     rows = -(-len(curves) // columns) or 1
     figure = Figure(figsize=(4.0 * columns, 2.9 * rows + 0.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)  # pyplot's backend and open figures belong to the caller
-    selects = any(panel.key.startswith("forking/") for panel, _, _ in curves)  # a run on all tokens logs none of these
-    title = f"Reinforcement learning{' on forking tokens' if selects else ''}"
+    # A run on all tokens logs none of these. What a rule selects is not in the log: it need not be the forking tokens.
+    weighs = any(panel.key.startswith(("forking/", "credit/")) for panel, _, _ in curves)
+    title = f"Reinforcement learning{' with token credit' if weighs else ''}"
     figure.suptitle(title, fontsize=14, fontweight="bold")
     if not curves:  # no error, as this comes at the end of a long run
         figure.text(0.5, 0.4, "Nothing was logged.\nLower logging_steps.", ha="center", fontsize=11, color=GREY)
@@ -100,14 +111,31 @@ def plot_training(log_history: list[dict], path: str | Path) -> None:
 def _curves(log_history):
     """(panel, steps, values) of every panel that the log has values for."""
     curves = []
-    for panel in PANELS:
+    scheduled = {key: name for entry in log_history for key, name in scheduled_parameters(entry).items()}
+    panels = [Panel(f"Scheduled {name}", name, key, is_fraction=True) for key, name in scheduled.items()]
+    for panel in (*PANELS, *panels):
         points = [
             (entry["step"], _finite(entry[panel.key])) for entry in log_history if entry.get(panel.key) is not None
         ]
-        is_repeated = panel.key == "eval_reward" and any(p.title == "Held-out accuracy" for p, _, _ in curves)
+        is_repeated = (panel.key == "eval_reward" and any(p.title == "Held-out accuracy" for p, _, _ in curves)) or (
+            panel.key == EFFECTIVE and not any(map(weighs_softly, log_history))
+        )
         if points and not is_repeated:
             curves.append((panel, *zip(*points, strict=True)))
     return curves
+
+
+def scheduled_parameters(logs: dict) -> dict[str, str]:
+    """The keys of a log that hold parameters of credit rules which change over the training, and their names."""
+    found = {key: _SCHEDULED.fullmatch(key) for key in logs if key != EFFECTIVE}
+    return {key: f"{m[2]} of {m[1]}" if m[1] else m[2] for key, m in found.items() if m is not None}
+
+
+def weighs_softly(logs: dict) -> bool:
+    """Whether a log is of weights other than 0 and 1, whose effective fraction is below that of tokens with weight."""
+    selected, effective = logs.get(SELECTED), logs.get(EFFECTIVE)
+    # Means over the same batches, so that for a selection no more than rounding is between them.
+    return selected is not None and effective is not None and abs(selected - effective) > 1e-4
 
 
 def _finite(value) -> float:

@@ -1,31 +1,42 @@
-"""Completions with their forking tokens in colour, and tokens as readable text."""
+"""Completions with their forking tokens or their weights in colour, and tokens as readable text."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .palette import ORANGE
+from .palette import BROWN, ORANGE
 
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-_HIGHLIGHT = f"bold black on {ORANGE}"  # bold where there is no colour
+# From which share of the largest weight on a token looks how. In order on a light and on a dark background, where a
+# paler one would be the weaker and the stronger, and in print without colour: bold, underlined, plain.
+_STYLES = ((2 / 3, f"bold black on {ORANGE}"), (1 / 3, f"underline {BROWN}"), (0, BROWN))
+STYLES_IN_WORDS = "filled from two thirds of the largest on, underlined from one third on"
 
 
-def highlight_tokens(tokenizer, token_ids: list[int], selected: list[bool]) -> Text:
+def highlight_tokens(
+    tokenizer, token_ids: list[int], selected: list[bool] | list[float], *, largest: float | None = None
+) -> Text:
     """
     Render a completion with its selected tokens highlighted.
+
+    Of weights there are three steps: tokens from two thirds of the largest weight on look like selected ones, those
+    from one third on are underlined, the others with weight have another colour.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the completion.
         token_ids (`list[int]`):
             The completion. Special tokens are left out of the text.
-        selected (`list[bool]`):
+        selected (`list[bool]` or `list[float]`):
             Tokens to highlight, such as one row of [`select_tokens`] on the [`~entropy.completion_entropies`]
-            of a batch.
+            of a batch; or weights of at least 0.
+        largest (`float`, *optional*):
+            The weight that counts as the largest, where several completions are compared. Defaults to the largest of
+            this one.
 
     Returns:
         [`~rich.text.Text`].
@@ -35,10 +46,16 @@ def highlight_tokens(tokenizer, token_ids: list[int], selected: list[bool]) -> T
     text = Text()
     special = set(tokenizer.all_special_ids)
     tokens = token_texts(tokenizer, token_ids)
-    for token_id, token, is_selected in zip(token_ids, tokens, selected, strict=True):
+    largest = largest or max(selected, default=0) or 1
+    for token_id, token, weight in zip(token_ids, tokens, selected, strict=True):
         if token_id not in special:
-            text.append(token, style=_HIGHLIGHT if is_selected else None)
+            text.append(token, style=_style(weight / largest))
     return text
+
+
+def _style(share: float) -> str | None:
+    # Equal weights differ by rounding, and so does a third of a weight.
+    return next((style for least, style in _STYLES if share > 0 and share >= least - 1e-6), None)
 
 
 def token_texts(tokenizer, token_ids: list[int]) -> list[str]:
@@ -53,9 +70,17 @@ def token_texts(tokenizer, token_ids: list[int]) -> list[str]:
     ]
 
 
-def completions_table(tokenizer, prompts: list, completions: list, columns: dict[str, list], title: str) -> Table:
+def completions_table(
+    tokenizer,
+    prompts: list,
+    completions: list,
+    columns: dict[str, list],
+    title: str,
+    *,
+    largest: float | None = None,
+) -> Table:
     """
-    Completions side by side with their rewards, forking tokens highlighted.
+    Completions side by side with their rewards, forking tokens highlighted; see [`highlight_tokens`].
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -63,12 +88,13 @@ def completions_table(tokenizer, prompts: list, completions: list, columns: dict
         prompts (`list`):
             Texts, or conversations.
         completions (`list`):
-            Token ids and marks of those to highlight, `(list[int], list[bool])`; or, without marks, a text or a
-            conversation.
+            Token ids and weights, `(list[int], list[float])`; or, without weights, a text or a conversation.
         columns (`dict[str, list]`):
             Further values of each completion, by name.
         title (`str`):
             Title of the table.
+        largest (`float`, *optional*):
+            The weight that counts as the largest. Defaults to the largest of each completion.
 
     Returns:
         [`~rich.table.Table`].
@@ -83,7 +109,7 @@ def completions_table(tokenizer, prompts: list, completions: list, columns: dict
     for name in columns:
         table.add_column(name, justify="right")
     for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        marked = highlight_tokens(tokenizer, *completion) if isinstance(completion, tuple) else None
+        marked = highlight_tokens(tokenizer, *completion, largest=largest) if isinstance(completion, tuple) else None
         values = [values[i] for values in columns.values()]
         table.add_row(
             Text(_plain(prompt)),

@@ -45,6 +45,8 @@ class ReportResponse:
             Whether the response is right; `None` if it has not been graded.
         label (`str`, *optional*, defaults to `""`):
             Its name in the list of responses, such as the number of its problem.
+        weights (`list[float]`, *optional*):
+            Weight of at least 0 that a credit rule gives each token. All responses of a page have them, or none has.
     """
 
     prompt: str
@@ -54,6 +56,7 @@ class ReportResponse:
     alternatives: list[list[tuple[str, float]]] = field(default_factory=list)
     correct: bool | None = None
     label: str = ""
+    weights: list[float] | None = None
 
 
 def write_report_page(
@@ -72,8 +75,12 @@ def write_report_page(
     Every token's background is its entropy; those at or above a threshold are outlined, and a slider moves it. Under
     the pointer or the keyboard's focus a token shows its entropy, its probability and its alternatives.
 
-    With five alternatives a token takes up to 36 bytes. The file replaces an older file in one step, so that a
-    browser never reads half of one.
+    If the responses have weights, the outlines are those of the tokens with weight, and a switch leads back to the
+    threshold. Where weights differ, an outline is the stronger and wider, the larger the token's share of the
+    largest weight on the page; the number is shown with the entropy.
+
+    With five alternatives and a weight a token takes up to 40 bytes. The file replaces an older file in one step, so
+    that a browser never reads half of one.
 
     Args:
         path (`str` or `Path`):
@@ -93,15 +100,24 @@ def write_report_page(
             training batch.
 
     Raises:
-        `ValueError`: naming the response, if its lists differ in length, or hold an invalid entropy or probability.
+        `ValueError`: naming the response, if its lists differ in length, or hold an invalid entropy, probability or
+            weight, or if only some of the responses have weights.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}: pass 0.2 to outline the top 20 %.")
     vocabulary: dict[str, int] = {}
-    entropies, entries = [np.empty(0, "<f4")], []
+    entropies, weights = [np.empty(0, "<f4")], [np.empty(0, "<f4")]
+    entries: list[dict] = []
     for number, response in enumerate(responses, start=1):
         try:
             values, distributions = _encode(response, vocabulary)
+            if entries and (response.weights is None) != (len(weights) == 1):
+                raise ValueError(
+                    "weights must be given for all responses or for none, and those before it have "
+                    f"{'none' if len(weights) == 1 else 'weights'}."
+                )
+            if response.weights is not None:
+                weights.append(_nonnegative("weights", response.weights, len(values)))
         except ValueError as error:
             raise ValueError(f"Response {number} ({response.label!r}): {error}") from error
         entropies.append(values)
@@ -123,6 +139,7 @@ def write_report_page(
         "threshold": threshold,
         "vocabulary": list(vocabulary),
         "entropies": _pack(all_entropies.tobytes()),
+        "weights": None if len(weights) == 1 else _pack(np.concatenate(weights).tobytes()),
         "responses": entries,
     }
     # Surrogates in a title or a summary have no bytes; `tojson` has escaped those in the data.
@@ -139,16 +156,9 @@ def _encode(response: ReportResponse, vocabulary: dict[str, int]) -> tuple[np.nd
     """
     length = len(response.tokens)
     alternatives = response.alternatives or [[]] * length
-    for name, values in (
-        ("entropies", response.entropies),
-        ("probabilities", response.probabilities),
-        ("alternatives", alternatives),
-    ):
-        if len(values) != length:
-            raise ValueError(f"{name} must be one per token: got {len(values)} for {length} tokens.")
-    entropies = np.asarray(response.entropies, dtype="<f4").reshape(length)
-    if not (np.isfinite(entropies) & (entropies >= 0)).all():
-        raise ValueError("entropies must be finite and not negative, in nats.")
+    entropies = _nonnegative("entropies", response.entropies, length, ", in nats")
+    for name, values in (("probabilities", response.probabilities), ("alternatives", alternatives)):
+        _check_length(name, values, length)
     columns = max(map(len, alternatives), default=0)
     tokens = np.full((1 + columns, length), _NO_TOKEN, "<u4")
     probabilities = np.zeros((1 + columns, length))
@@ -161,6 +171,19 @@ def _encode(response: ReportResponse, vocabulary: dict[str, int]) -> tuple[np.nd
     with np.errstate(divide="ignore"):
         codes = (-1000 * np.log(np.minimum(probabilities, 1))).clip(0, _LARGEST_CODE).round().astype("<u2")
     return entropies, _pack(tokens.tobytes() + codes.tobytes())
+
+
+def _nonnegative(name: str, values: list[float], length: int, unit: str = "") -> np.ndarray:
+    _check_length(name, values, length)
+    array = np.asarray(values, dtype="<f4").reshape(length)
+    if not (np.isfinite(array) & (array >= 0)).all():
+        raise ValueError(f"{name} must be finite and not negative{unit}.")
+    return array
+
+
+def _check_length(name: str, values: Sequence, length: int) -> None:
+    if len(values) != length:
+        raise ValueError(f"{name} must be one per token: got {len(values)} for {length} tokens.")
 
 
 def _pack(content: bytes) -> str:

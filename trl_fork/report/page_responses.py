@@ -23,6 +23,7 @@ def score_response(
     mask: list[bool] | None = None,
     correct: bool | None = None,
     label: str = "",
+    weights: list[float] | None = None,
 ) -> ReportResponse:
     """
     Score one response in one forward pass.
@@ -45,7 +46,7 @@ def score_response(
         mask (`list[bool]`, *optional*):
             Tokens that the model has written; all by default. The others, such as a tool's output, get entropy 0,
             probability 1 and no alternatives.
-        correct, label (*optional*):
+        correct, label, weights (*optional*):
             Fields of [`~report.page.ReportResponse`].
 
     Returns:
@@ -87,4 +88,5 @@ def score_response(
         ],
         correct=correct,
         label=label,
+        weights=weights,
     )

@@ -2,3 +2,4 @@
 
 BLUE, VERMILION, ORANGE, SKY = "#0072B2", "#D55E00", "#E69F00", "#56B4E9"
 GREY = "#595959"
+BROWN = "#B07A00"  # orange as the colour of letters, which can be read on white and on black

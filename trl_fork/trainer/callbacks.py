@@ -57,8 +57,8 @@ class ForkReportCallback(GenerationCallback):
     process runs one forward pass per response over the same responses, because models sharded over processes need
     that; only the main process writes. If the selection does not need the entropies of the whole batch
     (`entropy_threshold_scope` of a micro-batch, `token_selection="random"`), the callback scores them.
-    The forking set shown is always that of the whole batch; in a run on all tokens it is the top 20 %. Random numbers
-    and gradients are not touched.
+    The forking set shown is always that of the whole batch; in a run on all tokens it is the top 20 %. Where a rule
+    gives weights other than 0 and 1, the page shows these, too. Random numbers and gradients are not touched.
 
     Args:
         every_n_steps (`int`, *optional*, defaults to `50`):
@@ -138,6 +138,7 @@ class ForkReportCallback(GenerationCallback):
 
     def _drafts(self, trainer, batch) -> list[dict]:
         mask, entropies, rewards = batch.mask, batch.entropies, batch.rewards
+        soft = batch.weights is not None and not trainer.token_credit.chain.selects
         rows = mask.any(1).nonzero().flatten().tolist()
         count = min(self.num_responses, len(rows))
         total = weighted_sum(rewards, trainer.reward_weights).tolist()
@@ -158,6 +159,7 @@ class ForkReportCallback(GenerationCallback):
                     "mask": mask[row][completion][shown].bool().tolist(),
                     "correct": right[row],
                     "label": f"row {row}, reward {total[row]:.3g}",
+                    "weights": batch.weights[row][completion][shown].tolist() if soft else None,
                 }
             )
         return drafts

@@ -1,5 +1,5 @@
 """
-The table of completions. The console marks the tokens that are trained on in colour, and the columns that reward
+The table of completions. The console marks the tokens that are trained on by weight, and the columns that reward
 functions add keep to their completions.
 """
 
@@ -10,7 +10,7 @@ from functools import partial
 import pyarrow as pa
 from accelerate.utils import gather_object
 
-from ..report.marks import completions_table
+from ..report.marks import STYLES_IN_WORDS, completions_table
 from ._trl import TrainerMixin, completions_printer
 from .callbacks import GenerationCallback
 from .context import WithContext
@@ -18,7 +18,7 @@ from .context import WithContext
 
 class CompletionMarks(GenerationCallback):
     """
-    TRL's table of completions, with the tokens marked that are trained on.
+    TRL's table of completions, with the tokens marked that are trained on, by their weights where these differ.
 
     Tokens are marked if the selection is known before the update (the scopes `batch` and `sequence`).
 
@@ -35,7 +35,7 @@ class CompletionMarks(GenerationCallback):
         if batch.weights is not None:
             masks = batch.completion_mask.bool()
             rows = [
-                (ids[mask].tolist(), (weights[mask] != 0).tolist())
+                (ids[mask].tolist(), weights[mask].tolist())
                 for ids, mask, weights in zip(batch.completion_ids, masks, batch.weights, strict=True)
             ]
         self._rows.extend(gather_object(rows))
@@ -52,15 +52,23 @@ class CompletionMarks(GenerationCallback):
         columns = {name: list(values) for name, values in rewards.items()}
         columns |= {"Advantage": list(advantages)} if advantages is not None else {}
         columns |= {name: list(values) for name, values in (extra or {}).items()}
+        weights = [weight for row in self._rows if row is not None for weight in row[1] if weight > 0]
+        largest = max(weights, default=0.0)
         table = completions_table(
             tokenizer,
             [prompts[row] for row in rows],
             [self._rows[row] or completions[row] for row in rows],
             {name: [values[row] for row in rows] for name, values in columns.items()},
-            title=f"Step {step}{': tokens trained on are marked' if any(self._rows) else ''}",
+            title=f"Step {step}{_legend(min(weights, default=0.0), largest) if any(self._rows) else ''}",
+            largest=largest,
         )
         if rows:
             Console().print(table)
+
+
+def _legend(smallest: float, largest: float) -> str:
+    soft = smallest < largest * (1 - 1e-6)  # otherwise equal up to rounding
+    return f": tokens trained on are marked{f' by weight, {STYLES_IN_WORDS}' if soft else ''}"
 
 
 class CompletionsTableMixin(WithContext, TrainerMixin):

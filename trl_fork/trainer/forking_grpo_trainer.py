@@ -166,6 +166,11 @@ class ForkingGRPOTrainer(
                 "that the gradient reaches them all. The selection only weights each completion by its number of "
                 "selected tokens. Set importance_sampling_level='token' to train on the selected tokens alone."
             )
+        if chain is not None and chain.needs_whole_completions and not args.mask_truncated_completions:
+            logger.warning(
+                "mask_truncated_completions=False: token_credit trains on the whole of a completion without a match "
+                f"({chain.in_words}), and a completion that was cut off has none. Set mask_truncated_completions=True."
+            )
         if isinstance(model, torch.nn.Module) and given.get("peft_config") is None:  # no adapter will be added
             refuse_frozen_model(model)
         super().__init__(*call.args[1:], **call.kwargs)

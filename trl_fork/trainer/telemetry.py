@@ -9,6 +9,7 @@ import torch
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
+from ..report.curves import EFFECTIVE, SELECTED, scheduled_parameters, weighs_softly
 from ._trl import TrainerMixin
 
 
@@ -187,10 +188,13 @@ def summary_line(logs: dict, step: int, max_steps: int) -> str:
         parts.append(f"{1 - logs['frac_reward_zero_std']:.0%} of groups informative")
     if logs.get("completions/mean_length") is not None:
         parts.append(f"{logs['completions/mean_length']:.0f} tokens long")
-    if logs.get("forking/selected_fraction") is not None:
+    if logs.get(SELECTED) is not None:
         threshold = logs.get("forking/entropy_threshold")
         entropy = "" if threshold is None else f", entropy from {threshold:.2f} nats"
-        parts.append(f"trained on {logs['forking/selected_fraction']:.0%}{entropy}")
+        effect = f", effectively {logs[EFFECTIVE]:.0%}" if weighs_softly(logs) else ""
+        parts.append(f"trained on {logs[SELECTED]:.0%}{effect}{entropy}")
+    # Logged under a schedule only
+    parts += [f"{name} {logs[key]:.3g}" for key, name in scheduled_parameters(logs).items() if logs[key] is not None]
     times = {name: logs.get(f"time/{name}") for name in (*ACTIVITIES, "other")}
     total = sum(value for value in times.values() if value)
     if total:

@@ -63,6 +63,29 @@
     return sorted.length - low;
   }
 
+  // ------------------------------------------------------------------ weights of all responses
+
+  // Numbers that differ by rounding alone are the weights of a selection, whose outlines are all the same.
+  const weights = data.weights && new Float32Array(await unpack(data.weights));
+  const largestWeight = weights ? weights.reduce((largest, weight) => Math.max(largest, weight), 0) : 0;
+  const isSoft = weights?.some((weight) => weight > 0 && weight < largestWeight * (1 - 1e-6)) ?? false;
+  const weightText = (weight) => String(Number(weight.toPrecision(4)));
+  let byWeight = weights !== null;
+  start = 0;
+  for (const response of responses) response.weights = weights?.subarray(start, (start += response.length));
+
+  // Share of the largest weight on the page, 0 if no token has any.
+  const share = (position) => current.weights[position] / (largestWeight || 1);
+  const isOutlined = (position) => (byWeight ? share(position) > 0 : isFork(current.entropies[position]));
+  // What the keyboard goes to; of soft weights few are 0.
+  const stands = (position) => (byWeight && isSoft ? share(position) >= 0.5 : isOutlined(position));
+
+  function outline(span, position) {
+    span.classList.toggle("fork", isOutlined(position));
+    span.classList.toggle("shaded", byWeight && isSoft && isOutlined(position));
+    if (byWeight && isSoft) span.style.setProperty("--share", share(position));
+  }
+
   // ------------------------------------------------------------------ one response
 
   let current; // the response that is shown, `null` if none is left
@@ -85,7 +108,7 @@
   function tokenSpan(position) {
     const entropy = current.entropies[position];
     const span = element("span", { className: `token ${level(entropy)}`, tabIndex: -1 });
-    span.classList.toggle("fork", isFork(entropy));
+    outline(span, position);
     span.classList.toggle("long", tokenAt(position).length > LONG);
     span.dataset.position = position;
     const text = tokenAt(position);
@@ -148,10 +171,11 @@
 
   function showStatistics() {
     if (!current) return ($("statistics").textContent = "");
-    const forks = current.entropies.reduce((sum, entropy) => sum + isFork(entropy), 0);
+    const outlined = current.entropies.reduce((sum, _, position) => sum + isOutlined(position), 0);
     $("statistics").textContent =
       `${count(current.length, "token")}, mean entropy ${nats(current.mean)}, ` +
-      `${forks.toLocaleString("en")} forking (${percent(forks / Math.max(current.length, 1))})`;
+      `${outlined.toLocaleString("en")} ${byWeight ? "with weight" : "forking"} ` +
+      `(${percent(outlined / Math.max(current.length, 1))})`;
   }
 
   // ------------------------------------------------------------------ the card of a token
@@ -200,6 +224,7 @@
         element("dd", {}, nats(entropy) + (isFork(entropy) ? ", forking" : "")),
         element("dt", {}, "Probability when drawn"),
         element("dd", {}, percent(probabilityAt(position))),
+        ...(weights ? [element("dt", {}, "Weight"), element("dd", {}, weightText(current.weights[position]))] : []),
       ),
       ...(rows.length ? [list] : []),
     );
@@ -240,7 +265,7 @@
   addEventListener("keydown", (event) => event.key === "Escape" && hideCard());
   reader.addEventListener("keydown", (event) => {
     const forkFrom = (position, step) => {
-      while (position in spans && !isFork(current.entropies[position])) position += step;
+      while (position in spans && !stands(position)) position += step;
       return position;
     };
     const target = {
@@ -268,9 +293,9 @@
       element("b", {}, percent(share)),
       Number.isFinite(threshold) ? ` of tokens, from ${nats(threshold)} on` : " of tokens",
     );
-    $("marker").hidden = !Number.isFinite(threshold);
+    $("marker").hidden = byWeight || !Number.isFinite(threshold);
     $("marker").style.left = `${100 * place(threshold)}%`;
-    spans.forEach((span, position) => span.classList.toggle("fork", isFork(current.entropies[position])));
+    spans.forEach(outline);
     showStatistics();
     return share;
   }
@@ -291,6 +316,44 @@
       tick.style.left = `${100 * last}%`;
       $("ticks").append(tick);
     }
+  }
+
+  function showOutlines() {
+    $("weights").hidden = !byWeight;
+    $("threshold").hidden = byWeight;
+    $("aim").textContent =
+      byWeight && isSoft ? "token of at least half the largest weight" : byWeight ? "token with weight" : "forking token";
+    hideCard();
+    return showThreshold();
+  }
+
+  function buildWeights() {
+    if (!weights) return;
+    $("outlines").hidden = false;
+    for (const input of document.querySelectorAll("#outlines input")) {
+      input.addEventListener("change", () => {
+        byWeight = input.value === "weight";
+        showOutlines();
+      });
+    }
+    for (const part of isSoft ? [0, 0.25, 0.5, 0.75, 1] : [0, 1]) {
+      const sample = element("span", { className: "sample" }, weightText(part * largestWeight));
+      sample.classList.toggle("fork", part > 0);
+      sample.classList.toggle("shaded", part > 0 && isSoft);
+      sample.style.setProperty("--share", part);
+      $("shades").append(sample);
+    }
+    const [total, squares, positive] = weights.reduce(
+      ([total, squares, positive], weight) => [total + weight, squares + weight * weight, positive + (weight > 0)],
+      [0, 0, 0],
+    );
+    const size = Math.max(weights.length, 1);
+    const effect = `, effectively ${percent(squares ? total ** 2 / (size * squares) : 0)}`;
+    $("meaning").replaceChildren(
+      isSoft ? "the stronger and wider its outline, the more a token counts in the loss: " : "outlined tokens count in the loss: ",
+      element("b", {}, percent(positive / size)),
+      ` of tokens have weight${isSoft ? effect : ""}`,
+    );
   }
 
   // ------------------------------------------------------------------ list and filter
@@ -349,10 +412,11 @@
 
   nameTheme();
   buildLegend();
+  buildWeights();
   buildList();
   buildFilter();
   $("size").textContent = `${count(responses.length, "response")}, ${count(sorted.length, "token")}`;
-  $("fraction").value = 100 * showThreshold();
+  $("fraction").value = 100 * showOutlines();
   $("fraction").addEventListener("input", (event) => setFraction(event.target.valueAsNumber / 100));
   await show(responses[0] ?? null);
   document.documentElement.dataset.ready = "";
