@@ -143,6 +143,7 @@ class FixedRollouts:
                 )
             )
         self.generated.append(batch)
+        self.latest = batch
         output = {
             "prompt_ids": [r.prompt for r in batch],
             "completion_ids": [r.completion for r in batch],
@@ -152,6 +153,19 @@ class FixedRollouts:
         if self.env_mask:
             output["env_mask"] = [self.masks[key] for key in occurrences]
         return output
+
+    def generate(self, prompt_ids, trainer):
+        """The completions for prompts that the trainer has tokenized, in the place of a model's."""
+        letters = set(LETTERS)
+        texts = ["".join(t for t in self.tokenizer.convert_ids_to_tokens(ids) if t in letters) for ids in prompt_ids]
+        output = self(texts, trainer)
+        for rollout, ids in zip(self.latest, prompt_ids, strict=True):
+            rollout.prompt = list(ids)
+        return output["completion_ids"], None
+
+    def reward(self, completions, **kwargs):
+        """The rewards of what `generate` has given last."""
+        return [rollout.reward for rollout in self.latest]
 
     @staticmethod
     def _occurrences(prompts, before):
@@ -167,7 +181,12 @@ def fixed_reward(completions, fixed_reward, **kwargs):
 
 
 class SpyTrainer(ForkingGRPOTrainer):
-    """Records the rows of every micro-batch, the weights it was given, and the log-probability passes."""
+    """
+    Records the rows of every micro-batch, the weights it was given, and the log-probability passes. With `rollouts` it
+    makes prompts and batches as without a rollout function; only the tokens that a model would sample are fixed.
+    """
+
+    rollouts: FixedRollouts | None = None
 
     def __init__(self, *args, **kwargs):
         self.micro_batches, self.weights, self.scoring_passes = [], [], 0
@@ -177,6 +196,11 @@ class SpyTrainer(ForkingGRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         output["row"] = torch.arange(len(output["advantages"]))  # travels with its row
         return output
+
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        if self.rollouts is None:
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        return self.rollouts.generate(prompt_ids, self)
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         if self.model.training:
@@ -220,22 +244,40 @@ def one_step(tmp_path, **settings) -> dict:
     }
 
 
-def train(model, tokenizer, rollouts, tmp_path, trainer_class=SpyTrainer, config_class=ForkingGRPOConfig, **settings):
-    """Train with plain SGD on fixed rollouts and return the trainer. One step of the whole batch by default."""
+def build_trainer(
+    model,
+    tokenizer,
+    rollouts,
+    tmp_path,
+    trainer_class=SpyTrainer,
+    config_class=ForkingGRPOConfig,
+    own_prompts=True,
+    **settings,
+):
+    """
+    A trainer with plain SGD on fixed rollouts. One step of the whole batch by default. With `own_prompts` the rollouts
+    are a rollout function, which makes its prompts itself; without, a [`SpyTrainer`] makes them from the data.
+    """
     trainer_arguments = {
         key: settings.pop(key)
-        for key in ("peft_config", "eval_dataset", "callbacks", "token_credit_func")
+        for key in ("peft_config", "train_dataset", "eval_dataset", "callbacks", "token_credit_func")
         if key in settings
     }
     trainer = trainer_class(
         model=model,
-        reward_funcs=fixed_reward,
+        reward_funcs=fixed_reward if own_prompts else rollouts.reward,
         args=config_class(**one_step(tmp_path, **settings)),
-        train_dataset=rollouts.dataset,
         processing_class=tokenizer,
-        rollout_func=rollouts,
-        **trainer_arguments,
+        **{"train_dataset": rollouts.dataset, "rollout_func": rollouts if own_prompts else None} | trainer_arguments,
     )
+    if not own_prompts:
+        trainer.rollouts = rollouts
+    return trainer
+
+
+def train(*arguments, **settings):
+    """Train what [`build_trainer`] builds, and return the trainer."""
+    trainer = build_trainer(*arguments, **settings)
     trainer.train()
     return trainer
 

@@ -140,8 +140,8 @@ def test_lora_and_what_comes_after(recipe, tmp_path, capsys):
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("instruction", [None, "{question} Go."])
 def test_benchmarks_are_asked_as_in_training(instruction, recipe, tmp_path):
-    arguments, _, _ = parse("--config", write({**recipe, "instruction": instruction}, tmp_path))
-    (row,) = script.load_data(arguments, "aime25", "test", evaluation=True)
+    arguments, args, _ = parse("--config", write({**recipe, "instruction": instruction}, tmp_path))
+    (row,) = script.load_data(arguments, args, "aime25", "test", evaluation=True)
     assert row["prompt"][0]["content"] == (instruction or "{question}").replace("{question}", "p")
 
 
@@ -334,6 +334,33 @@ def test_a_reward_that_takes_the_columns_of_the_data(recipe, own_rewards, tmp_pa
     script.run(*parse("--config", write(recipe, tmp_path)))
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     assert history[0]["rewards/takes_answer/mean"] == 7.0
+
+
+def test_negative_prompts_have_their_instruction_after_the_question(recipe, own_rewards, tmp_path, monkeypatch):
+    """Within the template, for the evaluation too, and before the run with what is missing."""
+    seen = {}
+
+    class Seen(script.ForkingGRPOTrainer):
+        def train(self, *args, **kwargs):
+            seen.update(train=self.train_dataset, eval=self.eval_dataset)
+            return super().train(*args, **kwargs)
+
+    monkeypatch.setattr(script, "ForkingGRPOTrainer", Seen)
+    Dataset.from_list([{"question": f"{n}?", "answer": "2"} for n in range(3)]).to_json(tmp_path / "held_out.jsonl")
+    recipe |= {"prompt_template": "Q: {question}\nA:", "instruction": None, "save_strategy": "no", "max_steps": 1}
+    recipe |= {"eval_dataset_name": str(tmp_path / "held_out.jsonl"), "eval_strategy": "steps", "eval_steps": 1}
+    recipe |= {"token_credit": "tests.credit.own_rules.contrasted", "reward_funcs": [f"{own_rewards}.letters"]}
+    recipe |= {"per_device_eval_batch_size": 4}
+    with pytest.raises(ValueError, match=r"train_dataset \(columns .*needs contrast_log_probs.* Set contrast_ins"):
+        script.run(*parse("--config", write(recipe, tmp_path)))
+    script.run(*parse("--config", write(recipe, tmp_path), "--contrast_instruction", "Answer wrongly."))
+    for data in seen.values():
+        for row in data:
+            assert row["prompt"] == f"Q: {row['question']}\nA:"
+            assert row["contrast_prompt"] == f"Q: {row['question']}\n\nAnswer wrongly.\nA:"
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert 0 < history[0]["credit/effective_fraction"] < 1
+    assert any("eval_credit/effective_fraction" in entry for entry in history)
 
 
 HELD_OUT = (

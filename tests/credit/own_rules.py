@@ -57,6 +57,15 @@ def surprisal(signals):
     return -signals.log_probs
 
 
+def contrasted(signals):
+    """The more likely a token is after the negative prompt, the more weight."""
+    return (signals.contrast_log_probs - signals.log_probs).clamp(-2, 2).exp()
+
+
+contrasted.needs = {"contrast_log_probs", "log_probs"}
+contrasted.sparse = False
+
+
 def negative(signals):
     return -torch.ones_like(signals.entropies)
 

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -26,7 +26,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from safetensors.torch import load_file
 
 from tests.conftest import NUM_GENERATIONS, build_model, build_tokenizer, naive_view, relative_difference
-from tests.distributed.worker import LORA, PRESETS, SCENARIOS, record_of, run_scenario
+from tests.distributed.worker import CONTRAST_INSTRUCTION, LORA, PRESETS, SCENARIOS, record_of, run_scenario
 from tests.oracles import (
     Rollout,
     advantages,
@@ -301,7 +301,7 @@ def naive_run(model, run: Run) -> tuple[list[float], list[dict]]:
             }
         pools = pools_of(settings["scope"], batch, cut)
         if settings["credit"]:
-            weights = naive_credit(settings["credit"], batch, old, settings["seed"], pools)
+            weights = naive_credit(model, settings["credit"], batch, old, settings["seed"], pools)
         else:
             weights = dict.fromkeys(select(batch, scores, settings["rho"], settings["rule"], pools), 1.0)
         if settings["rule"] != "random" and not settings["credit"]:
@@ -324,17 +324,26 @@ def naive_run(model, run: Run) -> tuple[list[float], list[dict]]:
     return losses, selections
 
 
-def naive_credit(chain: dict, batch: list[Rollout], log_probs: dict, seed: int, pools: list[list[int]]) -> dict:
+def naive_credit(model, chain: dict, batch: list[Rollout], log_probs: dict, seed: int, pools: list[list[int]]) -> dict:
     """Weights of the scenarios that name their rules, at the first step."""
     rules = {
         "top_fraction": {"score": "position", "fraction": 0.4, "per_row": True},
         "random": {"score": "priority", "fraction": 0.7},
         "tests.credit.own_rules.surprisal": {"weight": "surprisal"},
+        "tests.credit.own_rules.contrasted": {"weight": "contrasted"},
     }
     scores = {
         "priority": {r.row: [priority(seed, (0, 0, 0), r.row, t) for t in range(len(r.completion))] for r in batch},
         "surprisal": {row: (-values).tolist() for row, values in log_probs.items()},
     }
+    if "tests.credit.own_rules.contrasted" in chain:
+        addition = build_tokenizer()(f"\n\n{CONTRAST_INSTRUCTION}")["input_ids"]
+        negative = [replace(r, prompt=r.prompt + addition) for r in batch]
+        with torch.no_grad():
+            contrast = {r.row: log_probs_and_entropies(model, r)[0] for r in negative}
+        scores["contrasted"] = {
+            row: (contrast[row] - values).clamp(-2, 2).exp().tolist() for row, values in log_probs.items()
+        }
     return credit(batch, [rules[name] for name in chain], scores, pools)
 
 

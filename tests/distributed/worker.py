@@ -29,6 +29,8 @@ from trl_fork.trainer.callbacks import ForkReportCallback
 
 FSDP = os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
+CONTRAST_INSTRUCTION = "bewrong7"
+
 # `generation` and `micro_batch` count rows over all processes. The other keys are arguments of the trainer.
 SCENARIOS = {
     "batch": {"micro_batch": 8},
@@ -72,6 +74,16 @@ SCENARIOS = {
         "prompts": 12,
         "inert_prompts": (1, 2, 3, 5, 6, 7, 8, 10),
         "dynamic_sampling": True,
+    },
+    # Negative prompts move between ranks with their rows, and the trainer makes the prompts itself.
+    "contrast": {
+        "micro_batch": 8,
+        "prompts": 12,
+        "inert_prompts": (1, 2, 3, 5, 6, 7, 8, 10),
+        "dynamic_sampling": True,
+        "own_prompts": False,
+        "contrast_instruction": CONTRAST_INSTRUCTION,
+        "token_credit": {"random": {"fraction": 0.7}, "tests.credit.own_rules.contrasted": {}},
     },
     "dynamic_sampling_straddling": {
         "generation": 24,

@@ -95,7 +95,7 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
     rewards = load_rewards(arguments, args)
     solution_required = any("solution" in required_columns(reward) for reward in rewards)
     train_dataset = load_data(
-        arguments, arguments.dataset_name, arguments.dataset_train_split, solution_required=solution_required
+        arguments, args, arguments.dataset_name, arguments.dataset_train_split, solution_required=solution_required
     )
     eval_dataset = None
     if args.eval_strategy != "no" or args.eval_on_start:

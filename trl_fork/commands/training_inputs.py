@@ -13,19 +13,23 @@ from ..data.loading import load_benchmark, load_training_set, source_of, trainin
 from ..data.math_datasets import BENCHMARKS
 from ..rewards.functions import get_reward_function
 from ..trainer.checks import check_tokenizer
+from ..trainer.contrast import is_contrasted
 from .training_arguments import ForkingScriptArguments
 
 
 def load_data(
     arguments: ForkingScriptArguments,
+    args: ForkingGRPOConfig,
     name: str,
     split: str,
     *,
     evaluation: bool = False,
     solution_required: bool = True,
 ):
+    contrast = is_contrasted(args.credit)
+    contrast_instruction = args.contrast_instruction if contrast else None
     if evaluation and name in BENCHMARKS:
-        return load_benchmark(name, **(prompt_of(arguments) or {}))
+        return load_benchmark(name, **(prompt_of(arguments) or {}), contrast_instruction=contrast_instruction)
     return load_training_set(
         name,
         split,
@@ -37,6 +41,8 @@ def load_data(
         solution_required=solution_required,
         instruction=arguments.instruction,
         prompt_template=arguments.prompt_template,
+        contrast=contrast,
+        contrast_instruction=contrast_instruction,
     )
 
 
@@ -60,7 +66,7 @@ def load_evaluation_data(arguments: ForkingScriptArguments, args: ForkingGRPOCon
     if source_of(name, split, config, benchmark=name in BENCHMARKS) == trained:
         raise ValueError(f"{why}, but {name!r} (split {split!r}) is what the model is trained on. {remedy}")
     try:
-        return load_data(arguments, name, split, evaluation=True, solution_required=solution_required)
+        return load_data(arguments, args, name, split, evaluation=True, solution_required=solution_required)
     except ValueError as error:
         raise ValueError(f"{why}, but there is no evaluation set: {error} {remedy}") from error
 

@@ -20,6 +20,7 @@ from .columns import (
     pick_column,
     place,
 )
+from .contrast import CONTRAST_COLUMN, with_instruction
 from .exact_numbers import check_exact, load_exact
 from .gold_checks import warn_of_unreadable_golds
 from .math_datasets import (
@@ -98,6 +99,8 @@ def load_training_set(
     solution_required: bool = True,
     instruction: str | None = None,
     prompt_template: str | None = None,
+    contrast: bool = False,
+    contrast_instruction: str | None = None,
 ):
     """
     Load problems to train on, with the columns `prompt` and `solution` beside their own.
@@ -117,6 +120,8 @@ def load_training_set(
         prompt_column, solution_column, solution_required, instruction, prompt_template (*optional*):
             Arguments of [`to_prompt_and_solution`]. Sets of the table have known columns, and by default ask for
             `\\boxed{}`.
+        contrast, contrast_instruction (*optional*):
+            Arguments of [`to_prompt_and_solution`].
 
     Returns:
         [`~datasets.Dataset`], or [`~datasets.IterableDataset`] when streaming.
@@ -149,6 +154,8 @@ def load_training_set(
         solution_required=solution_required,
         instruction=instruction,
         prompt_template=prompt_template,
+        contrast=contrast,
+        contrast_instruction=contrast_instruction,
     )
 
 
@@ -197,6 +204,7 @@ def load_benchmark(
     config: str | None = None,
     prompt_column: str | None = None,
     solution_column: str | None = None,
+    contrast_instruction: str | None = None,
 ) -> Dataset:
     """
     Load the problems of a benchmark, each once.
@@ -221,6 +229,8 @@ def load_benchmark(
             Configuration of a Hub data set; by default the one of the table.
         prompt_column, solution_column (`str`, *optional*):
             Arguments of [`to_prompt_and_solution`]; by default those of the table.
+        contrast_instruction (`str`, *optional*):
+            Text after the question in a further column `contrast_prompt`, as in [`to_prompt_and_solution`].
 
     Returns:
         [`~datasets.Dataset`] with the columns `prompt` (a conversation, or a text with `prompt_template`), `solution`
@@ -263,15 +273,18 @@ def load_benchmark(
         if entry and entry.context_column and row.get(entry.context_column):
             asked = f"{row[entry.context_column]}\n{asked}"
         if not is_in_chat_format(asked):
-            prompt, question = ask(asked, where), strip_instruction(asked)
+            write, question = ask, strip_instruction(asked)
         elif (content := _only_user_message(asked)) is not None:
-            prompt = (ask if has_instruction or _has_known_instruction(content) else keep_message)(asked, where)
+            write = ask if has_instruction or _has_known_instruction(content) else keep_message
             question = strip_instruction(content)
         else:
-            prompt, question = keep(asked, where), json.dumps(asked, ensure_ascii=False)
+            write, question = keep, json.dumps(asked, ensure_ascii=False)
+        made = {"prompt": write(asked, where)}
+        if contrast_instruction is not None:
+            made[CONTRAST_COLUMN] = write(asked, where, contrast_instruction)
         digest = hashlib.sha256(f"{question}\0{solution}".encode()).hexdigest()[:16]
         identity = str(row[entry.id_column]) if entry and entry.id_column else digest
-        problems.setdefault(digest, {"prompt": prompt, "solution": solution, "id": identity})
+        problems.setdefault(digest, {**made, "solution": solution, "id": identity})
     rows = list(problems.values())
     if len({row["id"] for row in rows}) < len(rows):
         raise ValueError(
@@ -298,6 +311,8 @@ def to_prompt_and_solution(
     solution_required: bool = True,
     instruction: str | None = None,
     prompt_template: str | None = None,
+    contrast: bool = False,
+    contrast_instruction: str | None = None,
 ):
     """
     Add the columns that TRL's trainers and rewards read to a data set: `prompt` and `solution`.
@@ -327,6 +342,12 @@ def to_prompt_and_solution(
             Text of the user message; `{question}` stands for the question. By default the question alone.
         prompt_template (`str`, *optional*):
             Prompt as plain text, for base models; `{question}` stands for the question. `"paper"` is the paper's.
+        contrast (`bool`, *optional*, defaults to `False`):
+            Whether to make the negative prompts of the credit rules that need `contrast_log_probs`: a column
+            `contrast_prompt` of questions becomes one of prompts, as the column of the question does.
+        contrast_instruction (`str`, *optional*):
+            With `contrast`, in data without that column: makes it, so that this text follows the question after a
+            blank line, within `instruction` or `prompt_template`.
 
     Returns:
         The data set with these columns.
@@ -334,8 +355,9 @@ def to_prompt_and_solution(
     Raises:
         `ValueError`: if a column is missing, naming those that exist and those wanted; if `instruction` or
             `prompt_template` leaves the question out, or both are given; for a question that is neither a text nor a
-            conversation, or an answer that is missing or was rounded, naming row and column; or if a conversation of
-            several messages or a text in chat format is to be written anew.
+            conversation, or an answer that is missing or was rounded, naming row and column; if a conversation of
+            several messages or a text in chat format is to be written anew; or for a `contrast_instruction` whose
+            place in a prompt is not known.
     """
     write = prompt_writer(prompt_template=prompt_template, instruction=instruction)
     columns = column_names(dataset)
@@ -343,11 +365,15 @@ def to_prompt_and_solution(
     find_solution = pick_column if solution_required or solution_column else find_column
     solution_column = find_solution("solution_column", solution_column, SOLUTION_COLUMNS, columns)
 
+    converted = ["prompt", *(["solution"] if solution_column else [])]
+    if contrast and CONTRAST_COLUMN in columns:
+        converted.append(CONTRAST_COLUMN)
+
     first = next(iter(dataset), None)
     formatted = first is not None and is_chat_formatted(get_value(first, prompt_column, 0))
 
-    def make_prompt(value, number: int):
-        where = place(prompt_column, number)
+    def make_prompt(value, number: int, column: str = prompt_column):
+        where = place(column, number)
         check_question(value, where)
         if is_chat_formatted(value) != formatted:
             raise ValueError(f"{where}: of the prompts, some are in chat format and some are not: {value!r}.")
@@ -355,7 +381,7 @@ def to_prompt_and_solution(
 
     # `map` keeps the type of a column that keeps its name, and an integer `solution` would stay one.
     sources = {}
-    for name in ("prompt", "solution") if solution_column else ("prompt",):
+    for name in converted:
         if name in columns:
             sources[name] = next(free for n in range(len(columns) + 1) if (free := f"{name}_{n}") not in columns)
             dataset = dataset.rename_column(name, sources[name])
@@ -375,6 +401,13 @@ def to_prompt_and_solution(
                 )
             check_exact(answer, solution_column, number)
             made["solution"] = final_answer(answer) if _is_answer(answer) else answer
+        if CONTRAST_COLUMN in converted:
+            asked = row[CONTRAST_COLUMN]
+            missing = not (asked.strip() if isinstance(asked, str) else asked)  # which the trainer refuses
+            made[CONTRAST_COLUMN] = None if missing else make_prompt(asked, number, CONTRAST_COLUMN)
+        elif contrast and contrast_instruction is not None:
+            asked = get_value(row, prompt_column, number)
+            made[CONTRAST_COLUMN] = write(asked, place(prompt_column, number), contrast_instruction)
         return made
 
     dataset = dataset.map(convert, with_indices=True, remove_columns=[*sources.values(), *sorted(unwanted)])
@@ -470,12 +503,13 @@ def prompt_writer(
             Arguments of [`load_benchmark`]. Without them a prompt in chat format stays as it is.
 
     Returns:
-        `Callable`: takes a question, a conversation, or a text in chat format, and its place for errors; returns a
-        conversation or a text.
+        `Callable`: takes a question, a conversation, or a text in chat format, its place for errors, and optionally a
+        text to put after the question and a blank line; returns a conversation or a text.
 
     Raises:
         `ValueError`: if `instruction` or `prompt_template` leaves the question out, or two are given that exclude each
-            other. The function raises it for a prompt in chat format that they cannot be put into.
+            other. The function raises it for a prompt in chat format that they, or the text after the question, cannot
+            be put into.
     """
     if prompt_template is not None and (instruction is not None or system_prompt):
         other = "instruction" if instruction is not None else "system_prompt"
@@ -492,13 +526,15 @@ def prompt_writer(
     named = {"prompt_template": prompt_template, "instruction": instruction, "system_prompt": system_prompt}
     named = {name: text for name, text in named.items() if text and not (stands and name == "instruction")}
 
-    def as_prompt(question: str):
+    def as_prompt(question: str, addition: str | None):
+        if addition is not None:
+            question = f"{question}\n\n{addition}"
         if prompt_template is not None:
             return prompt_template.replace("{question}", question)
         system = [{"role": "system", "content": system_prompt}] if system_prompt else []
         return [*system, {"role": "user", "content": (instruction or "{question}").replace("{question}", question)}]
 
-    def write(asked, where: str = "the data set"):
+    def write(asked, where: str = "the data set", addition: str | None = None):
         if is_chat_formatted(asked):
             if wrapping := " and ".join(name for name, text in named.items() if text != "{question}"):
                 raise ValueError(
@@ -506,13 +542,15 @@ def prompt_writer(
                     f"a second time. Leave {wrapping} unset to take such prompts as they are, or name a column with "
                     "the question alone in prompt_column."
                 )
-            return asked
+            return asked if addition is None else with_instruction(asked, addition, where)
         if is_conversation(asked):
             content = _only_user_message(asked)
             rewrites = bool(named) or (stands and content is not None and _has_known_instruction(content))
-            return as_prompt(_question({"prompt": asked}, "prompt", where)) if rewrites else asked
+            if rewrites:
+                return as_prompt(_question({"prompt": asked}, "prompt", where), addition)
+            return asked if addition is None else with_instruction(asked, addition, where)
         rewrites = bool(set(named) - {"system_prompt"}) or (stands and _has_known_instruction(asked))
-        return as_prompt(strip_instruction(asked) if rewrites else asked)
+        return as_prompt(strip_instruction(asked) if rewrites else asked, addition)
 
     return write
 

@@ -19,7 +19,7 @@ from accelerate.utils import is_peft_model
 from transformers.utils import is_peft_available
 from trl import GRPOTrainer
 from trl.kernels import ChunkedLogProbFunction  # noqa: F401
-from trl.trainer.utils import get_config_model_id, nanstd  # noqa: F401
+from trl.trainer.utils import get_config_model_id, nanstd, pad  # noqa: F401
 
 from .._logging import logger
 
@@ -51,6 +51,7 @@ HOOKS = {
     "_prepare_inputs": ("self", "generation_batch"),
     "_generate_and_score_completions": ("self", "inputs"),
     "_generate": ("self", "prompts"),
+    "_tokenize_prompts": ("self", "prompts"),
     "_generate_single_turn": ("self", "prompt_ids", "images", "multimodal_fields", "num_generations"),
     "_tool_call_loop": ("self", "prompts", "prompt_ids", "completion_ids", "completions", "logprobs"),
     "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
@@ -87,6 +88,7 @@ ATTRIBUTES = (
     "multi_objective_aggregation",
     "num_generations_eval",
     "num_iterations",
+    "pad_to_multiple_of",
     "reward_func_names",
     "reward_weights",
     "rollout_func",

@@ -23,6 +23,9 @@ class GenerationBatch:
             Log-probabilities of the tokens by that policy; `None` likewise.
         weights (`torch.Tensor` of shape `(batch, seq)`, *optional*):
             Factors of each token's policy term; `None` if they are not known before the first update.
+        contrast_log_probs (`torch.Tensor` of shape `(batch, seq)`, *optional*):
+            Log-probabilities of the tokens after the negative prompt, by the policy that wrote the batch; `None` if
+            no credit rule needed them.
     """
 
     prompt_ids: torch.Tensor
@@ -35,6 +38,7 @@ class GenerationBatch:
     entropies: torch.Tensor | None = None
     log_probs: torch.Tensor | None = None
     weights: torch.Tensor | None = None
+    contrast_log_probs: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

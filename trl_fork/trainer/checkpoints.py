@@ -42,6 +42,7 @@ _SETTINGS = (
     "vllm_importance_sampling_mode",
     "skip_inert_compute",
     "dynamic_sampling",
+    "contrast_instruction",
 )
 
 

@@ -8,6 +8,8 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_availab
 from trl import GRPOConfig
 
 from ..credit import POOLS, TOKEN_SELECTIONS, Chain, Random, TopFraction, build_credit
+from ..credit.pools import is_at_loss_time
+from ..credit.presets import preset_instruction
 from ..data.yaml_values import json_value
 
 
@@ -41,6 +43,13 @@ class ForkingGRPOConfig(GRPOConfig):
             `token_selection`. The value is the name of a preset such as `"temporal_forking"`, a chain of rules such as
             `{"top_fraction": {"fraction": 0.2, "score": "position"}}` (JSON on a command line), or the dotted path of
             a rule of yours. See [`~credit.build_credit`] and the page "Token credit" of the documentation.
+        contrast_instruction (`str`, *optional*):
+            Instruction that makes the negative prompts of GCPO (https://huggingface.co/papers/2605.29198), such as
+            `"Note: Intentionally generate an incorrect answer."`. A copy of the prompt has it at its end, in a
+            conversation at the end of the last message of the user, after a blank line. Where the data have a column
+            `contrast_prompt`, that is the negative prompt. Credit rules that need `contrast_log_probs` read the
+            log-probabilities of a completion after it; without such a rule the instruction is refused. The preset
+            `"gcpo"` sets it.
         entropy_threshold_scope (`str`, *optional*, defaults to `"batch"`):
             Pool over which the top fraction is taken. `"batch"`: all ranks and accumulation steps of one generation
             batch, by the entropies of the policy that starts it. `"micro_batch"`: the current micro-batch over all
@@ -94,6 +103,13 @@ class ForkingGRPOConfig(GRPOConfig):
         metadata={
             "help": "Credit rules in the place of top_entropy_quantile and token_selection: a preset, a chain "
             "'{rule: {parameter: value}}' as JSON, or the dotted path of a rule."
+        },
+    )
+    contrast_instruction: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instruction that turns a prompt into GCPO's negative prompt, such as 'Note: Intentionally "
+            "generate an incorrect answer.'; for credit rules that need contrast_log_probs."
         },
     )
     entropy_threshold_scope: str = field(
@@ -164,8 +180,12 @@ class ForkingGRPOConfig(GRPOConfig):
             )
         if isinstance(self.token_credit, str) and self.token_credit.lower() in ("none", "null"):
             self.token_credit = None
+        if isinstance(self.token_credit, str) and self.contrast_instruction is None:
+            self.contrast_instruction = preset_instruction(self.token_credit)
         self._check_selection()
         self.check_credit(self.credit)
+        if self.token_credit is not None:  # otherwise the trainer may be given rules as `token_credit_func`
+            self.check_contrast_instruction(self.credit)
         if self.dynamic_sampling_max_rounds < 1:
             raise ValueError(
                 f"dynamic_sampling_max_rounds must be at least 1, got {self.dynamic_sampling_max_rounds}: the first "
@@ -274,12 +294,40 @@ class ForkingGRPOConfig(GRPOConfig):
                     "value)."
                 )
 
+    def check_contrast_instruction(self, chain: Chain | None) -> None:
+        """
+        Refuse an instruction for negative prompts that is empty, or that no credit rule reads.
+
+        Args:
+            chain ([`~credit.Chain`], *optional*): The rules.
+
+        Raises:
+            `ValueError`: naming the instruction, the rules and the remedy.
+        """
+        instruction = self.contrast_instruction
+        if instruction is None:
+            return
+        if not isinstance(instruction, str) or not instruction.strip():
+            raise ValueError(
+                f"contrast_instruction must be a text, such as 'Note: Intentionally generate an incorrect answer.', "
+                f"got {instruction!r}. Leave it out where no negative prompt is needed."
+            )
+        if chain is None or "contrast_log_probs" not in chain.needs:
+            rules = "all tokens have one weight" if chain is None else f"the credit rules are {chain.describe()}"
+            raise ValueError(
+                f"contrast_instruction={instruction!r} is set, but nothing reads the log-probabilities after a "
+                f"negative prompt: {rules}. Leave it out, or set token_credit to a rule that needs contrast_log_probs."
+            )
+
     def _check_rules(self, chain: Chain) -> None:
         chain.check_pool(self.entropy_threshold_scope)
-        if "contrast_log_probs" in chain.needs:
+        at_loss_time = is_at_loss_time(self.entropy_threshold_scope)
+        if at_loss_time and (names := [rule.name for rule in chain.rules if "contrast_log_probs" in rule.needs]):
             raise ValueError(
-                "token_credit: a rule needs contrast_log_probs, the log-probabilities after another prompt, which no "
-                "pass of this trainer supplies yet. Take a rule that needs other signals."
+                f"entropy_threshold_scope={self.entropy_threshold_scope!r} does not go with the credit rules {names}: "
+                "their log-probabilities after a negative prompt are of the policy that starts the generation batch, "
+                "and that scope takes those of the current policy. Set entropy_threshold_scope to 'batch' or "
+                "'sequence'."
             )
         if chain.scheduled and self.max_steps <= 0:
             raise ValueError(

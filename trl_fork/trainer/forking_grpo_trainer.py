@@ -31,6 +31,7 @@ from .checkpoints import ResumableGenerationMixin
 from .checks import check_rollouts, check_tokenizer, check_training_data, refuse_frozen_model
 from .completions_table import CompletionMarks, CompletionsTableMixin
 from .context import PolicyScores, context_of
+from .contrast import CONTRAST_LOG_PROBS, ContrastMixin, check_contrast
 from .dynamic_sampling import DynamicSamplingMixin, check_dynamic_sampling
 from .forking_grpo_config import ForkingGRPOConfig
 from .health import HealthCallback
@@ -51,7 +52,7 @@ _PRIORITIES = "credit_priorities"  # (batch, seq) long: for random draws from po
 _SCALE = "credit_scale"  # scalar: N / W, where the pools are micro-batches
 _PROGRESS = "credit_progress"  # scalar: share of the training that was done when the batch was generated, likewise
 _ARRANGED = "rows_arranged"  # marks micro-batches that have been through `arrange`
-_ADDED = (_WEIGHTS, _PRIORITIES, _SCALE, _PROGRESS, _ARRANGED)
+_ADDED = (_WEIGHTS, _PRIORITIES, _SCALE, _PROGRESS, _ARRANGED, CONTRAST_LOG_PROBS)
 
 
 class ForkingGRPOTrainer(
@@ -59,6 +60,7 @@ class ForkingGRPOTrainer(
     PublishingMixin,
     ResumableGenerationMixin,
     DynamicSamplingMixin,
+    ContrastMixin,
     TelemetryMixin,
     CompletionsTableMixin,
     GRPOTrainer,
@@ -90,7 +92,8 @@ class ForkingGRPOTrainer(
         `TypeError`: if `args` is not a [`ForkingGRPOConfig`].
         `ValueError`: for a data set, tokenizer or model that cannot be trained with, see
             [`~trainer.checks.check_training_data`], [`~trainer.checks.check_tokenizer`] and
-            [`~trainer.checks.refuse_frozen_model`].
+            [`~trainer.checks.refuse_frozen_model`]; for negative prompts that are missing or that no rule reads, see
+            [`~trainer.contrast.check_contrast`].
         `NotImplementedError`: for image-text models, and where unsloth has replaced TRL's loss.
         `ImportError`: if the installed TRL has moved the methods this trainer overrides.
 
@@ -154,6 +157,7 @@ class ForkingGRPOTrainer(
             given.get("tools"),
             given.get("environment_factory"),
         )
+        check_contrast(args, chain, given)
         if given.get("processing_class") is not None:  # checked before a large model is loaded
             _check_processing_class(given["processing_class"], given.get("train_dataset"), chain)
         if chain is not None and args.importance_sampling_level == "sequence":
@@ -171,6 +175,8 @@ class ForkingGRPOTrainer(
             refuse_frozen_model(model)
         super().__init__(*call.args[1:], **call.kwargs)
         check_attributes(self)
+        if given.get("processing_class") is None:  # its special tokens were not known before
+            check_contrast(args, chain, given | {"processing_class": self.processing_class})
         refuse_frozen_model(self.model)
         _check_processing_class(self.processing_class, self.train_dataset, chain)
         warn_of_cast_weights(self)
@@ -246,6 +252,8 @@ class ForkingGRPOTrainer(
                 output[_WEIGHTS] = self._batch_weights(output, scores)
                 output.pop(_PRIORITIES, None)
         self._show_batch(mode, output, scores)
+        if mode == "train":
+            output.pop(CONTRAST_LOG_PROBS, None)  # the weights are made of it
         return output
 
     def _priorities(self, mode, output):
@@ -295,6 +303,7 @@ class ForkingGRPOTrainer(
             advantages=batch["advantages"],
             progress=batch.get(_PROGRESS, self._training_progress),
             tokenizer=self._tokenizer,
+            contrast_log_probs=batch.get(CONTRAST_LOG_PROBS),
         )
 
     def _groups(self, num_rows: int, size: int) -> torch.Tensor:
@@ -318,6 +327,7 @@ class ForkingGRPOTrainer(
             entropies=None if scores is None else scores.entropies,
             log_probs=None if scores is None else scores.log_probs,
             weights=output.get(_WEIGHTS),
+            contrast_log_probs=output.get(CONTRAST_LOG_PROBS),
         )
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, GenerationCallback):

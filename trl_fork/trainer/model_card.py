@@ -129,6 +129,7 @@ def build_model_card(
         curve="training.png" if (output_dir / "training.png").is_file() else None,
         settings={
             "token_credit": None if credit is None else json.dumps(credit.describe()),
+            **({"contrast_instruction": args.contrast_instruction} if args.contrast_instruction else {}),
             **{name: getattr(args, name) for name in SETTINGS},
         },
         steps=steps,
