@@ -133,7 +133,6 @@ PRESETS = {
         "token_credit": name,
     }
     for name in preset_names()
-    if name != "gcpo"
 }
 DATA_KEYS = (
     *("generation", "micro_batch", "prompts", "truncated_prompts", "inert_prompts"),

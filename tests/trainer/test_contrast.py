@@ -429,8 +429,6 @@ def test_refused_before_a_model_is_loaded(tokenizer, tmp_path):
     ]
     for settings, message in cases:
         refusal(settings, message, tokenizer, tmp_path)
-    unsupported = instructed | {"own_prompts": True}
-    refusal(unsupported, "rollout_func does not go with the credit rules", tokenizer, tmp_path, NotImplementedError)
     pictures = conversations.add_column("image", [None] * 4)
     refusal(
         instructed | {"train_dataset": pictures}, r"train_dataset has the columns \['image'\]", tokenizer, tmp_path,

@@ -15,7 +15,7 @@ from trl_fork import ForkingGRPOConfig
 from trl_fork.credit import preset_names
 
 
-@pytest.mark.parametrize("name", [name for name in preset_names() if name != "gcpo"])
+@pytest.mark.parametrize("name", preset_names())
 def test_savings_leave_the_gradient_as_it_is(name, tokenizer, tmp_path):
     """Half of the groups have no spread; the schedule's second step trains on more than its first."""
     rewards = [[0.5] * 8, [0.0, 1.0] * 4, [0.25] * 8, [1.0, 0.0, 0.0, 0.0] * 2]
@@ -35,7 +35,7 @@ def test_savings_leave_the_gradient_as_it_is(name, tokenizer, tmp_path):
     assert (passes[0] == 0) == (not trainer.token_credit.needs_scores)
 
 
-@pytest.mark.parametrize("name", [name for name in preset_names() if name != "gcpo"])
+@pytest.mark.parametrize("name", preset_names())
 def test_trains_an_adapter(name, tokenizer, tmp_path):
     model = build_model(tokenizer)
     lora = LoraConfig(r=4, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -97,7 +97,7 @@ def check_contrast(args, chain: Chain | None, given: dict) -> None:
         `ValueError`: for a `contrast_instruction` that no rule reads; without it, for a data set without the column
             `contrast_prompt`; for a row whose negative prompt is missing, or cannot be made; for
             `remove_unused_columns` beside the column.
-        `NotImplementedError`: for rollout functions, tools, environments and images.
+        `NotImplementedError`: for tools, environments and images.
     """
     args.check_contrast_instruction(chain)
     if not is_contrasted(chain):
@@ -105,7 +105,6 @@ def check_contrast(args, chain: Chain | None, given: dict) -> None:
     assert chain is not None
     names = [rule.name for rule in chain.rules if CONTRAST_LOG_PROBS in rule.needs]
     for argument, reason in (
-        ("rollout_func", "it makes its prompts itself"),
         ("tools", "their results come after a prompt that was not given"),
         ("environment_factory", "it makes its prompts itself"),
     ):
