@@ -11,6 +11,9 @@ from math import ceil
 
 import torch
 
+from tests import naive_rules
+from tests.naive_rules import Facts
+
 
 @dataclass
 class Rollout:
@@ -100,23 +103,30 @@ def select(rollouts, scores, fraction: float, rule: str, pools: list[list[int]])
     return selected
 
 
-def credit(rollouts, chain: list[dict], scores: dict[str, dict], pools: list[list[int]]) -> dict:
+def credit(rollouts, chain: list[dict], scores: dict[str, dict], pools: list[list[int]], row_advantages=()) -> dict:
     """
     Weights of `(row, token)` pairs under a chain of credit rules, before they are normalised.
 
     Args:
         rollouts: All of them.
-        chain: Each rule is `{"weight": name of a score}`, the score itself as the weight, or `{"fraction": f, "score":
-            name}` with optional `"complement"` and `"per_row"`: 1 on the top `ceil(f * n)` of what is left of a pool.
+        chain: Each rule is `{"weight": name of a score}`, the score itself as the weight; or `{"fraction": f, "score":
+            name}` with optional `"complement"` and `"per_row"`: 1 on the top `ceil(f * n)` of what is left of a pool;
+            or `{"kind": name}` with the parameters of a function of `naive_rules`.
         scores: `{name: {row: list of numbers}}`; `"position"` is made here.
         pools: Rows of each pool.
+        row_advantages: Advantage of each row.
     """
     valid = {r.row: [t for t, ok in enumerate(r.valid) if ok] for r in rollouts}
     places = {row: {t: i for i, t in enumerate(tokens)} for row, tokens in valid.items()}
     scores = {**scores, "position": places}
     weights = {(row, t): 1.0 for row, tokens in valid.items() for t in tokens}
     for rule in chain:
-        if "weight" in rule:
+        if "kind" in rule:
+            parameters = {name: value for name, value in rule.items() if name != "kind"}
+            left = [key for key, weight in weights.items() if weight]
+            facts = Facts(left, scores, dict(enumerate(row_advantages)), {r.row: r.group for r in rollouts}, pools)
+            given = dict.fromkeys(weights, 0.0) | getattr(naive_rules, rule["kind"])(facts, **parameters)
+        elif "weight" in rule:
             given = {(row, t): float(scores[rule["weight"]][row][t]) for row, t in weights}
         else:
             given = dict.fromkeys(weights, 0.0)

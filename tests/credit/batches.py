@@ -4,7 +4,11 @@ from dataclasses import fields, replace
 
 import torch
 
+from tests.conftest import build_tokenizer
 from trl_fork.credit import Signals, random_priorities
+
+
+TOKENIZER = build_tokenizer()
 
 
 def batch_of_signals(rows=32, columns=24, seed=0) -> Signals:
@@ -28,7 +32,9 @@ def batch_of_signals(rows=32, columns=24, seed=0) -> Signals:
         completion_ids=torch.randint(0, 40, (rows, columns), generator=generator),
         priorities=random_priorities(seed, (0, 5, 0), 0, (rows, columns)),
         advantages=advantages[torch.randperm(rows, generator=generator)],
+        groups=torch.arange(rows) // 8,
         progress=0.3,
+        tokenizer=TOKENIZER,
     )
 
 
@@ -46,12 +52,15 @@ def padded(signals: Signals, rows: int, columns: int, garbage: float = float("na
     """The signals with so many more rows and columns of padding, and garbage wherever the mask is 0."""
 
     def pad(name, tensor):
+        value = garbage if tensor.is_floating_point() else 2**40
         if tensor.dim() == 1:
-            return torch.nn.functional.pad(tensor, (0, rows), value=garbage)
+            return torch.nn.functional.pad(tensor, (0, rows), value=value)
         if name == "mask":
             return torch.nn.functional.pad(tensor, (0, columns, 0, rows))
-        value = garbage if tensor.is_floating_point() else 2**40
-        tensor = tensor.masked_fill(signals.mask == 0, value)
+        unread = signals.mask == 0
+        if name == "completion_ids":  # the text of a completion includes what a tool has written
+            unread = signals.mask.flip(1).cumsum(1).flip(1) == 0
+        tensor = tensor.masked_fill(unread, value)
         return torch.nn.functional.pad(tensor, (0, columns, 0, rows), value=value)
 
     return map_signals(pad, signals)

@@ -1,6 +1,7 @@
 """From a configuration to a chain, and the messages for those that cannot be built."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -9,7 +10,23 @@ import yaml
 
 from tests.credit import own_rules
 from tests.credit.batches import batch_of_signals
-from trl_fork.credit import RULES, Chain, Random, TopFraction, UserRule, build_credit, load_preset, preset_names
+from trl_fork.credit import (
+    RULES,
+    Chain,
+    EntropyAdvantage,
+    Interval,
+    Proportional,
+    Random,
+    Rank,
+    Rollouts,
+    Span,
+    Spurious,
+    TopFraction,
+    UserRule,
+    build_credit,
+    load_preset,
+    preset_names,
+)
 
 
 PRESETS = {
@@ -21,6 +38,18 @@ PRESETS = {
         (TopFraction({"linear": [0.01, 1.0, 0.8]}, score="position", pool="sequence"),),
     ),
     "temporal_random": Chain((Random({"linear": [0.01, 1.0, 0.8]}, pool="sequence"),)),
+    "temporal_advantage": Chain((EntropyAdvantage(0.4, 2.0, {"linear": [0.99, 0.0, 0.8]}),)),
+    "entropy_advantage": Chain((EntropyAdvantage(0.4, 2.0),)),
+    "pepo": Chain((Proportional("local_entropy", 101, 1.0, "positive"),)),
+    "local_forking": Chain((TopFraction(0.2, "local_entropy"),)),
+    "gcpo": Chain((Rank("prompt_contrast", 2.1507),)),
+    "gmts": Chain((TopFraction(0.2, "gradient_magnitude"),)),
+    "stapo": Chain((Spurious(0.2, 0.002),)),
+    "rsi": Chain((Interval(0.1, 3.0, "relative_surprisal"),)),
+    "nat": Chain((Random(0.5),)),
+    "answer_span": Chain((Span(r"Probability:|(?i:answer:)|####|\\boxed", "completion"),)),
+    "high_entropy_rollouts": Chain((Rollouts(0.5, "high_entropy_sum", "random"),)),
+    "random_rollouts": Chain((Rollouts(0.5, "random", "random"),)),
 }
 
 
@@ -34,12 +63,16 @@ def test_presets():
 def test_presets_name_their_source_and_have_a_control(request):
     for name in preset_names():
         text = (request.config.rootpath / "configs" / "credit" / f"{name}.yaml").read_text()
-        assert text.startswith("# ") and "arXiv 2" in text.splitlines()[0]
-        assert yaml.safe_load(text) == {"token_credit": load_preset(name)}
-        chain = build_credit(name)
-        if "priorities" not in chain.needs:
-            controls = [other for other in preset_names() if "priorities" in build_credit(other).needs]
-            assert any(build_credit(other).rules[0].fraction == chain.rules[0].fraction for other in controls)
+        facts = dict(re.findall(r"^# (Source|Certainty|Ours|Control) +(.+)$", text, flags=re.MULTILINE))
+        assert set(facts) == {"Source", "Certainty", "Ours", "Control"} and "arXiv 2" in facts["Source"]
+        assert facts["Certainty"].startswith(("code", "full text", "second-hand", "ours"))
+        content = yaml.safe_load(text)
+        assert content["token_credit"] == load_preset(name) and set(content) <= {
+            "token_credit",
+            "contrast_instruction",
+        }
+        controls = [other for other in preset_names() if re.search(rf"\b{other}\b", facts["Control"])]
+        assert "all tokens" in facts["Control"] or (controls and name not in controls)
 
 
 def test_ways_to_write_a_chain():
@@ -52,7 +85,12 @@ def test_ways_to_write_a_chain():
     twice = build_credit([{"random": {"fraction": 0.5}}, {"random": {"fraction": 0.1}}])
     assert [rule.fraction(0) for rule in twice.rules] == [0.5, 0.1]
     for name, rule in RULES.items():
-        assert build_credit({name: {}}) == Chain((rule(),))
+        required = {
+            "interval": {"low": 0.1, "high": 3.0},
+            "span": {"pattern": "a"},
+            "spurious": {"entropy_quantile": 0.2},
+        }
+        assert build_credit({name: required.get(name, {})}) == Chain((rule(**required.get(name, {})),))
 
 
 def test_rules_of_a_user():
@@ -92,7 +130,7 @@ def test_a_function_takes_the_pool_if_it_asks_for_it():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("forkin", "there is no preset 'forkin'. Did you mean 'forking'. Presets: forking, forking_bottom, random"),
+        ("forkin", "there is no preset 'forkin'. Did you mean 'forking'. Presets: answer_span, entropy_advantage"),
         ("", "there is no preset ''"),
         ({"top_fractoin": {}}, "no rule 'top_fractoin'. Did you mean 'top_fraction'. Rules: top_fraction, random"),
         ({3: {}}, "no rule 3"),

@@ -127,6 +127,19 @@ def test_properties_over_all_rules():
     assert turned.describe() != chain.describe()
 
 
+def test_schedules_are_logged_by_the_name_of_their_parameter():
+    signals = batch_of_signals()
+    fading = {"strength": {"linear": [1.0, 0.0, 1.0]}}
+    chain = build_credit({"random": {"fraction": {"linear": [0.1, 1.0, 1.0]}}, "entropy_advantage": fading})
+    assert chain.metrics(signals, Ranks()) == {"fraction": 0.37, "strength": 0.7}
+    assert build_credit({"rank": fading, "entropy_advantage": fading}).metrics(signals, Ranks()) == {
+        "rank_strength": 0.7,
+        "entropy_advantage_strength": 0.7,
+    }
+    assert build_credit("forking").metrics(signals, Ranks()) == {}
+    assert 0 < build_credit({"span": {"pattern": "[ab]"}}).metrics(signals, Ranks())["span_found"] < 1
+
+
 def test_pools_that_a_chain_cannot_have():
     for name in ("batch", "sequence", "micro_batch", "local"):
         build_credit("forking").check_pool(name)
@@ -142,6 +155,8 @@ def test_pools_that_a_chain_cannot_have():
         ValueError, match=r"top_fraction takes the pool 'sequence', .* Set entropy_threshold_scope to 'batch' or 'seq"
     ):
         build_credit("temporal_position").check_pool("micro_batch")
+    with pytest.raises(ValueError, match="the score 'position' cannot be used with entropy_threshold_scope='local'"):
+        build_credit({"top_fraction": {"score": "position"}}).check_pool("local")
     with pytest.raises(ValueError, match="top_fraction takes the pool 'local', which exists only at the loss"):
         build_credit({"top_fraction": {"pool": "local"}}).check_pool("batch")
 

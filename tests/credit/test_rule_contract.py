@@ -33,8 +33,24 @@ SETTINGS = {
         {"score": "gradient_magnitude"},
     ],
     "random": [{}, {"fraction": 1.0}, {"fraction": LINEAR, "pool": "sequence"}],
+    "proportional": [{}, {"window": 5, "temperature": 0.5, "rows": "all"}, {"score": "entropy", "strength": LINEAR}],
+    "rank": [{}, {"score": "entropy", "power": 1.5}, {"score": "prompt_shift", "strength": 0.25}],
+    "interval": [{"low": 0.3, "high": 1.7}, {"score": "entropy", "low": 1.0, "high": 3.0}],
+    "span": [{"pattern": "[a-d]"}, {"pattern": "[ab][^z]", "missing": "drop"}],
+    "entropy_advantage": [{}, {"alpha": 0.1, "kappa": 1.5, "strength": {"power": [1.0, 0.0, 0.9]}}],
+    "spurious": [{"entropy_quantile": 0.5, "probability": 0.1}, {"entropy_quantile": 0.8, "pool": "sequence"}],
+    "rollouts": [
+        {},
+        {"keep": 0.3, "positives": "random", "negatives": "low_entropy_sum", "top_tokens": 0.3},
+        {"keep": 1.0},
+    ],
 }
 CHAINS = [{name: parameters} for name, settings in SETTINGS.items() for parameters in settings]
+CHAINS += [
+    {"span": {"pattern": "[ab]"}, "top_fraction": {"fraction": 0.5, "pool": "sequence"}},
+    {"top_fraction": {"fraction": 0.6}, "proportional": {}, "entropy_advantage": {}},
+    {"rollouts": {}, "spurious": {"entropy_quantile": 0.6, "probability": 0.1}, "rank": {"score": "surprisal"}},
+]
 CHAINS += [{f"tests.credit.own_rules.{name}": {}} for name in ("HalfOfAnswer", "RowShare", "long_rows", "surprisal")]
 CHAINS += [
     {
@@ -48,7 +64,7 @@ every_chain = pytest.mark.parametrize("spec", CHAINS, ids=json.dumps)
 
 def only_needed(signals, chain):
     """Signals with `None` wherever the chain says that it does not read them."""
-    kept = {"mask", "advantages", *chain.needs}
+    kept = {"mask", "advantages", "groups", *chain.needs}
     return map_signals(lambda name, tensor: tensor if name in kept else None, signals)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.credit.batches import batch_of_signals
+from tests.naive_rules import contrast_score, window_shares
 from tests.oracles import priority, top
 from trl_fork.credit import SCORES, Chain, Random, Signals, TopFraction, build_credit
 
@@ -21,6 +22,14 @@ def score(name, signals, row, t):
         return -log_prob
     if name == "relative_surprisal":
         return -log_prob / entropy
+    contrast = signals.contrast_log_probs[row, t].item()
+    if name == "prompt_contrast":
+        return contrast_score(log_prob, contrast)
+    if name == "prompt_shift":
+        return abs(log_prob - contrast)
+    if name == "local_entropy":
+        mask = signals.mask[row].bool()
+        return window_shares(signals.entropies[row][mask].tolist())[int(mask[:t].sum())]
     return abs(signals.advantages[row].item()) * entropy
 
 

@@ -8,15 +8,25 @@ from typing import Any
 
 from .._imports import import_module_of_user
 from .chain import Chain
+from .entropy_advantage import EntropyAdvantage
+from .interval import Interval
 from .presets import load_preset, preset_names
+from .proportional import Proportional
 from .random_fraction import Random
+from .rank import Rank
+from .rollouts import Rollouts
+from .span import Span
+from .spurious import Spurious
 from .top_fraction import TopFraction
 from .user_rules import UserRule, as_rule
 
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*\.\w+|\.\w+")
 
-RULES: dict[str, type] = {"top_fraction": TopFraction, "random": Random}
+RULES: dict[str, type] = {
+    rule.name: rule
+    for rule in (TopFraction, Random, Proportional, Rank, Interval, Span, EntropyAdvantage, Spurious, Rollouts)
+}
 
 
 def build_credit(spec: str | dict | list | Callable) -> Chain:

@@ -8,9 +8,9 @@ import torch
 from ..ranks import Ranks
 from .pools import POOLS, Pool, is_at_loss_time, pool_of
 from .rules import Rule
-from .schedules import Constant, Schedule
+from .schedules import Schedule
 from .signals import Signals
-from .user_rules import as_rule, checked_weights, is_scheduled, parameters_of
+from .user_rules import as_rule, checked_weights, is_scheduled, parameters_of, schedules_of
 
 
 class Credit(NamedTuple):
@@ -140,6 +140,13 @@ class Chain:
                     f"entropy_threshold_scope is {name!r}. Set entropy_threshold_scope to "
                     f"{' or '.join(repr(other) for other in POOLS if is_at_loss_time(other) == is_at_loss_time(own))}."
                 )
+            score = getattr(rule, "score", "entropy")
+            if at_loss_time and score != "entropy":
+                raise ValueError(
+                    f"token_credit: {rule.name} with the score {score!r} cannot be used with "
+                    f"entropy_threshold_scope={name!r}: scores other than entropy are those of the policy that starts "
+                    "a generation batch. Set entropy_threshold_scope to 'batch' or 'sequence'."
+                )
             if at_loss_time and rule.mass != "from_masks":
                 raise ValueError(
                     f"token_credit: {rule.name} cannot be used with entropy_threshold_scope={name!r}: the total of "
@@ -162,10 +169,17 @@ class Chain:
         return ", and of these ".join(rule.in_words for rule in self.rules) or "all tokens"
 
     @property
-    def fractions(self) -> list:
-        """The fractions of the rules that have one, each a [`Constant`] or [`Schedule`]."""
-        found = (getattr(rule, "fraction", None) for rule in self.rules)
-        return [fraction for fraction in found if isinstance(fraction, (Constant, Schedule))]
+    def schedules(self) -> dict[str, Schedule]:
+        """The parameters that change over the training, by name; one that several rules have, with the rule's name."""
+        found = [(rule.name, *item) for rule in self.rules for item in schedules_of(rule).items()]
+        names = [name for _, name, _ in found]
+        return {name if names.count(name) == 1 else f"{rule}_{name}": value for rule, name, value in found}
+
+    def metrics(self, signals: Signals, ranks: Ranks) -> dict[str, float]:
+        """Numbers for the log: the values of the schedules, and what the rules report of a batch."""
+        reported = [rule.metrics(signals, ranks) for rule in self.rules if hasattr(rule, "metrics")]
+        values = {name: schedule(signals.progress) for name, schedule in self.schedules.items()}
+        return values | {name: value for numbers in reported for name, value in numbers.items()}
 
     def forking_set(self, weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
         """The tokens whose smallest entropy is the threshold, `(batch, seq)`; `None` if the rules have no such set."""

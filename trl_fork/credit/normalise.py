@@ -64,7 +64,17 @@ def total_from_masks(
     masses = []
     for mask in masks:
         zeros, none = torch.zeros(mask.shape, device=mask.device), torch.zeros_like(mask, dtype=torch.int64)
-        signals = Signals(mask, zeros, zeros, zeros, none, none, zeros.new_zeros(len(mask)), progress)
+        signals = Signals(
+            mask=mask,
+            entropies=zeros,
+            log_probs=zeros,
+            contrast_log_probs=zeros,
+            completion_ids=none,
+            priorities=none,
+            advantages=zeros.new_zeros(len(mask)),
+            groups=none.new_zeros(len(mask)),
+            progress=progress,
+        )
         masses.append(chain._weigh(signals, pool, ranks).mass)
     return _summed(masses, masks, ranks)
 

@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 import torch
 
 from .pools import Pool, check_pool_name
+from .rules import PackageRule
 from .signals import Signals
 from .top_fraction import checked_fraction, in_percent, takes_all
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(PackageRule):
     """
     Weight 1 on exactly `ceil(fraction * n)` tokens of each pool of `n`, drawn uniformly.
 
@@ -32,10 +33,7 @@ class Random:
     pool: str | None = None
 
     name: ClassVar[str] = "random"
-    selects: ClassVar[bool] = True
     mass: ClassVar[str] = "from_masks"
-    counted: ClassVar[bool] = True
-    trusted: ClassVar[bool] = True
 
     def __post_init__(self):
         object.__setattr__(self, "fraction", checked_fraction(self.fraction))
@@ -62,7 +60,3 @@ class Random:
         if fraction == 1:
             return signals.mask.bool().float()
         return pool.top(signals.required("priorities"), signals.mask, fraction).float()
-
-    def forking_set(self, weights: torch.Tensor, mask: torch.Tensor) -> None:
-        """`None`: the rule has no threshold of entropy."""
-        return

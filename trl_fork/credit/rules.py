@@ -4,7 +4,7 @@ The protocol of a rule, a pure function from signals to non-negative weights.
 Its attributes say what it needs and what work may be left out, so no other code depends on its name or formula.
 """
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -29,6 +29,8 @@ class Rule(Protocol):
         pool (`str`, *optional*): Pool of its own, instead of the one that the chain is given.
         in_words (`str`): The tokens with weight, as the object of a sentence.
         trusted (`bool`): Whether its weights are non-negative by construction and need no check.
+
+    A rule may have a method `metrics(signals, ranks)`, which gives numbers for the log by name.
     """
 
     @property
@@ -53,3 +55,16 @@ class Rule(Protocol):
 
     def __call__(self, signals: Signals, pool: Pool) -> torch.Tensor: ...
     def forking_set(self, weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None: ...
+
+
+class PackageRule:
+    """Attributes that most rules of this package share."""
+
+    selects: ClassVar[bool] = True
+    counted: ClassVar[bool] = True
+    trusted: ClassVar[bool] = True
+    pool: str | None = None
+
+    def forking_set(self, weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
+        """`None`: the rule has no threshold of entropy."""
+        return None

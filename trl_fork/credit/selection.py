@@ -120,3 +120,8 @@ def _splitmix64(x: torch.Tensor) -> torch.Tensor:
     x = (x ^ shifted(x, 30)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
     x = (x ^ shifted(x, 27)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
     return x ^ shifted(x, 31)
+
+
+def hash_again(priorities: torch.Tensor) -> torch.Tensor:
+    """Priorities that are independent of the given ones, of the same shape, for a second draw."""
+    return _splitmix64(priorities)

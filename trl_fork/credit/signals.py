@@ -1,5 +1,6 @@
 """Signals: the data about a batch's tokens that a credit rule may read."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,8 +31,10 @@ class Signals:
             Token ids.
         priorities (`torch.LongTensor` of shape `(batch, seq)`, *optional*):
             Uniform hashes for random draws, see [`~credit.random_priorities`].
-        advantages (`torch.Tensor` of shape `(batch,)`, *optional*):
-            Advantages of the completions.
+        advantages (`torch.Tensor` of shape `(batch,)` or `(batch, seq)`, *optional*):
+            Advantages of the completions, or of the tokens.
+        groups (`torch.LongTensor` of shape `(batch,)`, *optional*):
+            Number of the group (completions of one prompt) of each row, equal on all processes.
         progress (`float`, *optional*, defaults to `0.0`):
             Share of the training that is done, `global_step / max_steps`, in [0, 1].
         tokenizer (`Any`, *optional*):
@@ -48,6 +51,7 @@ class Signals:
     completion_ids: torch.Tensor | None = None
     priorities: torch.Tensor | None = None
     advantages: torch.Tensor | None = None
+    groups: torch.Tensor | None = None
     progress: float = 0.0
     tokenizer: Any = None
     valid: torch.Tensor | None = None
@@ -65,6 +69,12 @@ class Signals:
         valid = (self.mask if self.valid is None else self.valid).bool()
         return (valid.cumsum(1) - 1).masked_fill(~valid, -1)
 
+    @property
+    def token_advantages(self) -> torch.Tensor:
+        """Advantages that broadcast to `(batch, seq)`."""
+        advantages = self.required("advantages")
+        return advantages if advantages.dim() == 2 else advantages.unsqueeze(1)
+
     def matching(self, pattern: str) -> torch.Tensor:
         """
         Tokens of `mask` that hold any character of a match of `pattern` in the text of their completion.
@@ -77,21 +87,24 @@ class Signals:
         Returns:
             `torch.BoolTensor` of shape `(batch, seq)`.
         """
-        valid = (self.mask if self.valid is None else self.valid).bool()
-        found = torch.zeros_like(valid)
-        tokenizer = self.required("tokenizer")
-
-        def decode(ids):
-            return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-        for row, ids in enumerate(self.required("completion_ids").tolist()):
-            places = valid[row].nonzero()
-            length = int(places[-1]) + 1 if len(places) else 0
-            marked = tokens_matching(ids[:length], decode, pattern)
-            found[row, :length] = torch.tensor(marked, dtype=torch.bool, device=found.device)
+        found = torch.zeros_like(self.mask, dtype=torch.bool)
+        for row, (ids, _) in enumerate(self.completions()):
+            marked = tokens_matching(ids, self.decode, pattern)
+            found[row, : len(ids)] = torch.tensor(marked, dtype=torch.bool, device=found.device)
         return found & self.mask.bool()
 
-    def required(self, name: str) -> torch.Tensor:
+    def completions(self) -> Iterator[tuple[list[int], list[bool]]]:
+        """Token ids of each row up to its last valid token, and which of them are valid."""
+        valid = (self.mask if self.valid is None else self.valid).bool()
+        for ids, marks in zip(self.required("completion_ids").tolist(), valid.tolist(), strict=True):
+            length = len(marks) - marks[::-1].index(True) if any(marks) else 0
+            yield ids[:length], marks[:length]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return self.required("tokenizer").decode(ids, clean_up_tokenization_spaces=False)
+
+    def required(self, name: str) -> Any:
         """The signal of that name. A missing signal is an error that names it."""
         value = getattr(self, name)
         if value is None:

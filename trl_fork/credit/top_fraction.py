@@ -6,13 +6,14 @@ from typing import Any, ClassVar
 import torch
 
 from .pools import Pool, check_pool_name
+from .rules import PackageRule
 from .schedules import Constant, Schedule, as_schedule
-from .scores import SCORES
+from .scores import SCORES, check_score, checked_scores
 from .signals import Signals
 
 
 @dataclass(frozen=True)
-class TopFraction:
+class TopFraction(PackageRule):
     """
     Weight 1 on exactly `ceil(fraction * n)` tokens of each pool of `n`, those of largest score.
 
@@ -38,15 +39,11 @@ class TopFraction:
     pool: str | None = None
 
     name: ClassVar[str] = "top_fraction"
-    selects: ClassVar[bool] = True
     mass: ClassVar[str] = "from_masks"
-    counted: ClassVar[bool] = True
-    trusted: ClassVar[bool] = True
 
     def __post_init__(self):
         object.__setattr__(self, "fraction", checked_fraction(self.fraction))
-        if self.score not in SCORES:
-            raise ValueError(f"score must be one of {list(SCORES)}, got {self.score!r}.")
+        check_score(self.score)
         if not isinstance(self.complement, bool):
             raise ValueError(f"complement must be true or false, got {self.complement!r}.")
         if self.complement and 1.0 in self.fraction.ends:
@@ -78,11 +75,7 @@ class TopFraction:
         mask, fraction = signals.mask.bool(), self.fraction(signals.progress)
         if fraction == 1:
             return mask.float()
-        score = SCORES[self.score]
-        scores = score.function(signals)
-        if score.derived:
-            pool.check(scores, mask, self.score)
-        selected = pool.top(scores, mask, fraction)
+        selected = pool.top(checked_scores(self.score, signals, pool), mask, fraction)
         return (mask & ~selected if self.complement else selected).float()
 
     def forking_set(self, weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:

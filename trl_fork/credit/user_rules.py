@@ -17,7 +17,7 @@ from .signals import SIGNALS, Signals
 
 
 # Fields of the signals that no pass has to be made for: a rule may name them in its needs, or not.
-_ALWAYS_THERE = frozenset({"mask", "advantages", "progress", "places", "tokenizer", "valid"})
+_ALWAYS_THERE = frozenset({"mask", "advantages", "groups", "progress", "places", "tokenizer", "valid"})
 
 
 # Signals of a user's function without an attribute `needs`: everything that one scoring pass gives.
@@ -130,13 +130,17 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def schedules_of(rule: Rule) -> dict[str, Schedule]:
+    """The parameters of a rule that change over the training."""
+    inner = rule.function if isinstance(rule, UserRule) else rule
+    values = getattr(inner, "__dict__", {}).items()
+    return {name: value for name, value in values if isinstance(value, Schedule) and not value.is_constant}
+
+
 def is_scheduled(rule: Rule) -> bool:
     """Whether a parameter changes over the training, or the rule says that it reads the progress."""
     inner = rule.function if isinstance(rule, UserRule) else rule
-    values = getattr(inner, "__dict__", {}).values()
-    return bool(getattr(inner, "scheduled", False)) or any(
-        isinstance(value, Schedule) and not value.is_constant for value in values
-    )
+    return bool(getattr(inner, "scheduled", False) or schedules_of(rule))
 
 
 class _AnotherRankHasFailedError(Exception):

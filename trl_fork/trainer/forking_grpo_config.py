@@ -281,6 +281,12 @@ class ForkingGRPOConfig(GRPOConfig):
                 "token_credit: a rule needs contrast_log_probs, the log-probabilities after another prompt, which no "
                 "pass of this trainer supplies yet. Take a rule that needs other signals."
             )
+        if chain.scheduled and self.max_steps <= 0:
+            raise ValueError(
+                f"max_steps must be set with a schedule of token_credit, got {self.max_steps}: the weights depend on "
+                "global_step / max_steps, and a number of epochs would make them depend on the size of the data set. "
+                f"Set max_steps, or take a constant in the rules {chain.describe()}."
+            )
         uncounted = [rule.name for rule in chain.rules if not rule.counted]
         if uncounted and self.loss_type == "bnpo" and self.loss_denominator == "selected":
             raise ValueError(

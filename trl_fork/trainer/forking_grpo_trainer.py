@@ -255,7 +255,7 @@ class ForkingGRPOTrainer(
 
     def _batch_weights(self, output, scores: PolicyScores | None):
         credit, mask = self.token_credit, loss_mask(output)
-        signals = self._signals(output, mask)
+        signals = replace(self._signals(output, mask), groups=self._groups(len(mask), self.num_generations))
         if scores is not None:
             signals = replace(signals, entropies=scores.entropies, log_probs=scores.log_probs)
         with naming_the_step(self.state.global_step):
@@ -291,6 +291,11 @@ class ForkingGRPOTrainer(
             progress=batch.get(_PROGRESS, self._training_progress),
             tokenizer=self._tokenizer,
         )
+
+    def _groups(self, num_rows: int, size: int) -> torch.Tensor:
+        """Number of the group of each row of this process, in the order of generation; groups may span processes."""
+        first = self.accelerator.process_index * num_rows
+        return torch.arange(first, first + num_rows, device=self.accelerator.device) // size
 
     @property
     def _training_progress(self) -> float:
@@ -424,7 +429,8 @@ class ForkingGRPOTrainer(
                 if mode == "train":
                     weights = credit.micro_batch_weights(signals, inputs[_SCALE])
                 else:
-                    weights = credit.batch_weights(signals)
+                    groups = self._groups(len(mask), self.num_generations_eval)
+                    weights = credit.batch_weights(replace(signals, groups=groups))
                 self._record(mode, credit.metrics(signals, weights))
         # If no pass has scored the generation batch and these entropies cover all tokens, they are the first.
         if not known or not (credit.needs_scores or self._savings.partial_forward):

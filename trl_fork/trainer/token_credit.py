@@ -91,10 +91,8 @@ class TokenCredit:
         found = count_metrics(signals.mask, weights, signals.advantages, ranks=self.ranks)
         metrics = {f"forking/{name}": value for name, value in found.items()}
         effect = credit_effect(weights, signals.mask, signals.required("advantages"), ranks=self.ranks)
-        metrics |= {f"credit/{name}": value for name, value in effect.items()}
-        if self.chain.scheduled and len(self.chain.fractions) == 1:
-            metrics["credit/fraction"] = self.chain.fractions[0](signals.progress)
-        return metrics
+        effect |= self.chain.metrics(signals, self.ranks)
+        return metrics | {f"credit/{name}": value for name, value in effect.items()}
 
     def entropy_metrics(self, entropies, mask, weights) -> dict[str, float]:
         """Entropies of the tokens with and without weight, by the names of the log."""
