@@ -57,11 +57,13 @@ def parse_arguments(arguments=None):
     parser = OptionParser(description=__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/forecasting"), help="(%(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="runs of all arms: seeds 1, 2, ... (%(default)s)")
-    parser.add_argument("--warm_up_steps", type=int, default=200, help="steps of imitation (%(default)s)")
+    parser.add_argument("--warm_up_steps", type=int, default=300, help="steps of imitation (%(default)s)")
     parser.add_argument("--max_steps", type=int, default=120, help="RL steps of each arm (%(default)s)")
     parser.add_argument("--learning_rate", type=float, default=3e-4, help="of RL (%(default)s)")
     parser.add_argument(
-        "--token_credit", default="all", help="all, or a value of token_credit: a preset or JSON (%(default)s)"
+        "--token_credit",
+        default="answer_span",
+        help="tokens to train on: a preset, a chain as JSON, or all of them (%(default)s)",
     )
     parser.add_argument(
         "--scale_rewards",
@@ -138,6 +140,7 @@ def reinforce(options, seed: int, folder: Path, arm: str, rate_weight: float) ->
         args=ForkingGRPOConfig(
             output_dir=str(folder / arm),
             **credit,
+            mask_truncated_completions=True,
             scale_rewards=options.scale_rewards,
             num_generations=8,
             per_device_train_batch_size=128,  # completions of one step: 16 games with 8 each

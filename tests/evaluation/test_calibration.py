@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import astuple
 from fractions import Fraction
 
 import pytest
@@ -52,7 +53,7 @@ def test_by_hand():
     # Bins of ten: 0.2 and 0.25 have a mean of 0.225 and a rate of 0.5; twice 0.9 has a rate of 0.5.
     assert expected_calibration_error(forecasts, outcomes) == pytest.approx(0.5 * 0.275 + 0.5 * 0.4)
     low, high = reliability_bins(forecasts, outcomes)
-    assert low == (0.2, 0.3, 2, 0.225, 0.5) and high == (0.9, 1.0, 2, 0.9, 0.5)
+    assert astuple(low) == (0.2, 0.3, 2, 0.225, 0.5) and astuple(high) == (0.9, 1.0, 2, 0.9, 0.5)
 
 
 def test_edges_belong_to_the_bin_above_and_one_to_the_last():

@@ -1,12 +1,13 @@
 """How good forecasts are: the Brier score, the expected calibration error, and the bins of a reliability diagram."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
 
-class ReliabilityBin(NamedTuple):
+@dataclass(frozen=True)
+class ReliabilityBin:
     """
     Forecasts of one bin.
 

@@ -70,8 +70,9 @@ def read_probability(text: str) -> float | None:
 
 def _value(text: str, match: re.Match) -> float | None:
     """The number with its sign; `None` for the end of a word, or several points or commas."""
-    earlier, before = text[max(match.start() - 2, 0) : match.start()].rjust(2)
-    if before.isalnum() or before in "_.":
+    start = match.start()
+    before, earlier = text[max(start - 1, 0) : start], text[max(start - 2, 0) : max(start - 1, 0)]
+    if before.isalnum() or (before and before in "_."):
         return None
     digits = match[0]
     if _THOUSANDS.fullmatch(digits):
@@ -83,7 +84,8 @@ def _value(text: str, match: re.Match) -> float | None:
     except ValueError:
         return None
     # A dash after a letter, a digit, a bracket, a percent sign or another dash joins or separates.
-    is_sign = before in _MINUS and not (earlier.isalnum() or earlier in ")%" + _DASHES)
+    joins = earlier.isalnum() or (earlier and earlier in ")%" + _DASHES)
+    is_sign = before and before in _MINUS and not joins
     return -value if is_sign else value
 
 
@@ -97,7 +99,7 @@ def _is_joined(text: str, match: re.Match, marks: str) -> bool:
 
 def target_fault(value: Any) -> str | None:
     """What is wrong with a target of [`brier_reward`]; `None` if nothing is."""
-    if isinstance(value, Real) and 0 <= value <= 1:  # NaN fails the comparison
+    if isinstance(value, Real) and 0 <= value <= 1:  # type: ignore[operator]  # NaN fails the comparison
         return None
     return (
         f"{value!r} is no target of brier_reward, which is a number in [0, 1]: an outcome (0 or 1), a rate, or a "
