@@ -5,6 +5,7 @@ import re
 from fractions import Fraction
 
 import pytest
+import torch
 
 from examples import forecasting
 from tests.evaluation.test_calibration import naive_brier, naive_ece
@@ -69,3 +70,22 @@ def test_picture(folder, tmp_path):
 def test_a_forecast_that_is_not_stated_counts_as_a_half():
     test = [(forecasting.task.Game(3, 12, -1), outcome) for outcome in (0, 1)]
     assert forecasting.score(test, [0.5, 0.5], stated=0.0)["scores"]["brier"] == 0.25
+
+
+def test_a_narrowed_mask_hides_the_reasoning(model):
+    """What the page says of the published code: TRL attends by the completion mask, which that code narrows."""
+    generator = torch.Generator().manual_seed(0)
+    prompt, one, other, answer = torch.randint(4, 40, (4, 6), generator=generator)
+
+    def answer_log_probs(reasoning, narrowed):
+        ids = torch.cat([prompt, reasoning, answer])
+        mask = torch.ones_like(ids)
+        mask[6:12] = not narrowed
+        with torch.no_grad():
+            logits = model(ids[None], attention_mask=mask[None]).logits[0]
+        return logits.log_softmax(-1)[11:17].gather(1, answer[:, None]).squeeze(1)  # each by the position before it
+
+    first, *hidden = (answer_log_probs(one, True) - answer_log_probs(other, True)).abs().tolist()
+    *_, seen = (answer_log_probs(one, False) - answer_log_probs(other, False)).abs().tolist()
+    assert max(hidden) < 1e-5 < 1e-3 < seen
+    assert first > 1e-3  # it is predicted from the position of the last token of the reasoning
