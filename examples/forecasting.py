@@ -84,7 +84,7 @@ def main(arguments=None) -> None:
     settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
     summary = {"settings": settings, "seconds": round(time.perf_counter() - started, 1), "runs": scores}
     (options.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    drawn = ("before", *ARMS, "rates of similar games")
+    drawn = ("before", *ARMS, "empirical rates")
     plot_reliability({name: runs[0][name]["bins"] for name in drawn}, options.output_dir / "calibration.png")
     console.print(f"{summary['seconds']:.0f} s. summary.json and calibration.png are in {options.output_dir}.")
 
@@ -118,7 +118,7 @@ def run(options, seed: int) -> dict[str, dict]:
         results[arm] = evaluate(folder / arm, test)
     base_rate = statistics.mean(outcome for _, outcome in train)
     results |= {
-        "rates of similar games": score(test, rates.predict(game.features for game, _ in test)),
+        "empirical rates": score(test, rates.predict(game.features for game, _ in test)),
         "base rate": score(test, [base_rate] * len(test)),
         "true probability": score(test, [task.true_probability(game) for game, _ in test]),
     }
@@ -201,9 +201,10 @@ def score(test: list[tuple[task.Game, int]], forecasts: list[float], stated: flo
 
 def show(scores: list[dict], options) -> None:
     """The table: means over the seeds, and the standard deviation where there are several."""
-    table = Table(title=f"{NUM_TEST:,} games of held-out cells, seeds: {len(scores)}; {options.max_steps} steps")
+    seeds = "1 seed" if len(scores) == 1 else f"{len(scores)} seeds, mean and standard deviation"
+    table = Table(title=f"{NUM_TEST:,} games of held-out cells, {options.max_steps} steps, {seeds}")
     table.add_column("forecaster")
-    for column in ("Brier", "ECE", "squared distance from the truth", "states one"):
+    for column in ("Brier", "ECE", "distance²", "stated"):
         table.add_column(column, justify="right")
     for name in scores[0]:
         cells = []
@@ -213,6 +214,7 @@ def show(scores: list[dict], options) -> None:
             cells.append(f"{statistics.mean(values):.4f}{spread}")
         table.add_row(name, *cells, f"{statistics.mean(each[name]['stated'] for each in scores):.1%}")
     console.print(table)
+    console.print("distance²: mean squared distance from the true probability. stated: forecasts that could be read.")
 
 
 if __name__ == "__main__":

@@ -43,10 +43,10 @@ def test_summary(folder):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["settings"]["max_steps"] == 2 and summary["seconds"] > 0
     (run,) = summary["runs"]
-    assert list(run) == ["before", "rate", "outcome", "rates of similar games", "base rate", "true probability"]
+    assert list(run) == ["before", "rate", "outcome", "empirical rates", "base rate", "true probability"]
     test = rows(folder / "seed-1" / "test.jsonl")
     rates, outcomes = [row["target_rate"] for row in test], [row["outcome"] for row in test]
-    found = run["rates of similar games"]
+    found = run["empirical rates"]
     assert found["brier"] == pytest.approx(naive_brier(rates, outcomes), abs=1e-9)
     assert found["ece"] == pytest.approx(naive_ece([*map(Fraction, rates)], outcomes, 10), abs=1e-9)
     assert run["true probability"]["distance"] == 0 < found["distance"] < run["base rate"]["distance"]

@@ -19,7 +19,7 @@ def plot_reliability(forecasters: Mapping[str, Sequence], path: str | Path) -> N
     Args:
         forecasters (`dict[str, list]`):
             Bins of each forecaster by its name, with the attributes of [`~evaluation.ReliabilityBin`]. The area of a
-            mark is the bin's share of the forecasts.
+            mark grows with the bin's share of the forecasts. Lines leave out bins with less than 1 % of them.
         path (`str` or `Path`):
             Path of the picture; its suffix is its format.
 
@@ -35,10 +35,19 @@ def plot_reliability(forecasters: Mapping[str, Sequence], path: str | Path) -> N
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.8", linewidth=1.5, zorder=0)
     for (name, bins), (colour, marker) in zip(forecasters.items(), _cycle(len(forecasters)), strict=True):
-        x, y = [b.forecast for b in bins], [b.rate for b in bins]
         total = sum(b.count for b in bins)
-        axes.plot(x, y, color=colour, linewidth=1.4, alpha=0.7)
-        axes.scatter(x, y, [15 + 200 * b.count / total for b in bins], color=colour, marker=marker, label=name)
+        large = [b for b in bins if b.count >= 0.01 * total]
+        axes.plot([b.forecast for b in large], [b.rate for b in large], color=colour, linewidth=1.4, alpha=0.7)
+        areas = [6 + 300 * b.count / total for b in bins]
+        axes.scatter(
+            [b.forecast for b in bins],
+            [b.rate for b in bins],
+            areas,
+            color=colour,
+            marker=marker,
+            label=name,
+            zorder=3,
+        )
     axes.set_xlabel("mean forecast of the bin", fontsize=10, color=GREY)
     axes.set_ylabel("rate of the outcome", fontsize=10, color=GREY)
     axes.set_xlim(0, 1)
@@ -47,7 +56,9 @@ def plot_reliability(forecasters: Mapping[str, Sequence], path: str | Path) -> N
     axes.grid(color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    legend = axes.legend(frameon=False, fontsize=9, loc="upper left")
+    for handle in legend.legend_handles:
+        handle.set_sizes([40])
     figure.savefig(path)
 
 
