@@ -55,8 +55,8 @@ PARSED_ONLY = {
     "use_vllm": "needs vLLM and a GPU",
     "load_in_4bit": "needs bitsandbytes",
 }
-# Commands that take hours; what they call has tests of its own.
-LONG = {"studies/which_tokens/run.py", "studies/which_tokens/report.py"}
+# Commands that take minutes or hours; what they call has tests of its own.
+LONG = {"examples/forecasting.py", "studies/which_tokens/run.py", "studies/which_tokens/report.py"}
 TINY_RUN = {
     "use_cpu": True,
     "bf16": False,
@@ -288,7 +288,7 @@ class Command:
     def obstacles(self) -> set[str]:
         """Why it cannot run here."""
         if str(self.script) in LONG:
-            return {"hours"}
+            return {"time"}
         found = {"processes"} if self.processes > 1 else set()
         if self.script.name == "train.py":
             parsed = parse_training(self.arguments, self.processes)

@@ -363,6 +363,22 @@ def test_negative_prompts_have_their_instruction_after_the_question(recipe, own_
     assert any("eval_credit/effective_fraction" in entry for entry in history)
 
 
+def test_forecasts_are_rewarded_by_name(recipe, tmp_path):
+    """`brier_reward` takes the column `target`, and needs no solution."""
+    rows = [{"prompt": f"{n}?", "target": target} for n, target in enumerate([0, 1.0, 0.25, None])]
+    Dataset.from_list(rows).to_json(tmp_path / "games.jsonl")
+    recipe |= {"dataset_name": str(tmp_path / "games.jsonl"), "save_strategy": "no", "max_steps": 1}
+    del recipe["instruction"]
+    recipe["reward_funcs"] = "brier_reward"
+    with pytest.raises(ValueError, match=r"train_dataset: row 3, column 'target': None is no target"):
+        script.run(*parse("--config", write(recipe, tmp_path)))
+    Dataset.from_list(rows[:3]).to_json(tmp_path / "games.jsonl")
+    script.run(*parse("--config", write(recipe, tmp_path)))
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    # Random bytes hardly ever state a probability.
+    assert 0 <= history[0]["rewards/brier_reward/mean"] <= history[0]["forecast/stated"] < 1
+
+
 HELD_OUT = (
     r"Name other problems in eval_dataset_name \(a data set, a file, or a benchmark such as 'math500'\) or their "
     r"split in dataset_test_split, or set eval_strategy to 'no'"

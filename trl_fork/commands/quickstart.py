@@ -26,7 +26,6 @@ os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
-import contextlib
 import json
 import random
 import shlex
@@ -39,10 +38,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from rich.text import Text
 from transformers import AutoTokenizer, Qwen3ForCausalLM
-from trl import SFTConfig, SFTTrainer
 from trl.rewards import accuracy_reward
 
 from .. import select_tokens
@@ -50,6 +47,7 @@ from ..entropy import completion_entropies
 from ..report.marks import highlight_tokens
 from ..report.page_responses import score_response
 from ..tasks import digit_sums as task
+from ..tasks.imitation import imitate
 from .options import OptionParser
 from .quickstart_output import (
     FORKING_FRACTION,
@@ -144,42 +142,12 @@ def warm_up(path: Path, seed: int, rng: random.Random) -> None:
     tokenizer = task.make_tokenizer()
     model = task.make_model(tokenizer, seed)
     problems = task.training_problems(WARM_UP_STEPS * WARM_UP_BATCH, rng)
-    demonstrations = [
-        {"prompt": conversation(problem), "completion": [message("assistant", task.demonstration(problem, rng))]}
-        for problem in problems
-    ]
+    demonstrations = [(task.question(problem), task.demonstration(problem, rng)) for problem in problems]
     console.print(
         f"A Qwen3 of {model.num_parameters():,} parameters reads {len(problems):,} demonstrations like this:"
     )
-    console.print(Text(f"{task.question(problems[0])}  ->  {demonstrations[0]['completion'][0]['content']}\n"))
-    trainer = SFTTrainer(
-        model=model,
-        args=SFTConfig(
-            output_dir=str(path),
-            max_steps=WARM_UP_STEPS,
-            per_device_train_batch_size=WARM_UP_BATCH,
-            learning_rate=3e-3,
-            lr_scheduler_type="cosine",
-            warmup_steps=20,
-            adam_beta2=0.98,
-            completion_only_loss=True,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            dataloader_pin_memory=False,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=False,  # the default follows TRANSFORMERS_VERBOSITY
-            seed=seed,
-        ),
-        train_dataset=Dataset.from_list(demonstrations),
-        processing_class=tokenizer,
-    )
-    # The progress bar and errors come on stderr; stdout would get the metrics as a dictionary.
-    with (path.parent / "warm_up.log").open("w") as log, contextlib.redirect_stdout(log):
-        trainer.train()
-    trainer.save_model(str(path))  # with the tokenizer
+    console.print(Text(f"{'  ->  '.join(demonstrations[0])}\n"))
+    imitate(model, tokenizer, demonstrations, path, batch_size=WARM_UP_BATCH, seed=seed)
 
 
 def reinforce(output_dir: Path, seed: int, max_steps: int | None) -> None:

@@ -28,7 +28,7 @@ class ForkingScriptArguments(ScriptArguments):
         deduplicate (`bool`, *optional*):
             Whether to train on each problem once; by default only where a data set above repeats them.
         reward_funcs (`list[str]`, *optional*, defaults to `["accuracy_reward"]`):
-            Names of TRL rewards, or dotted paths of your own.
+            Names of TRL rewards or `brier_reward`, or dotted paths of your own.
         soft_overlong_max_completion_len (`int`, *optional*):
             Length in tokens at which the reward `soft_overlong_punishment` reaches -1; by default
             `max_completion_length`.
@@ -64,7 +64,7 @@ class ForkingScriptArguments(ScriptArguments):
     )
     reward_funcs: list[str] = field(
         default_factory=lambda: ["accuracy_reward"],
-        metadata={"help": "TRL rewards by name, or dotted paths of your own."},
+        metadata={"help": "TRL rewards or brier_reward by name, or dotted paths of your own."},
     )
     soft_overlong_max_completion_len: int | None = field(
         default=None,

@@ -8,6 +8,7 @@ from functools import wraps
 from trl.rewards import get_soft_overlong_punishment, think_format_reward
 
 from .._imports import import_module_of_user
+from .forecasts import brier_reward
 from .grading import accuracy_reward, reasoning_accuracy_reward
 
 
@@ -25,10 +26,11 @@ def reads_text(function: Callable) -> Callable:
     return reward
 
 
-# Names and meanings are TRL's. Those that use math-verify grade in processes that a hostile answer cannot stall.
+# Names and meanings are TRL's where TRL has them. Those that use math-verify grade in processes that a hostile answer
+# cannot stall.
 REWARD_FUNCTIONS = {
     function.__name__: function
-    for function in (accuracy_reward, reasoning_accuracy_reward, reads_text(think_format_reward))
+    for function in (accuracy_reward, reasoning_accuracy_reward, brier_reward, reads_text(think_format_reward))
 }
 
 
@@ -36,7 +38,7 @@ def get_reward_function(
     name: str, *, max_completion_len: int | None = None, soft_punish_cache: int | None = None
 ) -> Callable:
     """
-    Find a reward function by its name in TRL, or by the dotted path of a callable of your own.
+    Find a reward function by its name, TRL's where TRL has it, or by the dotted path of a callable of your own.
 
     Args:
         name (`str`):

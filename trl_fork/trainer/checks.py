@@ -97,9 +97,15 @@ def _check_columns(name: str, dataset: Dataset) -> None:
 
 
 def _title(function) -> str:
+    function = _unbound(function)
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _unbound(function):
+    """The function of a partial."""
     while isinstance(function, functools.partial):
         function = function.func
-    return getattr(function, "__name__", type(function).__name__)
+    return function
 
 
 def _check_reward(name: str, dataset: Dataset, function) -> None:
@@ -121,6 +127,11 @@ def _check_reward(name: str, dataset: Dataset, function) -> None:
             f"The reward function '{title}' needs the columns {needed} that {name} lacks; it has "
             f"{dataset.column_names}. Rename or add them."
         )
+    # What a reward says of the values that it takes: `column_checks` of the function.
+    for column, fault_of in getattr(_unbound(function), "column_checks", {}).items():
+        for number, value in enumerate(dataset[column] if column in columns else ()):
+            if fault := fault_of(value):
+                raise ValueError(f"{name}: {place(column, number)}: {fault}")
     wrapped = getattr(function, "__wrapped__", None)
     if wrapped is not None and not isinstance(function, functools.partial):
         # The arguments that a wrapper fills in itself are not visible here.
