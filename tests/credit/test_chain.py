@@ -269,6 +269,25 @@ def test_totals_that_are_not_known_before_the_loss_are_refused():
     build_credit([{"top_fraction": {"fraction": 0.5}}, {"random": {"fraction": 0.5}}]).check_pool("micro_batch")
 
 
+def test_a_bonus_as_large_as_the_advantage_leaves_tokens_out():
+    """With kappa 1 a negative advantage may end at 0, and a rule after it then sees fewer tokens than the masks say."""
+    mask = torch.ones(2, 5)
+    signals = Signals(mask, entropies=torch.arange(10.0).view(2, 5), advantages=torch.tensor([-1.0, -2.0]))
+    for kappa, is_known in ((1.0, False), (1.01, True)):
+        shaped = {"entropy_advantage": {"alpha": 0.5, "kappa": kappa}}
+        chain, ranks = build_credit({**shaped, "top_fraction": {"fraction": 0.5}}), Ranks()
+        credit = chain.apply(signals, pool_of("micro_batch", ranks), ranks)
+        assert (totals(credit, mask, ranks) == (5, 10)) == is_known == (chain.mass == "from_masks")
+        assert chain.rules[0].sparse != is_known
+        build_credit(shaped).check_pool("micro_batch")  # alone, and last, it is not counted
+        build_credit({"top_fraction": {"fraction": 0.5}, **shaped}).check_pool("micro_batch")
+        if is_known:
+            chain.check_pool("micro_batch")
+        else:
+            with pytest.raises(ValueError, match="top_fraction cannot be used with .* total of its weights depends on"):
+                chain.check_pool("micro_batch")
+
+
 def test_a_rule_that_fails_on_one_rank_ends_on_all_where_the_others_wait_in_its_pool():
     def rule(signals, pool):
         if signals.entropies.shape[0] == 1:

@@ -136,7 +136,7 @@ class Chain:
                 rule has another kind of pool.
         """
         at_loss_time = is_at_loss_time(name)
-        for rule in self.rules:
+        for number, rule in enumerate(self.rules, start=1):
             own = name if rule.pool is None else rule.pool
             if is_at_loss_time(own) != at_loss_time:
                 raise ValueError(
@@ -152,7 +152,10 @@ class Chain:
                     f"entropy_threshold_scope={name!r}: scores other than entropy are those of the policy that starts "
                     "a generation batch. Set entropy_threshold_scope to 'batch' or 'sequence'."
                 )
-            if at_loss_time and rule.mass != "from_masks":
+            # A rule that is not counted has no total, unless later ones see what it leaves. A user's is not called on
+            # made-up scores.
+            is_known = Chain(self.rules[:number]).mass == "from_masks" and (rule.trusted or rule.mass == "from_masks")
+            if at_loss_time and not is_known:
                 raise ValueError(
                     f"token_credit: {rule.name} cannot be used with entropy_threshold_scope={name!r}: the total of "
                     "its weights depends on scores, and those of later micro-batches do not exist at the first "

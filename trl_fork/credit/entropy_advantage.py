@@ -40,8 +40,6 @@ class EntropyAdvantage(PackageRule):
     name: ClassVar[str] = "entropy_advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"entropies"})
     selects: ClassVar[bool] = False
-    sparse: ClassVar[bool] = False
-    mass: ClassVar[str] = "from_masks"  # of what is counted: every token as one
     counted: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -60,6 +58,16 @@ class EntropyAdvantage(PackageRule):
         object.__setattr__(
             self, "strength", as_schedule(self.strength, name="strength", low=0, high=1, low_included=True)
         )
+
+    @property
+    def sparse(self) -> bool:
+        """Whether some valid tokens get weight 0: a bonus as large as the advantage takes a negative one to 0."""
+        return self.kappa == 1
+
+    @property
+    def mass(self) -> str:
+        """How the total weight is known. The rule is not counted, so that only tokens that it leaves out matter."""
+        return "summed" if self.sparse else "from_masks"
 
     @property
     def in_words(self) -> str:
