@@ -220,6 +220,9 @@ def test_credit_presets_are_listed_with_their_source_and_certainty(capsys, tmp_p
         header = find_shipped("credit", name).read_text().partition("token_credit:")[0]
         assert source == "-" or f"arXiv {source.removeprefix('arXiv ')}" in header
         assert certainty in ("code", "full text", "second-hand", "ours"), name
+    words = {row[0]: row[1] for row in cells}
+    assert words["temporal_advantage"] == f"{words['entropy_advantage']}, with a strength falling from 0.99 to 0"
+    assert words["random_rollouts"].endswith("(positive ones at random, others at random)")
     assert ["temporal_random", build_credit("temporal_random").in_words, "arXiv 2605.25381", "ours"] in cells
     assert "qwen3_8b_forking" not in listed and "zero3" not in listed
 

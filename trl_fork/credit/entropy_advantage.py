@@ -7,8 +7,9 @@ import torch
 
 from .pools import Pool
 from .rules import PackageRule
-from .schedules import as_schedule
+from .schedules import is_number
 from .signals import Signals
+from .soft import checked_strength, strength_in_words
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,9 @@ class EntropyAdvantage(PackageRule):
             ),
         ):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not is_right(value):
+            if not is_number(value) or not is_right(value):
                 raise ValueError(f"{name} must be {rule}, got {value!r}. {remedy}")
-        object.__setattr__(
-            self, "strength", as_schedule(self.strength, name="strength", low=0, high=1, low_included=True)
-        )
+        object.__setattr__(self, "strength", checked_strength(self.strength))
 
     @property
     def sparse(self) -> bool:
@@ -72,7 +71,7 @@ class EntropyAdvantage(PackageRule):
     @property
     def in_words(self) -> str:
         """The tokens with weight, as the object of a sentence."""
-        return "all tokens, with an advantage that grows with the entropy"
+        return f"all tokens, with an advantage that grows with the entropy{strength_in_words(self.strength)}"
 
     def __call__(self, signals: Signals, pool: Pool) -> torch.Tensor:
         mask, advantages = signals.mask.bool(), signals.token_advantages

@@ -8,6 +8,7 @@ import torch
 
 from .pools import Pool
 from .rules import PackageRule
+from .schedules import is_number
 from .scores import SCORES, check_score, checked_scores
 from .signals import Signals
 
@@ -41,7 +42,7 @@ class Interval(PackageRule):
         check_score(self.score)
         for name in ("low", "high"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not isfinite(value):
+            if not is_number(value) or not isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value!r}.")
         if not self.low < self.high:
             raise ValueError(f"low must be below high, got low={self.low} and high={self.high}: swap or widen them.")

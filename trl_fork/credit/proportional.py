@@ -7,10 +7,9 @@ import torch
 
 from .pools import Pool
 from .rules import PackageRule
-from .schedules import as_schedule
 from .scores import SCORES, check_score, checked_scores
 from .signals import Signals
-from .soft import mean_one, softened
+from .soft import checked_strength, mean_one, softened, strength_in_words
 from .windows import check_window
 
 
@@ -58,9 +57,7 @@ class Proportional(PackageRule):
             )
         if self.rows not in ("positive", "all"):
             raise ValueError(f"rows must be 'positive' or 'all', got {self.rows!r}.")
-        object.__setattr__(
-            self, "strength", as_schedule(self.strength, name="strength", low=0, high=1, low_included=True)
-        )
+        object.__setattr__(self, "strength", checked_strength(self.strength))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -71,7 +68,7 @@ class Proportional(PackageRule):
     def in_words(self) -> str:
         """The tokens with weight, as the object of a sentence."""
         which = " in completions of positive advantage" if self.rows == "positive" else ""
-        return f"all tokens, weighed by {self.score.replace('_', ' ')}{which}"
+        return f"all tokens, weighed by {self.score.replace('_', ' ')}{which}{strength_in_words(self.strength)}"
 
     def __call__(self, signals: Signals, pool: Pool) -> torch.Tensor:
         settings = {"window": self.window, "temperature": self.temperature} if self.score == "local_entropy" else {}

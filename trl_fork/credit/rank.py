@@ -7,10 +7,10 @@ import torch
 
 from .pools import Pool, accumulator
 from .rules import PackageRule
-from .schedules import as_schedule
+from .schedules import is_number
 from .scores import SCORES, check_score, checked_scores
 from .signals import Signals
-from .soft import mean_one, softened
+from .soft import checked_strength, mean_one, softened, strength_in_words
 
 
 # With it the top 40 % of ranks carry 80 % of the weight: ln(1 - 0.8) / ln(1 - 0.4) - 1.
@@ -49,13 +49,11 @@ class Rank(PackageRule):
 
     def __post_init__(self):
         check_score(self.score)
-        if not isinstance(self.power, (int, float)) or isinstance(self.power, bool) or not 0 <= self.power <= 100:
+        if not is_number(self.power) or not 0 <= self.power <= 100:
             raise ValueError(
                 f"power must be a number from 0 (equal weights) to 100, got {self.power!r}. GCPO's value is {POWER}."
             )
-        object.__setattr__(
-            self, "strength", as_schedule(self.strength, name="strength", low=0, high=1, low_included=True)
-        )
+        object.__setattr__(self, "strength", checked_strength(self.strength))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -65,7 +63,8 @@ class Rank(PackageRule):
     @property
     def in_words(self) -> str:
         """The tokens with weight, as the object of a sentence."""
-        return f"all tokens, weighed by the rank of their {self.score.replace('_', ' ')} in the completion"
+        score = self.score.replace("_", " ")
+        return f"all tokens, weighed by the rank of their {score} in the completion{strength_in_words(self.strength)}"
 
     def __call__(self, signals: Signals, pool: Pool) -> torch.Tensor:
         mask = signals.mask.bool()

@@ -9,6 +9,7 @@ import torch
 
 from .pools import Pool, accumulator, pool_of
 from .rules import PackageRule
+from .schedules import is_number
 from .selection import hash_again
 from .signals import Signals
 
@@ -51,7 +52,7 @@ class Rollouts(PackageRule):
     def __post_init__(self):
         for name in ("keep", "top_tokens"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1:
+            if not is_number(value) or not 0 < value <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {value!r}: it is a fraction.")
         for name in ("positives", "negatives"):
             if getattr(self, name) not in CHOICES:
@@ -71,7 +72,8 @@ class Rollouts(PackageRule):
     @property
     def in_words(self) -> str:
         """The tokens with weight, as the object of a sentence."""
-        kinds = f"positive ones by {self.positives}, others by {self.negatives}".replace("_", " ")
+        chosen = {name: f"by {name.replace('_', ' ')}" for name in CHOICES} | {"random": "at random"}
+        kinds = f"positive ones {chosen[self.positives]}, others {chosen[self.negatives]}"
         return f"{100 * self.keep:g} % of the completions of each group ({kinds})"
 
     def __call__(self, signals: Signals, pool: Pool) -> torch.Tensor:

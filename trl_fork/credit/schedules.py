@@ -65,7 +65,7 @@ class Schedule:
     def __post_init__(self):
         if self.shape not in SHAPES:
             raise ValueError(f"shape of a schedule must be one of {list(SHAPES)}, got {self.shape!r}.")
-        if not _is_number(self.horizon) or not 0 < self.horizon <= 1:
+        if not is_number(self.horizon) or not 0 < self.horizon <= 1:
             raise ValueError(
                 f"horizon of a schedule must be in (0, 1], got {self.horizon!r}: it is the share of the training "
                 "after which the value stays at its end. Pass 0.8 to reach it after 80 % of the steps."
@@ -106,7 +106,7 @@ def as_schedule(value: Any, *, name: str, low: float, high: float, low_included:
     if isinstance(value, dict):
         value = _schedule_of(value, name)
     elif not isinstance(value, (Constant, Schedule)):
-        if not _is_number(value):
+        if not is_number(value):
             hint = " (to YAML, a number such as 1e-2 without a dot is a text: write 0.01)" * isinstance(value, str)
             raise ValueError(
                 f"{name} must be a number or a schedule such as {{'linear': [0.01, 1.0, 0.8]}}, got {value!r}{hint}."
@@ -127,7 +127,7 @@ def _schedule_of(spec: dict, name: str) -> Schedule:
             f"{name}: a schedule is written {{shape: [start, end, horizon]}} with one shape of {list(SHAPES)}, got "
             f"{spec!r}. For example {{'linear': [0.01, 1.0, 0.8]}} rises to 1.0 over the first 80 % of the training."
         )
-    if not all(map(_is_number, numbers)):
+    if not all(map(is_number, numbers)):
         raise ValueError(f"{name}: start, end and horizon of a schedule must be numbers, got {spec!r}.")
     try:
         return Schedule(shape, *numbers)
@@ -135,5 +135,6 @@ def _schedule_of(spec: dict, name: str) -> Schedule:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value of a configuration is a number. In Python true and false are, too."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,8 +1,11 @@
 """Weights that differ from token to token."""
 
+from typing import Any
+
 import torch
 
 from .pools import accumulator
+from .schedules import Constant, Schedule, as_schedule
 
 
 def mean_one(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -28,3 +31,16 @@ def mean_one(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def softened(weights: torch.Tensor, mask: torch.Tensor, strength: float) -> torch.Tensor:
     """`1 + strength * (w - 1)` at the tokens of the mask, 0 at others: `strength` 0 gives every token weight 1."""
     return weights if strength == 1 else (1 + strength * (weights - 1)).masked_fill(~mask, 0.0)
+
+
+def checked_strength(value: Any) -> Constant | Schedule:
+    """The schedule of a strength in [0, 1]."""
+    return as_schedule(value, name="strength", low=0, high=1, low_included=True)
+
+
+def strength_in_words(strength: Constant | Schedule) -> str:
+    """How strong a rule is, behind the words for its tokens; nothing if it is so in full throughout."""
+    first, last = strength.ends
+    if strength.is_constant:
+        return "" if first == 1 else f", with a strength of {first:g}"
+    return f", with a strength {'rising' if first < last else 'falling'} from {first:g} to {last:g}"

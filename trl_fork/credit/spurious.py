@@ -8,6 +8,7 @@ import torch
 
 from .pools import Pool, check_pool_name
 from .rules import PackageRule
+from .schedules import is_number
 from .signals import Signals
 
 
@@ -64,6 +65,5 @@ class Spurious(PackageRule):
 
 
 def _check_share(name: str, value: Any, *, one_included: bool) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= 1 or (value == 1 and not one_included):
+    if not is_number(value) or not 0 < value <= 1 or (value == 1 and not one_included):
         raise ValueError(f"{name} must be in (0, 1{']' if one_included else ')'}, got {value!r}.")

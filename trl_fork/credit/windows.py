@@ -3,6 +3,7 @@
 import torch
 
 from .pools import accumulator
+from .schedules import is_number
 
 
 def share_of_window(
@@ -50,7 +51,7 @@ def check_window(window: int, temperature: float) -> None:
             f"window must be an odd whole number of tokens, got {window!r}: the token stands in its middle. Pass 101 "
             "for 50 tokens at either side."
         )
-    if not isinstance(temperature, (int, float)) or isinstance(temperature, bool) or not temperature >= 0.02:
+    if not is_number(temperature) or not temperature >= 0.02:
         raise ValueError(
             f"temperature must be a number of at least 0.02, got {temperature!r}: entropies of up to 12 nats are "
             "divided by it and exponentiated. The paper's value is 1.0."

@@ -23,10 +23,8 @@ from .digit_sums import build_tokenizer
 
 
 MARGINS, MINUTES, RATINGS = range(-12, 13), range(1, 25), range(-2, 3)
-DRIFT, SPREAD = (
-    0.15,
-    2.0,
-)  # of the margin: points a minute for each point of the rating, and per square root of a minute
+DRIFT = 0.15  # of the margin: points a minute for each point of the rating
+SPREAD = 2.0  # of the margin: points per square root of a minute
 
 # Bins of the empirical rates, in the order of their levels: an edge belongs to the bin above it.
 FEATURES = {"margin": (-7, -3, -1, 1, 2, 4, 8), "minutes": (4, 9, 16), "rating": None}
@@ -105,7 +103,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def rows(played: list[tuple[Game, int]], target_rates: list[float]) -> list[dict[str, Any]]:
-    """Rows of a data set, with the columns of [`~rewards.brier_reward`]'s users."""
+    """Rows of a data set: the question, the state and the outcome of each game, and the rate of games like it."""
     return [
         {
             "prompt": question(game),
