@@ -99,8 +99,8 @@ class _Watched(torch.Tensor):
 
 def refuse_advantages(tokenizer, options: argparse.Namespace) -> None:
     """
-    Refuse rules that read advantages, where there are none, before anything is sampled or scored. No attribute of a rule
-    says that it does. Each is therefore called with made-up scores, and with advantages that notice that they are read.
+    Refuse rules that read advantages, where there are none, before anything is sampled or scored. No attribute of a
+    rule says that it does: each is called with made-up scores, and with advantages that notice that they are read.
 
     Raises:
         `ValueError`: naming the rule.
