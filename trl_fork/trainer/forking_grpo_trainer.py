@@ -11,7 +11,7 @@ from transformers import ProcessorMixin
 from trl import GRPOTrainer
 
 from .._logging import logger
-from ..credit import Chain, Signals, build_credit, random_priorities
+from ..credit import Chain, build_credit
 from ..ranks import Ranks
 from ._trl import (
     check_attributes,
@@ -25,6 +25,7 @@ from ._trl import (
     warn_of_truncated_sampling,
 )
 from .batch import LAYOUT, GenerationBatch
+from .batch_credit import PRIORITIES, PROGRESS, SCALE, WEIGHTS, BatchCreditMixin
 from .batching import loss_mask, without_advantage
 from .callbacks import GenerationCallback
 from .checkpoints import ResumableGenerationMixin
@@ -47,12 +48,8 @@ from .token_credit import TokenCredit, naming_the_step
 
 # What this trainer adds to TRL's batches, for `compute_loss` to take out again. Those with a column per token are in
 # `batch.LAYOUT`.
-_WEIGHTS = "credit_weights"  # (batch, seq) float: multiplies the policy term
-_PRIORITIES = "credit_priorities"  # (batch, seq) long: for random draws from pools that do not exist yet
-_SCALE = "credit_scale"  # scalar: N / W, where the pools are micro-batches
-_PROGRESS = "credit_progress"  # scalar: share of the training that was done when the batch was generated, likewise
 _ARRANGED = "rows_arranged"  # marks micro-batches that have been through `arrange`
-_ADDED = (_WEIGHTS, _PRIORITIES, _SCALE, _PROGRESS, _ARRANGED, CONTRAST_LOG_PROBS)
+_ADDED = (WEIGHTS, PRIORITIES, SCALE, PROGRESS, _ARRANGED, CONTRAST_LOG_PROBS)
 
 
 class ForkingGRPOTrainer(
@@ -63,6 +60,7 @@ class ForkingGRPOTrainer(
     ContrastMixin,
     TelemetryMixin,
     CompletionsTableMixin,
+    BatchCreditMixin,
     GRPOTrainer,
 ):
     """
@@ -116,7 +114,6 @@ class ForkingGRPOTrainer(
     _tag_names = ["trl", "grpo", "forking-tokens"]
     # Padding of every tensor of a batch that has one column per token. A subclass that adds one names it here.
     batch_layout = LAYOUT
-    token_credit: TokenCredit | None = None  # `None`: every token has weight 1, GRPO's objective
 
     def __init__(
         self,
@@ -247,74 +244,14 @@ class ForkingGRPOTrainer(
         scores = self._starting_policy_scores(output, reused) if scores_needed else None
         if credit is not None:
             if "priorities" in credit.chain.needs:
-                output[_PRIORITIES] = self._priorities(mode, output)
+                output[PRIORITIES] = self._priorities(mode, output)
             if mode == "train" and not credit.at_loss_time:
-                output[_WEIGHTS] = self._batch_weights(output, scores)
-                output.pop(_PRIORITIES, None)
+                output[WEIGHTS] = self._batch_weights(output, scores)
+                output.pop(PRIORITIES, None)
         self._show_batch(mode, output, scores)
         if mode == "train":
             output.pop(CONTRAST_LOG_PROBS, None)  # the weights are made of it
         return output
-
-    def _priorities(self, mode, output):
-        rows, columns = output["completion_ids"].shape
-        return random_priorities(
-            self.args.seed,
-            self._next_generation(mode),
-            self.accelerator.process_index * rows,
-            (rows, columns),
-            device=output["completion_ids"].device,
-        )
-
-    def _batch_weights(self, output, scores: PolicyScores | None):
-        credit, mask = self.token_credit, loss_mask(output)
-        signals = replace(self._signals(output, mask), groups=self._groups(len(mask), self.num_generations))
-        if scores is not None:
-            signals = replace(signals, entropies=scores.entropies, log_probs=scores.log_probs)
-        with naming_the_step(self.state.global_step):
-            weights = credit.batch_weights(signals)
-        metrics = credit.metrics(signals, weights)
-        self._record("train", metrics)
-        if metrics["forking/selected_fraction"] == 0:
-            self._warn_of_nothing_selected()
-        if scores is not None:
-            self._record("train", credit.entropy_metrics(scores.entropies, mask, weights))
-            if self._savings.partial_forward:  # replaces the average over the tokens that the training pass scores
-                sums = self._ranks.sum(torch.stack([(scores.entropies * mask).sum(), mask.sum()]))
-                self._record("train", {"entropy": (sums[0] / sums[1].clamp(min=1)).item()})
-        return weights
-
-    def _warn_of_nothing_selected(self):
-        if self.accelerator.is_main_process:
-            self._warn_once(
-                "nothing selected",
-                f"Step {self.state.global_step}: token_credit gives no token of the generation batch a weight "
-                f"(rules {self.token_credit.chain.describe()}), so that nothing is learned from it, here and wherever "
-                "forking/selected_fraction is 0. Look at what the rules match, such as a pattern, in a completion "
-                "(log_completions: true).",
-            )
-
-    def _signals(self, batch, mask) -> Signals:
-        """Signals of a batch that need no pass of the model."""
-        return Signals(
-            mask,
-            completion_ids=batch["completion_ids"],
-            priorities=batch.get(_PRIORITIES),
-            advantages=batch["advantages"],
-            progress=batch.get(_PROGRESS, self._training_progress),
-            tokenizer=self._tokenizer,
-            contrast_log_probs=batch.get(CONTRAST_LOG_PROBS),
-        )
-
-    def _groups(self, num_rows: int, size: int) -> torch.Tensor:
-        """Number of the group of each row of this process, in the order of generation; groups may span processes."""
-        first = self.accelerator.process_index * num_rows
-        return torch.arange(first, first + num_rows, device=self.accelerator.device) // size
-
-    @property
-    def _training_progress(self) -> float:
-        steps = self.state.max_steps
-        return min(self.state.global_step / steps, 1.0) if steps > 0 else 0.0
 
     def _show_batch(self, mode, output, scores: PolicyScores | None):
         rewards: Any = self._rewards
@@ -326,7 +263,7 @@ class ForkingGRPOTrainer(
             rewards=rewards[first : first + len(output["completion_ids"])],
             entropies=None if scores is None else scores.entropies,
             log_probs=None if scores is None else scores.log_probs,
-            weights=output.get(_WEIGHTS),
+            weights=output.get(WEIGHTS),
             contrast_log_probs=output.get(CONTRAST_LOG_PROBS),
         )
         for callback in self.callback_handler.callbacks:
@@ -344,24 +281,17 @@ class ForkingGRPOTrainer(
         if count:
             self._metrics[mode]["sampling/kept_mass"].append(total / count)
 
-    def _next_generation(self, mode):
-        """Name of a generation batch, the same in a resumed run; a count from the start would not be."""
-        step, made = self._generation_index[mode]
-        made = made + 1 if step == self.state.global_step else 0
-        self._generation_index[mode] = (self.state.global_step, made)
-        return (int(mode == "eval"), self.state.global_step, made)
-
     def _prepare_inputs(self, generation_batch):
         inputs = super()._prepare_inputs(generation_batch)
         if not self.model.training:
             return inputs
         credit = self.token_credit
-        if credit is not None and credit.at_loss_time and _SCALE not in inputs:
+        if credit is not None and credit.at_loss_time and SCALE not in inputs:
             progress = self._training_progress
             scale = credit.scale([loss_mask(batch) for batch in self._buffered_inputs], progress)
             for batch in self._buffered_inputs:
-                batch[_SCALE] = torch.tensor(scale, device=batch["completion_mask"].device)
-                batch[_PROGRESS] = progress
+                batch[SCALE] = torch.tensor(scale, device=batch["completion_mask"].device)
+                batch[PROGRESS] = progress
         if self._savings.padding and not self._checked_width:
             # The batch is from a checkpoint, and nothing has been generated since.
             self._check_padding(*map(self._buffered_tokens, ("prompt", "completion")))
@@ -369,7 +299,7 @@ class ForkingGRPOTrainer(
             steps = self.args.steps_per_generation
             window = min(self.args.gradient_accumulation_steps, steps)
             self._buffered_inputs = arrange(
-                self._buffered_inputs, window, self._savings, _WEIGHTS, self._ranks, self.batch_layout
+                self._buffered_inputs, window, self._savings, WEIGHTS, self._ranks, self.batch_layout
             )
             for batch in self._buffered_inputs:
                 batch[_ARRANGED] = True
@@ -387,7 +317,7 @@ class ForkingGRPOTrainer(
             if self._savings.head_forward:
                 # A token that is not scored has log-probability 0: an old one of -100 would make the ratio infinite,
                 # and infinity times a weight of 0 is NaN.
-                wanted = (inputs[_WEIGHTS] != 0) & ~without_advantage(inputs["advantages"]).unsqueeze(1)
+                wanted = (inputs[WEIGHTS] != 0) & ~without_advantage(inputs["advantages"]).unsqueeze(1)
                 if batch.get("old_per_token_logps") is not None:
                     batch["old_per_token_logps"] = batch["old_per_token_logps"] * wanted
             with row_sparse_head(wanted, batch["completion_mask"]), self._metrics_of_this_pass() as metrics:
@@ -433,7 +363,7 @@ class ForkingGRPOTrainer(
             return super().get_high_entropy_mask(entropies, mask, threshold)
         entropies, credit = entropies.detach(), self.token_credit
         mode = "train" if self.model.training else "eval"
-        weights = inputs.get(_WEIGHTS)
+        weights = inputs.get(WEIGHTS)
         with naming_the_step(self.state.global_step):
             if weights is not None or "entropies" not in credit.chain.needs:
                 credit.check(entropies, mask)
@@ -442,7 +372,7 @@ class ForkingGRPOTrainer(
                 log_probs = context.loss_log_probs[-1] if context.loss_log_probs else None
                 signals = replace(self._signals(inputs, mask), entropies=entropies, log_probs=log_probs)
                 if mode == "train":
-                    weights = credit.micro_batch_weights(signals, inputs[_SCALE])
+                    weights = credit.micro_batch_weights(signals, inputs[SCALE])
                 else:
                     groups = self._groups(len(mask), self.num_generations_eval)
                     weights = credit.batch_weights(replace(signals, groups=groups))
@@ -451,10 +381,6 @@ class ForkingGRPOTrainer(
         if not known or not (credit.needs_scores or self._savings.partial_forward):
             self._record(mode, credit.entropy_metrics(entropies, mask, weights))
         return credit.loss_weights(weights, mask)
-
-    def _record(self, mode, metrics):
-        for name, value in metrics.items():
-            self._metrics[mode][name].append(value)
 
 
 def _chain_of(token_credit_func, args: ForkingGRPOConfig) -> Chain:
