@@ -116,8 +116,9 @@ def test_the_answer_sees_its_reasoning(tokenizer, tmp_path):
         ):
             trainer_class, config_class, settings = arguments
             start, change, batch = change_with_reasoning(
-                letter, tokenizer, tmp_path, trainer_class, config_class, **settings
-            )
+                letter, tokenizer, tmp_path, trainer_class, config_class, **settings,
+                per_device_train_batch_size=8, gradient_accumulation_steps=4,
+            )  # fmt: skip
             embeddings = start.get_input_embeddings().weight.numel()
             changes[name, letter] = change[embeddings:]  # without the rows of the letters themselves
             if name == "weights":
