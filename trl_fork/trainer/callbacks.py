@@ -13,7 +13,7 @@ from transformers.integrations import TensorBoardCallback
 
 from .._files import replacing
 from .._logging import logger
-from ..credit import Random, TopFraction, select_tokens
+from ..credit import Constant, Schedule, select_tokens
 from ..ranks import Ranks
 from ..report.marks import token_texts
 from ..report.page import write_report_page
@@ -250,7 +250,8 @@ def forks_of_batch(trainer, batch: GenerationBatch) -> BatchForks:
 def forking_fraction(trainer) -> float:
     """Fraction of tokens that is shown as forking: the run's if it is a constant, else the paper's."""
     rules = () if trainer.token_credit is None else trainer.token_credit.chain.rules
-    fractions = [rule.fraction for rule in rules if isinstance(rule, (TopFraction, Random))]
+    found = (getattr(rule, "fraction", None) for rule in rules)
+    fractions = [fraction for fraction in found if isinstance(fraction, (Constant, Schedule))]
     if len(fractions) == 1 and fractions[0].is_constant:
         return fractions[0](0.0)
     return ForkingGRPOConfig.top_entropy_quantile
