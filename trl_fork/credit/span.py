@@ -53,8 +53,9 @@ class Span(PackageRule):
             raise ValueError(f"pattern must be a regular expression such as 'Probability:', got {self.pattern!r}.")
         if _EATEN.search(self.pattern):
             raise ValueError(
-                f"pattern={self.pattern!r} has lost a backslash. JSON and double quotes of YAML read \\b as a backspace "
-                "and \\f as a form feed; a regular expression reads \\b as a word boundary. For \\boxed write '\\\\boxed' "
+                f"pattern={self.pattern!r} has lost a backslash. JSON and double quotes of YAML read \\b as a "
+                "backspace and \\f as a form feed; a regular expression reads \\b as a word boundary. For \\boxed "
+                "write '\\\\boxed' "
                 'between single quotes of YAML, or "\\\\\\\\boxed" in JSON.'
             )
         try:

@@ -300,9 +300,9 @@ class ForkingGRPOTrainer(
         if self.accelerator.is_main_process:
             self._warn_once(
                 "nothing found",
-                f"Step {self.state.global_step}: the pattern of token_credit matches in no completion of the generation "
-                f"batch (rules {self.token_credit.chain.describe()}), so that all of their tokens are trained on, here "
-                "and wherever credit/span_found is 0. Look at what it has to match in a completion "
+                f"Step {self.state.global_step}: the pattern of token_credit matches in no completion of the "
+                f"generation batch (rules {self.token_credit.chain.describe()}), so that all of their tokens are "
+                "trained on, here and wherever credit/span_found is 0. Look at what it has to match in a completion "
                 "(log_completions: true), or set missing: drop.",
             )
 
