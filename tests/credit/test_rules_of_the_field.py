@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
-from math import log
+from math import inf, log
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from tests.oracles import priority
 from trl_fork.credit import (
     EntropyAdvantage,
     Interval,
+    NaNSignalError,
     Proportional,
     Rank,
     Rollouts,
@@ -371,3 +372,17 @@ def test_a_span_does_not_begin_in_the_output_of_a_tool():
     mask = torch.tensor([[1, 1, 1, 0, 1]])
     signals = Signals(mask, completion_ids=ids, tokenizer=TOKENIZER)
     assert Span("a")(signals, pool_of("batch")).tolist() == [[0.0, 1.0, 1.0, 0.0, 1.0]]
+
+
+@pytest.mark.parametrize("score", ["surprisal", "relative_surprisal"])
+@pytest.mark.parametrize("rows", ["positive", "all"])
+def test_an_infinite_score_has_no_share(score, rows):
+    """The log-probability of a token that underflows: its weight was NaN, and so was the model after the step."""
+    signals = Signals(
+        torch.ones(1, 3),
+        entropies=torch.tensor([[0.5, 1.0, 0.2]]),
+        log_probs=torch.tensor([[-inf, -1.0, -0.5]]),
+        advantages=torch.tensor([1.0]),
+    )
+    with pytest.raises(NaNSignalError, match=f"1 of 3 valid tokens have a NaN weight by {score}"):
+        build_credit({"proportional": {"score": score, "rows": rows}})(signals)

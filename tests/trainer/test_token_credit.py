@@ -451,6 +451,20 @@ def test_no_weight_at_all_is_warned_of(tokenizer, tmp_path, caplog, monkeypatch)
     assert "Step 0: token_credit gives no token of the generation batch a weight" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("pattern", "missing", "warns"), [("Z", "completion", True), ("Z", "drop", False), ("[a-h]", "completion", False)]
+)
+def test_a_pattern_that_matches_nothing_is_warned_of(
+    pattern, missing, warns, tokenizer, tmp_path, caplog, monkeypatch
+):
+    """The run is then GRPO on all tokens, which no loss would show."""
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
+    span = {"span": {"pattern": pattern, "missing": missing}}
+    with caplog.at_level(logging.WARNING):
+        train(build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, token_credit=span, max_steps=2)
+    assert caplog.text.count("the pattern of token_credit matches in no completion") == warns
+
+
 @pytest.mark.parametrize("factor", [0.01, 1.0, 50.0])
 def test_bnpo_divides_by_the_weights_whatever_their_size(factor):
     chain = build_credit(softened)

@@ -22,6 +22,7 @@ from .user_rules import UserRule, as_rule
 
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*\.\w+|\.\w+")
+_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 RULES: dict[str, type] = {
     rule.name: rule
@@ -73,7 +74,18 @@ def build_credit(spec: str | dict | list | Callable) -> Chain:
         return build_credit(load_preset(spec))
     if isinstance(spec, (dict, list)):
         links = spec if isinstance(spec, list) else [spec]
-        if not links or not all(isinstance(link, dict) and link for link in links):
+        for link in links:
+            if not isinstance(link, dict):
+                meant = ""
+                if link in list(RULES):
+                    meant = f" Write {{{link!r}: {{}}}} for its defaults."
+                elif link in preset_names():
+                    meant = " It is a preset, which stands alone, outside of a list."
+                raise ValueError(
+                    f"token_credit: each rule of a list is a dictionary {{rule: {{parameter: value}}}}, got {link!r}."
+                    f"{meant} Rules: {', '.join(RULES)}."
+                )
+        if not all(links) or not links:
             raise ValueError(
                 f"token_credit must name at least one rule, got {spec!r}. Write {{rule: {{parameter: value}}}} with "
                 f"rules of {list(RULES)}, or leave it out to use top_entropy_quantile and token_selection."
@@ -130,7 +142,17 @@ def _instance(rule: Callable, name: str, parameters: dict):
     try:
         return rule(**parameters)
     except ValueError as error:
-        raise ValueError(f"token_credit: {name}: {error}") from error
+        raise ValueError(f"token_credit: {name}: {error}{_hint_of_yaml(parameters, str(error))}") from error
+
+
+def _hint_of_yaml(values: Any, message: str) -> str:
+    """What to write for a number that YAML has read as a text, if a message complains of one."""
+    if isinstance(values, (dict, list, tuple)):
+        inner = values.values() if isinstance(values, dict) else values
+        return next(filter(None, (_hint_of_yaml(value, message) for value in inner)), "")
+    if not isinstance(values, str) or not _EXPONENT.fullmatch(values) or repr(values) not in message:
+        return ""
+    return f" To YAML, a number with an exponent is a text unless it has a dot and a sign: write {float(values)}."
 
 
 def _user_rule(path: str, parameters: dict) -> UserRule:
@@ -167,5 +189,5 @@ def _user_rule(path: str, parameters: dict) -> UserRule:
 
 
 def _suggestion(name: Any, known) -> str:
-    close = get_close_matches(str(name), list(known), n=1)
+    close = get_close_matches(str(name), list(known), n=1) or get_close_matches(str(name).lower(), list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

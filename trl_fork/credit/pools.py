@@ -204,7 +204,7 @@ def is_at_loss_time(name: str) -> bool:
 
 
 def check_pool_name(name: str) -> None:
-    if name not in _POOLS:
+    if name not in POOLS:
         raise ValueError(f"pool must be one of {list(POOLS)}, got {name!r}.")
 
 

@@ -74,6 +74,7 @@ class Proportional(PackageRule):
         settings = {"window": self.window, "temperature": self.temperature} if self.score == "local_entropy" else {}
         mask = signals.mask.bool()
         weights = mean_one(checked_scores(self.score, signals, pool, **settings), mask)
+        pool.check(weights, mask, f"weight by {self.score}")  # an infinite score has no share of its row's sum
         weights = softened(weights, mask, self.strength(signals.progress))
         if self.rows == "positive":
             weights = torch.where(signals.token_advantages > 0, weights, mask.float())

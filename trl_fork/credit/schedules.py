@@ -107,9 +107,8 @@ def as_schedule(value: Any, *, name: str, low: float, high: float, low_included:
         value = _schedule_of(value, name)
     elif not isinstance(value, (Constant, Schedule)):
         if not is_number(value):
-            hint = " (to YAML, a number such as 1e-2 without a dot is a text: write 0.01)" * isinstance(value, str)
             raise ValueError(
-                f"{name} must be a number or a schedule such as {{'linear': [0.01, 1.0, 0.8]}}, got {value!r}{hint}."
+                f"{name} must be a number or a schedule such as {{'linear': [0.01, 1.0, 0.8]}}, got {value!r}."
             )
         value = Constant(value)
     for number in value.ends:

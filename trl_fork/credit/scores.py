@@ -98,7 +98,7 @@ SCORES = {
 
 def check_score(name: str) -> None:
     """Refuse a name that is not one of `SCORES`."""
-    if name not in SCORES:
+    if not isinstance(name, str) or name not in SCORES:  # a list of a YAML file cannot be looked up
         raise ValueError(f"score must be one of {list(SCORES)}, got {name!r}.")
 
 

@@ -13,6 +13,10 @@ from .signals import Signals
 from .spans import last_match
 
 
+# A control character that was meant as a backslash and a letter, or a word boundary before "oxed".
+_EATEN = re.compile(r"[\x08\x0c]|(?<!\\)(?:\\\\)*\\boxed")
+
+
 @dataclass(frozen=True)
 class Span(PackageRule):
     """
@@ -32,7 +36,8 @@ class Span(PackageRule):
             A completion without a match: `"completion"` trains on all of it, `"drop"` on none.
 
     Raises:
-        `ValueError`: if the pattern is not a regular expression or matches only empty text.
+        `ValueError`: if the pattern is empty or not a regular expression, or if an escape of the file or the command
+            line has eaten its backslash.
     """
 
     pattern: str
@@ -46,6 +51,13 @@ class Span(PackageRule):
     def __post_init__(self):
         if not isinstance(self.pattern, str) or not self.pattern:
             raise ValueError(f"pattern must be a regular expression such as 'Probability:', got {self.pattern!r}.")
+        if _EATEN.search(self.pattern):
+            raise ValueError(
+                f"pattern={self.pattern!r} has lost a backslash. JSON and double quotes of YAML read \\b as a "
+                "backspace and \\f as a form feed; a regular expression reads \\b as a word boundary. For \\boxed "
+                "write '\\\\boxed' "
+                'between single quotes of YAML, or "\\\\\\\\boxed" in JSON.'
+            )
         try:
             re.compile(self.pattern)
         except re.error as error:

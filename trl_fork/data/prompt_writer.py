@@ -3,7 +3,7 @@
 from .columns import get_value, place
 from .contrast import with_instruction
 from .math_datasets import PAPER_PROMPT, strip_instruction
-from .prompt_formats import is_chat_formatted, is_conversation
+from .prompt_formats import check_question, is_chat_formatted, is_conversation
 
 
 def prompt_writer(

@@ -50,6 +50,8 @@ class BatchCreditMixin(WithContext, TrainerMixin):
         self._record("train", metrics)
         if metrics["forking/selected_fraction"] == 0:
             self._warn_of_nothing_selected()
+        elif metrics.get("credit/span_found") == 0:
+            self._warn_of_nothing_found()
         if scores is not None:
             self._record("train", credit.entropy_metrics(scores.entropies, mask, weights))
             if self._savings.partial_forward:  # replaces the average over the tokens that the training pass scores
@@ -65,6 +67,16 @@ class BatchCreditMixin(WithContext, TrainerMixin):
                 f"(rules {self.token_credit.chain.describe()}), so that nothing is learned from it, here and wherever "
                 "forking/selected_fraction is 0. Look at what the rules match, such as a pattern, in a completion "
                 "(log_completions: true).",
+            )
+
+    def _warn_of_nothing_found(self):
+        if self.accelerator.is_main_process:
+            self._warn_once(
+                "nothing found",
+                f"Step {self.state.global_step}: the pattern of token_credit matches in no completion of the "
+                f"generation batch (rules {self.token_credit.chain.describe()}), so that all of their tokens are "
+                "trained on, here and wherever credit/span_found is 0. Look at what it has to match in a completion "
+                "(log_completions: true), or set missing: drop.",
             )
 
     def _signals(self, batch, mask) -> Signals:
