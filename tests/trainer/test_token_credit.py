@@ -451,6 +451,22 @@ def test_no_weight_at_all_is_warned_of(tokenizer, tmp_path, caplog, monkeypatch)
     assert "Step 0: token_credit gives no token of the generation batch a weight" in caplog.text
 
 
+def test_a_pattern_that_no_completion_matches_is_warned_of(tokenizer, tmp_path, caplog, monkeypatch):
+    """With `missing: completion` all tokens are trained on then, which no other number shows to be an error."""
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
+    for pattern, warned in (("Anwser", True), ("[a-z]", False)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            train(
+                build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path / pattern,
+                token_credit={"span": {"pattern": pattern}}, mask_truncated_completions=True, max_steps=2,
+            )  # fmt: skip
+        said = [
+            record.getMessage() for record in caplog.records if "has a match of the pattern" in record.getMessage()
+        ]
+        assert len(said) == warned and all("Step 0: no completion" in text and "Anwser" in text for text in said)
+
+
 @pytest.mark.parametrize("factor", [0.01, 1.0, 50.0])
 def test_bnpo_divides_by_the_weights_whatever_their_size(factor):
     chain = build_credit(softened)

@@ -28,6 +28,10 @@ RULES: dict[str, type] = {
     for rule in (TopFraction, Random, Proportional, Rank, Interval, Span, EntropyAdvantage, Spurious, Rollouts)
 }
 
+_IN_A_CHAIN = (
+    "A preset stands alone: to combine it, write its rules into the chain, which `trl-fork recipes NAME` prints."
+)
+
 
 def build_credit(spec: str | dict | list | Callable) -> Chain:
     """
@@ -59,11 +63,14 @@ def build_credit(spec: str | dict | list | Callable) -> Chain:
         if _PATH.fullmatch(spec):
             return Chain((_user_rule(spec, {}),))
         if spec not in preset_names():
-            meant = (
-                f" It is a rule, and stands in a chain: {{{spec!r}: {{}}}}."
-                if spec in RULES
-                else _suggestion(spec, preset_names())
-            )
+            if spec in RULES:
+                meant = f" It is a rule, and stands in a chain: {{{spec!r}: {{}}}}."
+            elif spec == "all":
+                meant = " To train on all tokens alike, set top_entropy_quantile=1.0 and leave token_credit out."
+            elif len(words := re.findall(r"[^\s,+]+", spec)) > 1 and {*words} <= {*preset_names(), *RULES}:
+                meant = " " + _IN_A_CHAIN
+            else:
+                meant = _suggestion(spec, preset_names())
             raise ValueError(
                 f"token_credit: there is no preset {spec!r}.{meant} "
                 f"Presets: {', '.join(preset_names())}. A chain is a dictionary such as "
@@ -73,6 +80,10 @@ def build_credit(spec: str | dict | list | Callable) -> Chain:
         return build_credit(load_preset(spec))
     if isinstance(spec, (dict, list)):
         links = spec if isinstance(spec, list) else [spec]
+        if named := [link for link in links if isinstance(link, str) and link in preset_names()]:
+            raise ValueError(
+                f"token_credit: a chain holds dictionaries, got the name {named[0]!r} in {spec!r}. {_IN_A_CHAIN}"
+            )
         if not links or not all(isinstance(link, dict) and link for link in links):
             raise ValueError(
                 f"token_credit must name at least one rule, got {spec!r}. Write {{rule: {{parameter: value}}}} with "
@@ -99,7 +110,7 @@ def _rule(name: Any, parameters: Any):
     if isinstance(name, str) and "." in name:
         return _user_rule(name, parameters)
     if name not in RULES:
-        meant = " It is a preset, which stands alone." if name in preset_names() else _suggestion(name, RULES)
+        meant = f" It is a preset. {_IN_A_CHAIN}" if name in preset_names() else _suggestion(name, RULES)
         raise ValueError(
             f"token_credit: there is no rule {name!r}.{meant} Rules: {', '.join(RULES)}; a rule of "
             "your own is named by its dotted path, such as my_package.MyRule."

@@ -7,7 +7,7 @@ import torch
 
 from .pools import Pool
 from .rules import PackageRule
-from .schedules import as_schedule
+from .schedules import as_schedule, strength_in_words
 from .signals import Signals
 
 
@@ -64,7 +64,7 @@ class EntropyAdvantage(PackageRule):
     @property
     def in_words(self) -> str:
         """The tokens with weight, as the object of a sentence."""
-        return "all tokens, with an advantage that grows with the entropy"
+        return f"all tokens, with an advantage that grows with the entropy{strength_in_words(self.strength)}"
 
     def __call__(self, signals: Signals, pool: Pool) -> torch.Tensor:
         mask, advantages = signals.mask.bool(), signals.token_advantages

@@ -7,7 +7,7 @@ import torch
 
 from .pools import Pool
 from .rules import PackageRule
-from .schedules import as_schedule
+from .schedules import as_schedule, strength_in_words
 from .scores import SCORES, check_score, checked_scores
 from .signals import Signals
 from .soft import mean_one, softened
@@ -71,7 +71,7 @@ class Proportional(PackageRule):
     def in_words(self) -> str:
         """The tokens with weight, as the object of a sentence."""
         which = " in completions of positive advantage" if self.rows == "positive" else ""
-        return f"all tokens, weighed by {self.score.replace('_', ' ')}{which}"
+        return f"all tokens, weighed by {self.score.replace('_', ' ')}{which}{strength_in_words(self.strength)}"
 
     def __call__(self, signals: Signals, pool: Pool) -> torch.Tensor:
         settings = {"window": self.window, "temperature": self.temperature} if self.score == "local_entropy" else {}

@@ -7,7 +7,7 @@ import torch
 
 from .pools import Pool, accumulator
 from .rules import PackageRule
-from .schedules import as_schedule
+from .schedules import as_schedule, strength_in_words
 from .scores import SCORES, check_score, checked_scores
 from .signals import Signals
 from .soft import mean_one, softened
@@ -65,7 +65,8 @@ class Rank(PackageRule):
     @property
     def in_words(self) -> str:
         """The tokens with weight, as the object of a sentence."""
-        return f"all tokens, weighed by the rank of their {self.score.replace('_', ' ')} in the completion"
+        what = f"the rank of their {self.score.replace('_', ' ')} in the completion"
+        return f"all tokens, weighed by {what}{strength_in_words(self.strength)}"
 
     def __call__(self, signals: Signals, pool: Pool) -> torch.Tensor:
         mask = signals.mask.bool()

@@ -120,6 +120,14 @@ def as_schedule(value: Any, *, name: str, low: float, high: float, low_included:
     return value
 
 
+def strength_in_words(strength: Constant | Schedule) -> str:
+    """What a strength other than 1 adds to the words for a rule."""
+    first, last = strength.ends
+    if strength.is_constant:
+        return "" if first == 1 else f", at strength {first:g}"
+    return f", at a strength {'rising' if first < last else 'falling'} from {first:g} to {last:g}"
+
+
 def _schedule_of(spec: dict, name: str) -> Schedule:
     shape, numbers = next(iter(spec.items())) if len(spec) == 1 else (None, None)
     if shape not in SHAPES or not isinstance(numbers, (list, tuple)) or len(numbers) != 3:

@@ -277,6 +277,8 @@ class ForkingGRPOTrainer(
         self._record("train", metrics)
         if metrics["forking/selected_fraction"] == 0:
             self._warn_of_nothing_selected()
+        elif metrics.get("credit/span_found") == 0:
+            self._warn_of_no_match()
         if scores is not None:
             self._record("train", credit.entropy_metrics(scores.entropies, mask, weights))
             if self._savings.partial_forward:  # replaces the average over the tokens that the training pass scores
@@ -292,6 +294,16 @@ class ForkingGRPOTrainer(
                 f"(rules {self.token_credit.chain.describe()}), so that nothing is learned from it, here and wherever "
                 "forking/selected_fraction is 0. Look at what the rules match, such as a pattern, in a completion "
                 "(log_completions: true).",
+            )
+
+    def _warn_of_no_match(self):
+        if self.accelerator.is_main_process:
+            self._warn_once(
+                "no match",
+                f"Step {self.state.global_step}: no completion of the generation batch has a match of the pattern of "
+                f"token_credit (rules {self.token_credit.chain.describe()}), so that all tokens of each count as its "
+                "span, here and wherever credit/span_found is 0. Compare the pattern with a completion "
+                "(log_completions: true), or set missing to 'drop'.",
             )
 
     def _signals(self, batch, mask) -> Signals:
