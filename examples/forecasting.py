@@ -35,6 +35,7 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 from trl_fork.commands.options import OptionParser
+from trl_fork.credit import build_credit
 from trl_fork.data import HierarchicalRates
 from trl_fork.evaluation import brier_score, expected_calibration_error, reliability_bins
 from trl_fork.report.reliability import plot_reliability
@@ -71,7 +72,17 @@ def parse_arguments(arguments=None):
         choices=["group", "batch", "none"],
         help="TRL's: what advantages are divided by the standard deviation of (%(default)s)",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for name in ("seeds", "max_steps"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if options.token_credit != "all":  # before the warm-up, not after it
+        try:
+            text = options.token_credit
+            build_credit(json.loads(text) if text[:1] in ("{", "[") else text)
+        except ValueError as error:
+            parser.error(f"--token_credit: {str(error).removeprefix('token_credit: ')}")
+    return options
 
 
 def main(arguments=None) -> None:

@@ -4,6 +4,7 @@ import argparse
 import base64
 import importlib.util
 import json
+import logging
 import math
 import os
 import random
@@ -367,10 +368,32 @@ def test_soft_weights_on_the_page(files, tmp_path, capsys):
         "positive_share": pytest.approx(
             sum(value for (i, _), value in force.items() if advantages[i] > 0) / sum(force.values()), rel=1e-4
         ),
+        "span_found": None,
     }
     assert set(found) == set(summary["definitions"]["credit"])
     said = f"100.0% of the tokens of 7 responses, effectively {found['effective_fraction']:.1%}"
     assert said in capsys.readouterr().out
+
+
+def test_a_pattern_on_the_page_says_how_many_responses_match(files, tmp_path, capsys):
+    span = json.dumps({"span": {"pattern": "a", "missing": "drop"}})
+    summary = run(files, tmp_path, "--token_credit", span, "--analyses", "distribution", models=None)
+    share = sum("a" in build_tokenizer().decode(row[1]) for row in naive_rows(files)[:7]) / 7
+    assert 0 < share < 1 and summary["credit"]["span_found"] == pytest.approx(share)
+    assert f"; {share:.1%} of the responses have a match" in capsys.readouterr().out
+
+
+def test_equal_rewards_are_warned_of(files, tmp_path, caplog, monkeypatch):
+    """A rule that reads advantages then gives what it would of a batch without gradient."""
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
+    data = tmp_path / "wrong.jsonl"
+    row = {"prompt": "<user>a<assistant>", "completion": "ab", "correct": False}
+    data.write_text((json.dumps(row) + "\n") * 2)
+    for credit, warned in (("pepo", True), ("forking", False)):
+        caplog.clear()
+        options = ("--completions", str(data), "--token_credit", credit, "--analyses", "distribution")
+        run(files, tmp_path / credit, *options, models=None)
+        assert ("the rule proportional reads the advantages" in caplog.text) == warned
 
 
 def test_a_selection_and_a_schedule_on_the_page(files, tmp_path):

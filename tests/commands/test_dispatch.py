@@ -4,6 +4,7 @@ import re
 import runpy
 import subprocess
 import sys
+import types
 from importlib import import_module
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from trl_fork import __version__, _shipped
 from trl_fork._shipped import find_shipped, shipped_files
 from trl_fork.commands import dispatch, launch, program, recipes, train
+from trl_fork.commands.finishing import train_and_save
 from trl_fork.credit import build_credit
 
 
@@ -34,6 +36,46 @@ def test_help_lists_the_commands(words, capsys):
     assert status == 0 and out.startswith("usage: trl-fork COMMAND")
     for name, text in dispatch.COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(text)}$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("begun", "by_user", "kind", "is_one_line"),
+    [
+        (False, False, ValueError, True),
+        (False, False, NotImplementedError, True),
+        (True, False, ValueError, False),  # of a training that runs
+        (False, True, ValueError, False),  # of other code
+        (False, False, RuntimeError, False),
+    ],
+)
+def test_refused_input_is_one_line(begun, by_user, kind, is_one_line, capsys, monkeypatch):
+    """An error of another package, or of a training that has begun, keeps its traceback."""
+
+    def refuse():
+        raise kind("x must be y, got z. Set y.")
+
+    if not by_user:
+        refuse = types.FunctionType(
+            refuse.__code__, {**globals(), "__name__": "trl_fork.data"}, closure=refuse.__closure__
+        )
+
+    class Failing:
+        control = types.SimpleNamespace(should_training_stop=False)
+        callback_handler = types.SimpleNamespace(callbacks=[])
+        state = types.SimpleNamespace(global_step=1, max_steps=5)
+
+        def train(self, resume_from_checkpoint):
+            refuse()
+
+        def remove_callback(self, callback):
+            pass
+
+    monkeypatch.setattr(train, "main", lambda words: train_and_save(Failing()) if begun else refuse())
+    if is_one_line:
+        assert output_of(["train"], capsys) == (1, "", "trl-fork train: error: x must be y, got z. Set y.\n")
+    else:
+        with pytest.raises(kind, match="x must be y"):
+            output_of(["train"], capsys)
 
 
 def test_help_and_errors_import_no_libraries():
@@ -221,8 +263,17 @@ def test_credit_presets_are_listed_with_their_source_and_certainty(capsys, tmp_p
         assert source == "-" or f"arXiv {source.removeprefix('arXiv ')}" in header
         assert certainty in ("code", "full text", "second-hand", "ours"), name
     words = {row[0]: row[1] for row in cells}
-    assert words["temporal_advantage"] == f"{words['entropy_advantage']}, with a strength falling from 0.99 to 0"
-    assert words["random_rollouts"].endswith("(positive ones at random, others at random)")
+    assert words["temporal_advantage"] == (
+        "all tokens, with an advantage that grows with the entropy, at a strength falling from 0.99 to 0"
+    )
+    assert words["temporal_position"] == "the last 1 % (rising to 100 %) of tokens"
+    assert words["random_rollouts"] == "50 % of the completions of each group (at random)"
+    assert words["high_entropy_rollouts"].endswith("(positive ones by high entropy sum, others at random)")
+    half = {"proportional": {"strength": 0.5}, "rank": {"strength": {"linear": [0.1, 1, 0.5]}}}
+    assert [rule.in_words.rpartition(", at ")[2] for rule in build_credit(half).rules] == [
+        "strength 0.5",
+        "a strength rising from 0.1 to 1",
+    ]
     assert ["temporal_random", build_credit("temporal_random").in_words, "arXiv 2605.25381", "ours"] in cells
     assert "qwen3_8b_forking" not in listed and "zero3" not in listed
 

@@ -363,7 +363,7 @@ def test_negative_prompts_have_their_instruction_after_the_question(recipe, own_
     assert any("eval_credit/effective_fraction" in entry for entry in history)
 
 
-def test_forecasts_are_rewarded_by_name(recipe, tmp_path):
+def test_forecasts_are_rewarded_by_name(recipe, tmp_path, capsys):
     """`brier_reward` takes the column `target`, and needs no solution."""
     rows = [{"prompt": f"{n}?", "target": target} for n, target in enumerate([0, 1.0, 0.25, None])]
     Dataset.from_list(rows).to_json(tmp_path / "games.jsonl")
@@ -375,6 +375,8 @@ def test_forecasts_are_rewarded_by_name(recipe, tmp_path):
     Dataset.from_list(rows[:3]).to_json(tmp_path / "games.jsonl")
     script.run(*parse("--config", write(recipe, tmp_path)))
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    said = capsys.readouterr().out
+    assert "on data with answers" in said and "--dataset DATA " in said  # `evaluate` cannot grade these rows
     # Random bytes hardly ever state a probability.
     assert 0 <= history[0]["rewards/brier_reward/mean"] <= history[0]["forecast/stated"] < 1
 
@@ -509,6 +511,7 @@ def test_prompts_in_chat_format_are_trained_on_as_they_are(recipe, own_rewards, 
         ({"dataset_name": "empty.jsonl"}, "dataset_name: the file 'empty.jsonl' is empty"),
         ({"prompt_column": "problem"}, r"no column 'problem'; it has \['question', 'answer'\]"),
         ({"reward_funcs": ["acuracy_reward"]}, "unknown reward function 'acuracy_reward'"),
+        ({"contrast_instruction": "No."}, "contrast_instruction='No.' is set, but .*such as the preset 'gcpo'"),
         ({"per_device_train_batch_size": 400}, "has 16 rows, but one generation batch takes 200 prompts"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

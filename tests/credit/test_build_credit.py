@@ -144,7 +144,10 @@ def test_a_function_takes_the_pool_if_it_asks_for_it():
         ({}, "must name at least one rule, got {}"),
         ([], "must name at least one rule"),
         ([{}], "must name at least one rule"),
-        (["forking"], "each rule of a list is a dictionary.*got 'forking'. It is a preset, which stands alone"),
+        (
+            ["forking"],
+            "each rule of a list is a dictionary.*got 'forking'. It is a preset. A preset stands alone: .*trl-fork recipes NAME",
+        ),
         (["random"], "got 'random'. Write {'random': {}}"),
         ([["pepo"]], r"got \['pepo'\]"),
         ("PEPO", "Did you mean 'pepo'"),
@@ -169,6 +172,11 @@ def test_a_function_takes_the_pool_if_it_asks_for_it():
         ({"span": {"pattern": r"\boxed"}}, "has lost a backslash"),
         ({"span": {"pattern": r"####|\boxed"}}, "has lost a backslash"),
         ({"span": {"pattern": "\frac"}}, "has lost a backslash"),
+        ([{"span": {"pattern": "4"}}, "pepo"], "got 'pepo'. It is a preset. A preset stands alone"),
+        ("pepo,answer_span", "there is no preset 'pepo,answer_span'. A preset stands alone: to combine it, write its"),
+        ("pepo + span", "there is no preset 'pepo . span'. A preset stands alone"),
+        ("pepo,answer_spam", "there is no preset 'pepo,answer_spam'. Did you mean 'answer_span'"),
+        ("all", "there is no preset 'all'. To train on all tokens alike, set top_entropy_quantile=1.0 and leave"),
         (0.2, "must be the name of a preset, a dictionary of rules or a dotted path, got 0.2"),
         (None, "got None"),
         ("no_such_module.Rule", "there is no module 'no_such_module'.*PYTHONPATH"),
@@ -252,5 +260,7 @@ def test_presets_and_rules_are_told_apart():
         build_credit("top_fraction")
     with pytest.raises(ValueError, match=r"no rule 'forking'\. It is a preset"):
         build_credit({"forking": {}})
+    with pytest.raises(ValueError, match=r"It is a preset\. A preset stands alone: to combine it, write its rules"):
+        build_credit({"span": {"pattern": "4"}, "pepo": None})
     with pytest.raises(ValueError, match=r"no preset '0\.5'"):
         build_credit("0.5")

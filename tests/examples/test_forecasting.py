@@ -94,3 +94,19 @@ def test_a_narrowed_mask_hides_the_reasoning(model):
     *_, seen = (answer_log_probs(one, False) - answer_log_probs(other, False)).abs().tolist()
     assert max(hidden) < 1e-5 < 1e-3 < seen
     assert first > 1e-3  # it is predicted from the position of the last token of the reasoning
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--max_steps", "-1"], "--max_steps must be at least 1, got -1"),
+        (["--token_credit", "answer_spam"], "--token_credit: there is no preset 'answer_spam'. Did you mean"),
+        (["--token_credit", "{span}"], "--token_credit: Expecting property name"),
+    ],
+)
+def test_bad_options_are_refused_before_the_warm_up(words, message, capsys):
+    with pytest.raises(SystemExit):
+        forecasting.parse_arguments(words)
+    assert message in capsys.readouterr().err
+    assert forecasting.parse_arguments(["--token_credit", '{"random": {}}']).token_credit == '{"random": {}}'

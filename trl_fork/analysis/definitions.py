@@ -141,6 +141,7 @@ DEFINITIONS = {
             "(`reward`, or 1 for a correct response) less the mean over the responses to the problem, over their "
             "standard deviation."
         ),
+        "span_found": "Fraction of the responses in which the pattern of the rule `span` matches; null without it.",
     },
     "decoding_temperature": {
         "threshold": "Entropy at temperature 1, in nats, above which a token is a forking token.",

@@ -128,9 +128,10 @@ def print_summary(summary: dict, output: Path, fraction: float) -> None:
         c = summary["credit"]
         # The weights of rules that are not counted may all be 0, and there is no effective fraction then.
         effect = "" if c["effective_fraction"] is None else f", effectively {c['effective_fraction']:.1%}"
+        found = "" if c["span_found"] is None else f"; {c['span_found']:.1%} of the responses have a match"
         print(
             f"Trained on {c['trained_on']}: {c['selected_fraction']:.1%} of the tokens of {c['num_responses']:,} "
-            f"responses{effect}"
+            f"responses{effect}{found}"
         )
     if "decoding_temperature" in summary:
         for cell in summary["decoding_temperature"]["cells"]:

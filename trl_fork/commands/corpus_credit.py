@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .._logging import logger
 from ..analysis.score_store import ScoreStore
 from ..credit import Chain, Signals, build_credit, credit_effect, normalise, pool_of, random_priorities, totals
 from ..credit.pools import POOLS, is_at_loss_time
@@ -105,6 +106,19 @@ def refuse_advantages(tokenizer, options: argparse.Namespace) -> None:
     Raises:
         `ValueError`: naming the rule.
     """
+    if rule := reader_of_advantages(tokenizer, options):
+        raise ValueError(
+            f"--token_credit: the rule {rule} reads the advantages of the responses, and no "
+            "problem has two responses with a reward. Give several responses to a problem: with --num_samples, or "
+            f"in a file, with `correct` or `reward` in each line. {_PAGE_OF_TRAINING}."
+        )
+
+
+def reader_of_advantages(tokenizer, options: argparse.Namespace) -> str | None:
+    """
+    Name of the first rule that reads advantages. Rules need not say that they do, so that they are watched with
+    made-up scores.
+    """
     rules, shape = options.token_credit.rules, (4, 16)
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(shape, generator=generator)
@@ -116,11 +130,8 @@ def refuse_advantages(tokenizer, options: argparse.Namespace) -> None:
         first = Chain(rules[:end])
         _apply(first, torch.ones(shape), scores, -scores, ids, advantages, groups, tokenizer, options)
         if _Watched.was_read:
-            raise ValueError(
-                f"--token_credit: the rule {rules[end - 1].name} reads the advantages of the responses, and no "
-                "problem has two responses with a reward. Give several responses to a problem: with --num_samples, or "
-                f"in a file, with `correct` or `reward` in each line. {_PAGE_OF_TRAINING}."
-            )
+            return rules[end - 1].name
+    return None
 
 
 def weigh(store: ScoreStore, corpus: Corpus, tokenizer, options: argparse.Namespace) -> Weighed:
@@ -138,8 +149,14 @@ def weigh(store: ScoreStore, corpus: Corpus, tokenizer, options: argparse.Namesp
     mask = _padded([np.ones(length, dtype=np.float32) for length in lengths])
     everyone = group_advantages(corpus)
     advantages = torch.tensor(np.zeros(len(shown)) if everyone is None else everyone[: len(shown)]).float()
+    if everyone is not None and not advantages.any() and (rule := reader_of_advantages(tokenizer, options)):
+        logger.warning(
+            f"--token_credit: the rule {rule} reads the advantages of the responses, and those of the page are all 0: "
+            "the responses to each problem have equal rewards, so that the weights are those of a batch from which "
+            "nothing is learned. Take responses of which some are right."
+        )
     chain = options.token_credit
-    credit = _apply(
+    credit, reported = _apply(
         chain,
         mask,
         _padded([scores.entropies for _, scores in shown]),
@@ -157,6 +174,7 @@ def weigh(store: ScoreStore, corpus: Corpus, tokenizer, options: argparse.Namesp
         "progress": options.token_credit_progress if chain.scheduled else None,
         "selected_fraction": (weights != 0).sum().item() / max(int(mask.sum()), 1),
         **credit_effect(weights, mask, advantages),
+        "span_found": reported.get("span_found"),
     }
     return Weighed([row[:length].tolist() for row, length in zip(weights, lengths, strict=True)], effect)
 
@@ -173,7 +191,8 @@ def _apply(chain: Chain, mask, entropies, log_probs, ids, advantages, groups, to
         progress=options.token_credit_progress,
         tokenizer=tokenizer,
     )
-    return chain.apply(signals, pool_of(options.entropy_threshold_scope), Ranks())
+    credit = chain.apply(signals, pool_of(options.entropy_threshold_scope), Ranks())
+    return credit, chain.metrics(signals, Ranks())
 
 
 def _padded(rows: list[np.ndarray]) -> torch.Tensor:

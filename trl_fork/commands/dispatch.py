@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import traceback
 from difflib import get_close_matches
 from importlib import import_module
 
@@ -37,8 +38,27 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(_describe_unknown(name), file=sys.stderr)
         return 2
-    import_module(f"{__package__}.{name}").main(words)
+    try:
+        import_module(f"{__package__}.{name}").main(words)
+    except Exception as error:
+        if not _is_refusal(error):
+            raise
+        print(f"{PROGRAM} {name}: error: {error}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _is_refusal(error: Exception) -> bool:
+    """
+    Whether an error is this package's word on its input, which a traceback would only bury.
+
+    An error of another package, and any error of a training that has begun, keeps its traceback.
+    """
+    if not isinstance(error, (ValueError, TypeError, ImportError, NotImplementedError)):
+        return False
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    package = __package__.partition(".")[0]
+    return modules[-1].startswith(f"{package}.") and f"{__package__}.finishing" not in modules
 
 
 def _make_parser() -> argparse.ArgumentParser:

@@ -44,7 +44,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.output and not options.name:
         parser.error("--output copies one file: say which, trl-fork recipes NAME --output FILE")
     if options.output and Path(options.output).exists():
-        parser.error(f"--output: {options.output!r} is there already: nothing was written")
+        parser.error(f"--output: {options.output!r} is there already: nothing was written. Name another file")
     return options
 
 

@@ -23,6 +23,7 @@ from transformers import ProgressCallback, TrainingArguments
 from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
 
 from .. import ForkingGRPOConfig, ForkingGRPOTrainer
+from ..data.columns import column_names
 from ..data.math_datasets import BENCHMARKS, TRAINING_SETS, find_dataset
 from ..data.prompt_file import save_prompt
 from ..generation.engines import check_model_path
@@ -79,6 +80,7 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
         raise ValueError("dataset_name is not set: name a data set of the Hub, or a local file.")
     if not model_config.model_name_or_path:
         raise ValueError("model_name_or_path is not set: name a model of the Hub, or a local folder.")
+    args.check_contrast_instruction(args.credit)
     check_model_path(model_config.model_name_or_path)
     refuse_adapter(model_config.model_name_or_path)
     checkpoint = checkpoint_choice(args.resume_from_checkpoint)
@@ -158,13 +160,18 @@ def after_training(trainer: ForkingGRPOTrainer, arguments: ForkingScriptArgument
         elif trainer.accelerator.is_main_process and len(failures) == before:
             failures.append("publishing it (what remains to be done is said above)")
     trainer.accelerator.print(files_of(args.output_dir, "trainer_state.json", "training.png"))
-    steps = trainer.state.global_step
-    attempt("printing what comes next", lambda: trainer.accelerator.print(next_steps(arguments, args, base, steps)))
+    steps, graded = trainer.state.global_step, "solution" in column_names(trainer.train_dataset)
+    attempt(
+        "printing what comes next",
+        lambda: trainer.accelerator.print(next_steps(arguments, args, base, steps, has_answers=graded)),
+    )
     return failures
 
 
-def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base: str, steps: int) -> str:
-    """Commands to run after a training."""
+def next_steps(
+    arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base: str, steps: int, *, has_answers: bool = True
+) -> str:
+    """Commands to run after a training; `has_answers` says whether its data can be graded."""
 
     def command(name: str, **options) -> str:
         words = [*program(), name]
@@ -175,6 +182,9 @@ def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base:
     data, output = arguments.eval_dataset_name or arguments.dataset_name, Path(args.output_dir)
     if find_dataset(TRAINING_SETS, data) and not find_dataset(BENCHMARKS, data):  # has no problems to test on
         data = "math500"
+    prompt = "with the prompt of the training"
+    if data == arguments.dataset_name and not has_answers:  # `evaluate` grades: rewards without `solution` do not
+        data, prompt = "DATA", f"{prompt}, on data with answers or a benchmark such as math500"
     # The columns are those of the training data; another data set has its own.
     names = ("dataset_config", "prompt_column", "solution_column") if data == arguments.dataset_name else ()
     columns = {name: getattr(arguments, name) for name in names if data not in BENCHMARKS}
@@ -182,7 +192,7 @@ def next_steps(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, base:
         columns["dataset_test_split"] = arguments.dataset_test_split
     lines = [
         "Next:",
-        "  Evaluate, with the prompt of the training:",
+        f"  Evaluate, {prompt}:",
         "    "
         + command(
             "evaluate",

@@ -29,6 +29,10 @@ RULES: dict[str, type] = {
     for rule in (TopFraction, Random, Proportional, Rank, Interval, Span, EntropyAdvantage, Spurious, Rollouts)
 }
 
+_IN_A_CHAIN = (
+    "A preset stands alone: to combine it, write its rules into the chain, which `trl-fork recipes NAME` prints."
+)
+
 
 def build_credit(spec: str | dict | list | Callable) -> Chain:
     """
@@ -60,11 +64,14 @@ def build_credit(spec: str | dict | list | Callable) -> Chain:
         if _PATH.fullmatch(spec):
             return Chain((_user_rule(spec, {}),))
         if spec not in preset_names():
-            meant = (
-                f" It is a rule, and stands in a chain: {{{spec!r}: {{}}}}."
-                if spec in RULES
-                else _suggestion(spec, preset_names())
-            )
+            if spec in RULES:
+                meant = f" It is a rule, and stands in a chain: {{{spec!r}: {{}}}}."
+            elif spec == "all":
+                meant = " To train on all tokens alike, set top_entropy_quantile=1.0 and leave token_credit out."
+            elif len(words := re.findall(r"[^\s,+]+", spec)) > 1 and {*words} <= {*preset_names(), *RULES}:
+                meant = " " + _IN_A_CHAIN
+            else:
+                meant = _suggestion(spec, preset_names())
             raise ValueError(
                 f"token_credit: there is no preset {spec!r}.{meant} "
                 f"Presets: {', '.join(preset_names())}. A chain is a dictionary such as "
@@ -80,7 +87,7 @@ def build_credit(spec: str | dict | list | Callable) -> Chain:
                 if link in list(RULES):
                     meant = f" Write {{{link!r}: {{}}}} for its defaults."
                 elif link in preset_names():
-                    meant = " It is a preset, which stands alone, outside of a list."
+                    meant = f" It is a preset. {_IN_A_CHAIN}"
                 raise ValueError(
                     f"token_credit: each rule of a list is a dictionary {{rule: {{parameter: value}}}}, got {link!r}."
                     f"{meant} Rules: {', '.join(RULES)}."
@@ -111,7 +118,7 @@ def _rule(name: Any, parameters: Any):
     if isinstance(name, str) and "." in name:
         return _user_rule(name, parameters)
     if name not in RULES:
-        meant = " It is a preset, which stands alone." if name in preset_names() else _suggestion(name, RULES)
+        meant = f" It is a preset. {_IN_A_CHAIN}" if name in preset_names() else _suggestion(name, RULES)
         raise ValueError(
             f"token_credit: there is no rule {name!r}.{meant} Rules: {', '.join(RULES)}; a rule of "
             "your own is named by its dotted path, such as my_package.MyRule."

@@ -15,6 +15,7 @@ from .signals import Signals
 
 
 CHOICES = ("high_entropy_sum", "low_entropy_sum", "random")
+_IN_WORDS = {"high_entropy_sum": "by high entropy sum", "low_entropy_sum": "by low entropy sum", "random": "at random"}
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class Rollouts(PackageRule):
     @property
     def in_words(self) -> str:
         """The tokens with weight, as the object of a sentence."""
-        chosen = {name: f"by {name.replace('_', ' ')}" for name in CHOICES} | {"random": "at random"}
-        kinds = f"positive ones {chosen[self.positives]}, others {chosen[self.negatives]}"
+        positives, negatives = (_IN_WORDS[choice] for choice in (self.positives, self.negatives))
+        kinds = positives if positives == negatives else f"positive ones {positives}, others {negatives}"
         return f"{100 * self.keep:g} % of the completions of each group ({kinds})"
 
     def __call__(self, signals: Signals, pool: Pool) -> torch.Tensor:

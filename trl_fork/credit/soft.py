@@ -42,5 +42,5 @@ def strength_in_words(strength: Constant | Schedule) -> str:
     """How strong a rule is, behind the words for its tokens; nothing if it is so in full throughout."""
     first, last = strength.ends
     if strength.is_constant:
-        return "" if first == 1 else f", with a strength of {first:g}"
-    return f", with a strength {'rising' if first < last else 'falling'} from {first:g} to {last:g}"
+        return "" if first == 1 else f", at strength {first:g}"
+    return f", at a strength {'rising' if first < last else 'falling'} from {first:g} to {last:g}"

@@ -68,7 +68,10 @@ class TopFraction(PackageRule):
     @property
     def in_words(self) -> str:
         """The tokens with weight, as the object of a sentence."""
-        what = f"the {in_percent(self.fraction)} of tokens with the highest {self.score.replace('_', ' ')}"
+        if self.score == "position":
+            what = f"the last {in_percent(self.fraction)} of tokens"
+        else:
+            what = f"the {in_percent(self.fraction)} of tokens with the highest {self.score.replace('_', ' ')}"
         return f"all tokens but {what}" if self.complement else what
 
     def __call__(self, signals: Signals, pool: Pool) -> torch.Tensor:

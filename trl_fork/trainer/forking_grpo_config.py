@@ -316,7 +316,8 @@ class ForkingGRPOConfig(GRPOConfig):
             rules = "all tokens have one weight" if chain is None else f"the credit rules are {chain.describe()}"
             raise ValueError(
                 f"contrast_instruction={instruction!r} is set, but nothing reads the log-probabilities after a "
-                f"negative prompt: {rules}. Leave it out, or set token_credit to a rule that needs contrast_log_probs."
+                f"negative prompt: {rules}. Leave it out, or set token_credit to a rule that needs "
+                "contrast_log_probs, such as the preset 'gcpo'."
             )
 
     def _check_rules(self, chain: Chain) -> None:
