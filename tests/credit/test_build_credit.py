@@ -146,7 +146,7 @@ def test_a_function_takes_the_pool_if_it_asks_for_it():
         ([{}], "must name at least one rule"),
         (
             ["forking"],
-            "each rule of a list is a dictionary.*got 'forking'. It is a preset. A preset stands alone: .*trl-fork recipes NAME",
+            "each rule of a list is a dictionary.*got 'forking'. It is a preset. .*trl-fork recipes NAME",
         ),
         (["random"], "got 'random'. Write {'random': {}}"),
         ([["pepo"]], r"got \['pepo'\]"),
