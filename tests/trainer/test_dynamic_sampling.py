@@ -20,7 +20,7 @@ from tests.conftest import (
     train,
     weight_change,
 )
-from tests.oracles import Rollout, informative_batch, loss, select
+from tests.oracles import Rollout, credit, informative_batch, loss, select
 from tests.oracles import advantages as naive_advantages
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 from trl_fork.trainer import groups
@@ -93,6 +93,24 @@ def test_step_is_that_of_the_informative_groups(
     assert log["rewards/fixed_reward/std"] == pytest.approx(rewards.std().item())
     assert log["frac_reward_zero_std"] == pytest.approx(1 - sum(spread) / len(spread))
     assert log["num_tokens"] == sum(len(r.prompt) + len(r.completion) for group in groups for r in group)
+
+
+def test_rollouts_are_chosen_within_the_groups_of_the_final_batch(model, start, tokenizer, tmp_path):
+    """Half of each group that was kept, by entropies and advantages of the final batch."""
+    rollouts = rollouts_with(tokenizer, [False, True, False, False, True, False, True, True])
+    trainer = train(
+        model, tokenizer, rollouts, tmp_path, dynamic_sampling=True, shuffle_dataset=False,
+        per_device_train_batch_size=8, gradient_accumulation_steps=4, steps_per_generation=4,
+        token_credit={"rollouts": {"negatives": "low_entropy_sum", "top_tokens": 0.3}},
+    )  # fmt: skip
+    assert len(rollouts.generated) > 1
+    batch = final_batch(rollouts.generated)
+    entropies, advantages = naive_view(start, batch)
+    rule = {"kind": "rollouts", "negatives": "low_entropy_sum", "top_tokens": 0.3}
+    weights = credit(batch, [rule], {"entropy": entropies}, [], advantages.values())
+    assert len({row for row, _ in weights}) == 16 == sum(map(len, trainer.micro_batches))
+    expected = gradient(start, loss(start, batch, advantages, weights, len(weights)))
+    assert relative_difference(weight_change(start, model), expected) < 1e-5
 
 
 def test_padding_is_that_of_the_final_batch(model, start, tokenizer, tmp_path):
