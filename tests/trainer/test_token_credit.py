@@ -201,41 +201,39 @@ def surprising_half(signals, pool):
 surprising_half.needs, surprising_half.mass = {"log_probs"}, "from_masks"
 
 
-@pytest.mark.parametrize("scope", ["micro_batch", "local"])
-def test_entropy_advantage_of_the_current_policy(scope, tokenizer, tmp_path):
+def train_at_loss(scope, tokenizer, tmp_path, **rule):
+    """A step whose pools are micro-batches: the trainer, the model before it, its change, and the batch."""
     model = build_model(tokenizer)
     start = copy.deepcopy(model)
     rollouts = FixedRollouts(tokenizer)
     trainer = train(
-        model, tokenizer, rollouts, tmp_path, token_credit=CHAINS["entropy_advantage"][0],
-        entropy_threshold_scope=scope, per_device_train_batch_size=8, gradient_accumulation_steps=4,
+        model, tokenizer, rollouts, tmp_path, entropy_threshold_scope=scope, per_device_train_batch_size=8,
+        gradient_accumulation_steps=4, **rule,
     )  # fmt: skip
+    return trainer, start, weight_change(start, model), rollouts.generated[0]
+
+
+@pytest.mark.parametrize("scope", ["micro_batch", "local"])
+def test_entropy_advantage_of_the_current_policy(scope, tokenizer, tmp_path):
+    token_credit, naive_chain = CHAINS["entropy_advantage"]
+    trainer, start, change, batch = train_at_loss(scope, tokenizer, tmp_path, token_credit=token_credit)
     assert trainer.scoring_passes == 0
-    batch = rollouts.generated[0]
     _, row_advantages = naive_view(start, batch)
     scores = naive_scores(start, batch, row_advantages)
-    weights = credit(batch, CHAINS["entropy_advantage"][1], scores, [], row_advantages.values())
+    weights = credit(batch, naive_chain, scores, [], row_advantages.values())
     expected = loss(start, batch, row_advantages, weights, sum(sum(r.valid) for r in batch))
-    assert relative_difference(weight_change(start, model), gradient(start, expected)) < 1e-5
+    assert relative_difference(change, gradient(start, expected)) < 1e-5
 
 
 @pytest.mark.parametrize("scope", ["micro_batch", "local"])
 def test_pools_of_micro_batches(scope, tokenizer, tmp_path):
     """A rule of a user's at the loss: the log-probabilities are those of the pass itself."""
-    model = build_model(tokenizer)
-    start = copy.deepcopy(model)
-    rollouts = FixedRollouts(tokenizer)
-    trainer = train(
-        model, tokenizer, rollouts, tmp_path, token_credit_func=surprising_half, entropy_threshold_scope=scope,
-        per_device_train_batch_size=8, gradient_accumulation_steps=4,
-    )  # fmt: skip
-    batch = rollouts.generated[0]
+    trainer, start, change, batch = train_at_loss(scope, tokenizer, tmp_path, token_credit_func=surprising_half)
     _, row_advantages = naive_view(start, batch)
-    pools = trainer.rows_of_micro_batches(batch)
-    half = [{"fraction": 0.5, "score": "surprisal"}]
+    half, pools = [{"fraction": 0.5, "score": "surprisal"}], trainer.rows_of_micro_batches(batch)
     weights = credit(batch, half, naive_scores(start, batch, row_advantages), pools)
     expected = loss(start, batch, row_advantages, weights, len(weights))
-    assert relative_difference(weight_change(start, model), gradient(start, expected)) < 1e-5
+    assert relative_difference(change, gradient(start, expected)) < 1e-5
 
 
 @pytest.mark.parametrize(("name", "passes"), [("position", 0), ("random", 0), ("top_fraction", 1), ("weights", 1)])

@@ -100,8 +100,7 @@ class _Watched(torch.Tensor):
 
 def refuse_advantages(tokenizer, options: argparse.Namespace) -> None:
     """
-    Refuse rules that read advantages, where there are none, before anything is sampled or scored. No attribute of a
-    rule says that it does: each is called with made-up scores, and with advantages that notice that they are read.
+    Refuse rules that read advantages, where there are none, before anything is sampled or scored.
 
     Raises:
         `ValueError`: naming the rule.
@@ -116,8 +115,8 @@ def refuse_advantages(tokenizer, options: argparse.Namespace) -> None:
 
 def reader_of_advantages(tokenizer, options: argparse.Namespace) -> str | None:
     """
-    Name of the first rule that reads advantages. Rules need not say that they do, so that they are watched with
-    made-up scores.
+    Name of the first rule that reads advantages. No attribute of a rule says that it does: each is called with made-up
+    scores, and with advantages that notice that they are read.
     """
     rules, shape = options.token_credit.rules, (4, 16)
     generator = torch.Generator().manual_seed(0)

@@ -6,15 +6,14 @@ from typing import Any, ClassVar
 import torch
 
 from .pools import Pool
-from .rules import PackageRule
-from .scores import SCORES, check_score, checked_scores
+from .scores import check_score, checked_scores
 from .signals import Signals
-from .soft import checked_strength, mean_one, softened, strength_in_words
+from .soft import SoftRule, checked_strength, mean_one, softened, strength_in_words
 from .windows import check_window
 
 
 @dataclass(frozen=True)
-class Proportional(PackageRule):
+class Proportional(SoftRule):
     """
     Weight `n * s_t / sum(s)` on the `n` tokens of each row, `s` a score: softer than a selection, with mean 1.
 
@@ -43,9 +42,6 @@ class Proportional(PackageRule):
     strength: Any = 1.0
 
     name: ClassVar[str] = "proportional"
-    selects: ClassVar[bool] = False
-    sparse: ClassVar[bool] = False
-    mass: ClassVar[str] = "one_per_row"
 
     def __post_init__(self):
         check_score(self.score)
@@ -58,11 +54,6 @@ class Proportional(PackageRule):
         if self.rows not in ("positive", "all"):
             raise ValueError(f"rows must be 'positive' or 'all', got {self.rows!r}.")
         object.__setattr__(self, "strength", checked_strength(self.strength))
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Names of the signals that the rule reads."""
-        return SCORES[self.score].needs
 
     @property
     def in_words(self) -> str:

@@ -6,11 +6,10 @@ from typing import Any, ClassVar
 import torch
 
 from .pools import Pool, accumulator
-from .rules import PackageRule
 from .schedules import is_number
-from .scores import SCORES, check_score, checked_scores
+from .scores import check_score, checked_scores
 from .signals import Signals
-from .soft import checked_strength, mean_one, softened, strength_in_words
+from .soft import SoftRule, checked_strength, mean_one, softened, strength_in_words
 
 
 # With it the top 40 % of ranks carry 80 % of the weight: ln(1 - 0.8) / ln(1 - 0.4) - 1.
@@ -18,7 +17,7 @@ POWER = 2.1507
 
 
 @dataclass(frozen=True)
-class Rank(PackageRule):
+class Rank(SoftRule):
     """
     Weight in proportion to `(rank / n)^power` on the `n` tokens of each row, with mean 1 in the row.
 
@@ -43,9 +42,6 @@ class Rank(PackageRule):
     strength: Any = 1.0
 
     name: ClassVar[str] = "rank"
-    selects: ClassVar[bool] = False
-    sparse: ClassVar[bool] = False
-    mass: ClassVar[str] = "one_per_row"
 
     def __post_init__(self):
         check_score(self.score)
@@ -54,11 +50,6 @@ class Rank(PackageRule):
                 f"power must be a number from 0 (equal weights) to 100, got {self.power!r}. GCPO's value is {POWER}."
             )
         object.__setattr__(self, "strength", checked_strength(self.strength))
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Names of the signals that the rule reads."""
-        return SCORES[self.score].needs
 
     @property
     def in_words(self) -> str:

@@ -14,8 +14,8 @@ from .selection import hash_again
 from .signals import Signals
 
 
-CHOICES = ("high_entropy_sum", "low_entropy_sum", "random")
-_IN_WORDS = {"high_entropy_sum": "by high entropy sum", "low_entropy_sum": "by low entropy sum", "random": "at random"}
+# Ways to choose, and their words
+CHOICES = {"high_entropy_sum": "by high entropy sum", "low_entropy_sum": "by low entropy sum", "random": "at random"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Rollouts(PackageRule):
     @property
     def in_words(self) -> str:
         """The tokens with weight, as the object of a sentence."""
-        positives, negatives = (_IN_WORDS[choice] for choice in (self.positives, self.negatives))
+        positives, negatives = (CHOICES[choice] for choice in (self.positives, self.negatives))
         kinds = positives if positives == negatives else f"positive ones {positives}, others {negatives}"
         return f"{100 * self.keep:g} % of the completions of each group ({kinds})"
 

@@ -1,11 +1,27 @@
 """Weights that differ from token to token."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from .pools import accumulator
+from .rules import PackageRule
 from .schedules import Constant, Schedule, as_schedule
+from .scores import SCORES
+
+
+class SoftRule(PackageRule):
+    """Attributes of a rule that weighs every token by a score, with mean 1 in each row."""
+
+    selects: ClassVar[bool] = False
+    sparse: ClassVar[bool] = False
+    mass: ClassVar[str] = "one_per_row"
+    score: str
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the signals that the rule reads."""
+        return SCORES[self.score].needs
 
 
 def mean_one(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
