@@ -9,7 +9,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 
-from .instruments import Clock, CreditOfBatch, GradientError, PassedTokens, PeakMemory, count_head_rows
+from .instruments import Clock, CreditOfBatch, GradientError, PassedTokens, PeakMemory, count_head_rows, run_settings
 from .workload import FIRST_WORD, GENERATIONS, RHO, SHAPES, build_model, build_tokenizer
 
 
@@ -75,17 +75,7 @@ def build_trainer(arm, rollouts, options, device, steps):
                 gradient_accumulation_steps=options.groups * GENERATIONS // options.micro_batch,
                 num_generations=GENERATIONS,
                 max_completion_length=options.max_length,
-                learning_rate=0.0,
-                max_grad_norm=0.0,
-                optim="sgd",
-                gradient_checkpointing=True,
-                use_cpu=device == "cpu",
-                bf16=device != "cpu",
-                report_to="none",
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
-                shuffle_dataset=False,
+                **run_settings(device),
                 **settings,
             ),
             train_dataset=Dataset.from_dict({"prompt": [f"w{FIRST_WORD}"] * options.groups}),

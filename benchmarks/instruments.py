@@ -1,4 +1,4 @@
-"""What `step.py` measures a training step with."""
+"""What a training step is measured with."""
 
 import statistics
 import time
@@ -12,6 +12,23 @@ from trl.kernels import ChunkedLogProbFunction
 
 from trl_fork.credit import credit_effect
 from trl_fork.trainer import GenerationCallback
+
+
+def run_settings(device) -> dict:
+    """Settings of a run whose steps are measured: nothing is learned, saved or shown."""
+    return {
+        "learning_rate": 0.0,
+        "max_grad_norm": 0.0,
+        "optim": "sgd",
+        "gradient_checkpointing": True,
+        "use_cpu": device == "cpu",
+        "bf16": device != "cpu",
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "shuffle_dataset": False,
+    }
 
 
 class Clock(TrainerCallback):

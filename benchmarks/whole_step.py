@@ -34,6 +34,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 
 from .generation import PROMPT, SHAPES, ForcedLengths, build_model, build_tokenizer, sample_lengths
+from .instruments import run_settings
 
 
 RHO, GENERATIONS = 0.2, 8
@@ -104,17 +105,7 @@ def run(ours, options, device):
             gradient_accumulation_steps=rows // options.micro_batch,
             num_generations=GENERATIONS,
             max_completion_length=options.max_length,
-            learning_rate=0.0,
-            max_grad_norm=0.0,
-            optim="sgd",
-            gradient_checkpointing=True,
-            use_cpu=device == "cpu",
-            bf16=device != "cpu",
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            shuffle_dataset=False,
+            **run_settings(device),
         ),
         train_dataset=Dataset.from_dict({"prompt": [" ".join([f"w{forced.any}"] * PROMPT)] * options.groups}),
         processing_class=build_tokenizer(vocabulary),
