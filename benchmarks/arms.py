@@ -41,9 +41,13 @@ BASELINE = Arm("TRL", is_trl=True)
 VARIANTS = {
     name: Arm(name, without=without)
     for name, without in {
-        "ours, nothing left out": ("padding", "ordering", "inert_rows", "head_backward", "head_forward"),
+        "ours, nothing left out": (
+            *("padding", "packing", "ordering", "inert_rows"),
+            *("head_backward", "head_forward"),
+        ),
         "ours": (),
-        "without cut padding": ("padding",),
+        "without packing": ("packing",),
+        "without cut padding": ("padding", "packing"),
         "without ordering": ("ordering", "inert_rows"),
         "without inert rows": ("inert_rows",),
         "without sparse head": ("head_backward", "head_forward"),

@@ -117,6 +117,8 @@ class PassedTokens:
 
     def count(self, module, args, kwargs):
         mask = kwargs["attention_mask"]
+        if mask is None or mask.dim() == 4:  # packed rows
+            mask = torch.ones_like(kwargs["position_ids"])
         self.positions += mask.numel()
         self.tokens += mask.sum()  # read after the steps: the GPU is not waited for
         if not torch.is_grad_enabled():

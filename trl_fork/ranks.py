@@ -36,6 +36,10 @@ class Ranks:
         """The values of a scalar tensor on all ranks, shape `(count,)`, in rank order."""
         return scalar.reshape(1) if self.count == 1 else self.accelerator.gather(scalar.reshape(1))
 
+    def gather_vectors(self, vector: torch.Tensor) -> torch.Tensor:
+        """The vectors of all ranks, of the same length on each of them, shape `(count, length)`, in rank order."""
+        return vector[None] if self.count == 1 else self.accelerator.gather(vector).view(self.count, -1)
+
 
 def sort_keys(values: torch.Tensor) -> torch.Tensor:
     """Signed integers that order like `values` and are equal exactly where `values` are. NaN is not allowed."""

@@ -109,9 +109,9 @@ def test_all_savings_keep_the_gradient(settings, updates, tokenizer, tmp_path):
 
 @pytest.mark.parametrize("updates", [ON_POLICY, OFF_POLICY], ids=["on_policy", "off_policy"])
 def test_rows_that_fill_up_a_batch_cost_no_head_row(updates, tokenizer, tmp_path):
-    """Two of 32 rows have an advantage, and no micro-batch may be empty: the rows beside them stay without head."""
+    """Two of 32 rows have an advantage, and no padded micro-batch may be empty: those beside them have no head."""
     rewards = [[0.5] * 8, [0.0, 1.0] + [0.5] * 6, [0.25] * 8, [0.75] * 8]
-    difference, lean, full = compare(tokenizer, tmp_path, rewards=rewards, **updates)
+    difference, lean, full = compare(tokenizer, tmp_path, rewards=rewards, padding_free=False, **updates)
     assert difference < 1e-5
     steps = updates.get("num_iterations", 1)
     assert full.rows == 32 * steps and 2 * steps < lean.rows <= 5 * steps
@@ -172,14 +172,15 @@ def test_reordering_would_change_the_pool_of_a_micro_batch(tokenizer, tmp_path, 
     assert difference > 0.01
 
 
-def test_without_any_gradient(tokenizer, tmp_path):
+@pytest.mark.parametrize("padding_free", [True, False])
+def test_without_any_gradient(padding_free, tokenizer, tmp_path):
     """Every group has one reward: the smallest batch that keeps the loop going, and no change of weights."""
     model = build_model(tokenizer)
     start = copy.deepcopy(model)
     rollouts = FixedRollouts(tokenizer, rewards=[[0.5] * 8] * 4)
-    trainer = train(model, tokenizer, rollouts, tmp_path, Spy, **ON_POLICY)
+    trainer = train(model, tokenizer, rollouts, tmp_path, Spy, padding_free=padding_free, **ON_POLICY)
     assert weight_change(start, model).norm() == 0
-    assert trainer.rows == 4 and trainer.state.log_history[0]["grad_norm"] == 0
+    assert trainer.rows == (1 if padding_free else 4) and trainer.state.log_history[0]["grad_norm"] == 0
     assert trainer.state.log_history[0]["forking/inert_row_fraction"] == 1.0
 
 

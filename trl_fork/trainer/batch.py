@@ -49,13 +49,16 @@ class Padding:
     Args:
         side (`str`): `"left"` or `"right"`.
         mask (`str`): Key of the tensor that is nonzero at the columns in use.
+        fill (`float`): Value at the other columns.
     """
 
     side: Literal["left", "right"]
     mask: str
+    fill: float = 0.0
 
 
 _PROMPT, _COMPLETION = Padding("left", "prompt_mask"), Padding("right", "completion_mask")
+_FACTOR = Padding("right", "completion_mask", fill=1.0)
 
 # Padding of every tensor of TRL's batches that has one column per token, and of those that this package adds. A tensor
 # that is not listed is never cut, because its width may equal the completions' by chance.
@@ -64,11 +67,11 @@ LAYOUT = {
     "prompt_mask": _PROMPT,
     "completion_ids": _COMPLETION,
     "completion_mask": _COMPLETION,
-    "tool_mask": _COMPLETION,
+    "tool_mask": _FACTOR,
     "old_per_token_logps": _COMPLETION,
     "ref_per_token_logps": _COMPLETION,
     "sampling_per_token_logps": _COMPLETION,
-    "importance_sampling_ratio": _COMPLETION,  # or one column, if there is one ratio per sequence
+    "importance_sampling_ratio": _FACTOR,  # or one column, if there is one ratio per sequence
     "advantages": _COMPLETION,  # where a subclass makes one per token
     "credit_weights": _COMPLETION,
     "credit_priorities": _COMPLETION,

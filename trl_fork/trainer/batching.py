@@ -78,6 +78,23 @@ def lengths(batch: dict) -> torch.Tensor:
     return batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)
 
 
+def read_lengths(batch: dict, weights: torch.Tensor | None) -> torch.Tensor:
+    """
+    Tokens of each row that a packed pass reads, shape `(batch,)`: with weights, those up to the last one with a
+    gradient, and none of a row without any.
+    """
+    if weights is None:
+        return lengths(batch)
+    wanted = with_gradient(weights, batch["advantages"])
+    last = (wanted * torch.arange(1, wanted.shape[1] + 1, device=wanted.device)).amax(1)
+    return torch.where(last > 0, batch["prompt_mask"].sum(1) + last, 0)
+
+
+def with_gradient(weights: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+    """Tokens whose policy term is not zero, shape `(batch, seq)`."""
+    return (weights != 0) & ~without_advantage(advantages).unsqueeze(1)
+
+
 def plan_window(row_lengths: torch.Tensor, inert: torch.Tensor, num_batches: int, num_rows: int) -> list[list[int]]:
     """
     Distribute the rows of an optimizer step over its micro-batches: similar lengths together, inert rows left out.

@@ -41,6 +41,8 @@ _SETTINGS = (
     "vllm_importance_sampling_correction",
     "vllm_importance_sampling_mode",
     "skip_inert_compute",
+    "padding_free",
+    "max_tokens_per_forward",
     "dynamic_sampling",
     "contrast_instruction",
 )

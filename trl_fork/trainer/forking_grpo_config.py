@@ -70,6 +70,15 @@ class ForkingGRPOConfig(GRPOConfig):
             completions without gradient, the LM head of tokens outside the selection. The completions of a group with
             one reward get an advantage of exactly 0, where TRL's rounding leaves about 6e-4. A saving that would not
             be exact is off, and the log says why, see [`~trainer.savings.plan_savings`].
+        padding_free (`bool`, *optional*, defaults to `True`):
+            Run the model, in scoring and training, on rows that stand one after the other, without padding between
+            them. Where rows may move within an optimizer step they are packed to `max_tokens_per_forward` and spread
+            evenly over the processes. It needs `attn_implementation` to be `"sdpa"` or one of flash attention, and a
+            model that keeps packed rows apart: the trainer tries its own rows, and where their scores differ it pads.
+        max_tokens_per_forward (`int`, *optional*):
+            Tokens of prompts and completions in a packed forward pass of one process. By default those of a
+            micro-batch padded to the longest prompt and completion of the generation batch,
+            `per_device_train_batch_size * (prompt + completion)`, so that no pass takes more memory than TRL's.
         dynamic_sampling (`bool`, *optional*, defaults to `False`):
             DAPO's dynamic sampling: groups without an advantage are dropped, and fresh prompts generated until the
             batch is full of groups that carry a signal. The batch keeps its shape and the run its number of steps.
@@ -137,6 +146,17 @@ class ForkingGRPOConfig(GRPOConfig):
         default=True,
         metadata={"help": "Leave out work whose gradient is exactly zero."},
     )
+    padding_free: bool = field(
+        default=True,
+        metadata={"help": "Run the model on rows that stand one after the other, without padding between them."},
+    )
+    max_tokens_per_forward: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of prompts and completions in a packed forward pass of one process. By default those of a "
+            "padded micro-batch."
+        },
+    )
     dynamic_sampling: bool = field(
         default=False,
         metadata={
@@ -186,6 +206,18 @@ class ForkingGRPOConfig(GRPOConfig):
         self.check_credit(self.credit)
         if self.token_credit is not None:  # otherwise the trainer may be given rules as `token_credit_func`
             self.check_contrast_instruction(self.credit)
+        limit = self.max_tokens_per_forward
+        if limit is not None and limit < 1:
+            raise ValueError(
+                f"max_tokens_per_forward must be at least 1, got {limit}: it is the number of tokens of a forward "
+                "pass. Leave it out for what a padded micro-batch would hold."
+            )
+        if limit is not None and not (self.padding_free and self.skip_inert_compute):
+            off = "padding_free" if self.skip_inert_compute else "skip_inert_compute"
+            raise ValueError(
+                f"max_tokens_per_forward={limit} has no effect with {off}=False: only rows without padding are packed "
+                f"to a number of tokens. Leave it out, or set {off}=True."
+            )
         if self.dynamic_sampling_max_rounds < 1:
             raise ValueError(
                 f"dynamic_sampling_max_rounds must be at least 1, got {self.dynamic_sampling_max_rounds}: the first "

@@ -2,7 +2,7 @@
 
 import inspect
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -24,9 +24,10 @@ from ._trl import (
     warn_of_cast_weights,
     warn_of_truncated_sampling,
 )
+from .arranging import arrange
 from .batch import LAYOUT, GenerationBatch
 from .batch_credit import PRIORITIES, PROGRESS, SCALE, WEIGHTS, BatchCreditMixin
-from .batching import loss_mask, without_advantage
+from .batching import loss_mask, with_gradient
 from .callbacks import GenerationCallback
 from .checkpoints import ResumableGenerationMixin
 from .checks import check_rollouts, check_tokenizer, check_training_data, refuse_frozen_model
@@ -39,9 +40,11 @@ from .health import HealthCallback
 from .lm_head import row_sparse_head
 from .metrics import partial_metrics
 from .out_of_memory import explain_out_of_memory
+from .packed_attention import find_obstacle, packed_attention
 from .publishing import PublishingMixin
-from .savings import ALL_TOKENS, arrange, plan_savings, rescales_with_length
+from .savings import ALL_TOKENS, plan_savings, rescales_with_length
 from .scoring import ScoringMixin
+from .skipping import EmptyBatchError, SkipsEmptyBatches
 from .telemetry import TelemetryMixin, timed_rollouts
 from .token_credit import TokenCredit, naming_the_step
 
@@ -62,6 +65,7 @@ class ForkingGRPOTrainer(
     CompletionsTableMixin,
     BatchCreditMixin,
     GRPOTrainer,
+    SkipsEmptyBatches,
 ):
     """
     [`~trl.GRPOTrainer`] with the policy gradient on the tokens that matter, by default the forking tokens only.
@@ -114,6 +118,7 @@ class ForkingGRPOTrainer(
     _tag_names = ["trl", "grpo", "forking-tokens"]
     # Padding of every tensor of a batch that has one column per token. A subclass that adds one names it here.
     batch_layout = LAYOUT
+    _until_backward_ends: ExitStack | None = None  # contexts of a training step, its backward pass included
 
     def __init__(
         self,
@@ -205,13 +210,14 @@ class ForkingGRPOTrainer(
             logger.warning(f"skip_inert_compute: not everything can be left out of this run ({'; '.join(reasons)}).")
         self._generation_index = {"train": (-1, 0), "eval": (-1, 0)}  # (global step, generations made at that step)
 
-    def _plan_savings(self, length_shows: bool):
+    def _plan_savings(self, length_shows: bool, obstacle_to_packing: str | None = None):
         return plan_savings(
             self.args,
             self.token_credit,
             length_shows=length_shows,
             image_inputs=isinstance(self.processing_class, ProcessorMixin),
             auxiliary_loss=self.aux_loss_enabled,
+            obstacle_to_packing=obstacle_to_packing or find_obstacle(self.model),
         )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
@@ -227,7 +233,8 @@ class ForkingGRPOTrainer(
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with ExitStack() as self._until_backward_ends:
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self._health.look_at(loss)
         return loss
 
@@ -298,18 +305,43 @@ class ForkingGRPOTrainer(
         if self._savings.padding and _ARRANGED not in inputs:
             steps = self.args.steps_per_generation
             window = min(self.args.gradient_accumulation_steps, steps)
-            self._buffered_inputs = arrange(
-                self._buffered_inputs, window, self._savings, WEIGHTS, self._ranks, self.batch_layout
+            self._buffered_inputs, largest = arrange(
+                self._buffered_inputs,
+                window,
+                self._savings,
+                WEIGHTS,
+                self._ranks,
+                self.batch_layout,
+                max_tokens=self.args.max_tokens_per_forward,
+                equal_counts=self.loss_type == "vespo" or self.args.importance_sampling_level == "sequence",
             )
-            for batch in self._buffered_inputs:
-                batch[_ARRANGED] = True
+            self._warn_of_large_passes(largest)
+            self._buffered_inputs = [{**batch, _ARRANGED: True} for batch in self._buffered_inputs]
             inputs = self._buffered_inputs[self._step % steps]
+        if len(inputs["prompt_ids"]) == 0:
+            raise EmptyBatchError
         return inputs
+
+    def _warn_of_large_passes(self, largest: int) -> None:
+        limit = self.args.max_tokens_per_forward
+        if limit is not None and largest > limit and self.accelerator.is_main_process:
+            args = self.args
+            self._warn_once(
+                "large passes",
+                f"max_tokens_per_forward={limit}: step {self.state.global_step} has a forward pass of {largest} tokens. "
+                f"An optimizer step makes at most {args.gradient_accumulation_steps} passes on a process "
+                "(gradient_accumulation_steps), and a row is not divided. Set gradient_accumulation_steps and "
+                f"steps_per_generation larger and per_device_train_batch_size ({args.per_device_train_batch_size}) "
+                "smaller by the same factor: the gradient is the same. Or lower max_completion_length.",
+            )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         # A new dictionary: TRL keeps the batch for further iterations over it.
         batch = {key: value for key, value in inputs.items() if key not in _ADDED}
         log_probs_needed = self.token_credit is not None and "log_probs" in self.token_credit.chain.needs
+        if self._savings.packing and self.model.training and self._until_backward_ends is not None:
+            # With gradient checkpointing the backward pass calls the layers again.
+            self._until_backward_ends.enter_context(packed_attention(self._own(model)))
         with self._within(loss_inputs=inputs, loss_log_probs=[] if log_probs_needed else None):
             if not (self._savings.head_backward and self.model.training):
                 return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
@@ -317,7 +349,7 @@ class ForkingGRPOTrainer(
             if self._savings.head_forward:
                 # A token that is not scored has log-probability 0: an old one of -100 would make the ratio infinite,
                 # and infinity times a weight of 0 is NaN.
-                wanted = (inputs[WEIGHTS] != 0) & ~without_advantage(inputs["advantages"]).unsqueeze(1)
+                wanted = with_gradient(inputs[WEIGHTS], inputs["advantages"])
                 if batch.get("old_per_token_logps") is not None:
                     batch["old_per_token_logps"] = batch["old_per_token_logps"] * wanted
             with row_sparse_head(wanted, batch["completion_mask"]), self._metrics_of_this_pass() as metrics:

@@ -121,6 +121,21 @@ def wanted_tokens_moved(move, width: int):
         yield
 
 
+def last_wanted_columns(width: int) -> torch.Tensor | None:
+    """
+    Column of the last wanted token of each row, shape `(batch, 1)`: -1 without any, `None` where all are wanted.
+
+    Args:
+        width (`int`): Columns of the batch; completions are at their end.
+    """
+    tokens = _tokens.get()
+    if tokens is None:
+        return None
+    wanted = tokens[0].bool()
+    columns = torch.arange(width - wanted.shape[1] + 1, width + 1, device=wanted.device)
+    return (wanted * columns).amax(1, keepdim=True) - 1
+
+
 @contextmanager
 def _set(tokens):
     before = _tokens.set(tokens)

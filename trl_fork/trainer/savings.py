@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..ranks import Ranks
-from .batch import LAYOUT, Padding
-from .batching import cut_padding, inert_rows, lengths, plan_window, take_rows
+from .batching import cut_padding
 from .token_credit import TokenCredit
 
 
@@ -29,7 +27,9 @@ class Savings:
 
     Args:
         padding (`bool`): Padding beyond the longest row of a micro-batch, in every forward pass.
-        ordering (`bool`): Rows of an optimizer step are distributed by length, so that there is less padding.
+        packing (`bool`): There is no padding in a forward pass at all: its rows stand one after the other.
+        ordering (`bool`): Rows of an optimizer step are distributed by length over its micro-batches, so that there is
+            less padding; with `packing` over fewer forward passes, and over the processes.
         inert_rows (`bool`): Completions without gradient are left out of the training pass.
         head_backward (`bool`): The LM head's backward visits only rows with a gradient.
         head_forward (`bool`): Its forward, too, visits only selected tokens.
@@ -37,6 +37,7 @@ class Savings:
     """
 
     padding: bool = False
+    packing: bool = False
     ordering: bool = False
     inert_rows: bool = False
     head_backward: bool = False
@@ -50,7 +51,13 @@ class Savings:
 
 
 def plan_savings(
-    args, credit: TokenCredit | None, *, length_shows: bool, image_inputs: bool, auxiliary_loss: bool
+    args,
+    credit: TokenCredit | None,
+    *,
+    length_shows: bool,
+    image_inputs: bool,
+    auxiliary_loss: bool,
+    obstacle_to_packing: str | None = None,
 ) -> Savings:
     """
     The savings that are exact for a configuration.
@@ -61,6 +68,8 @@ def plan_savings(
         length_shows (`bool`): Whether a longer row in the batch changes a row's scores, see [`padding_effect`].
         image_inputs (`bool`): Whether batches hold tensors that are not one row per completion.
         auxiliary_loss (`bool`): Whether a mixture-of-experts loss is added, which every token reaches.
+        obstacle_to_packing (`str`, *optional*):
+            Why rows cannot be packed, see [`~trainer.packed_attention.find_obstacle`].
     """
     if not args.skip_inert_compute:
         return Savings()
@@ -81,6 +90,16 @@ def plan_savings(
         (image_inputs, "image inputs are not cut with their rows"),
         (args.pad_to_multiple_of is not None, "pad_to_multiple_of asks for padding"),
         (length_shows, "the model's scores of a row depend on the padded length"),
+    )
+    packing = (
+        padding
+        and args.padding_free
+        and allowed(
+            "packing",
+            (obstacle_to_packing is not None, str(obstacle_to_packing)),
+            (args.torch_compile, "torch.compile would compile the model for every number of rows"),
+            (auxiliary_loss, "the auxiliary loss averages over the tokens of a mask"),
+        )
     )
     ordering = allowed(
         "ordering",
@@ -114,6 +133,7 @@ def plan_savings(
     )
     return Savings(
         padding=padding,
+        packing=packing,
         ordering=ordering,
         inert_rows=inert,
         head_backward=True,
@@ -174,54 +194,9 @@ def rounding(model: torch.nn.Module, *dtypes: torch.dtype) -> float:
     return max(torch.finfo(dtype).eps for dtype in (*dtypes, *found) if dtype.itemsize > 1) ** 0.5
 
 
-def arrange(
-    batches: list[dict],
-    window: int,
-    savings: Savings,
-    weights_key: str,
-    ranks: Ranks,
-    layout: dict[str, Padding] = LAYOUT,
-) -> list[dict]:
+def score_by_length(score, input_ids, attention_mask, completion_length: int, chunks: list[torch.Tensor]):
     """
-    Rearrange a generation batch for its updates.
-
-    Args:
-        batches (`list[dict]`):
-            Micro-batches of this rank, of equal shapes.
-        window (`int`):
-            Micro-batches of one optimizer step; rows stay in their window.
-        savings ([`Savings`]):
-            Savings that are on.
-        weights_key (`str`):
-            Key of the selection weights, if there are any.
-        ranks ([`~ranks.Ranks`]):
-            The processes, all of which keep the same number of rows of a window.
-        layout (`dict[str, Padding]`, *optional*):
-            Padding of the batches' tensors.
-
-    Returns:
-        `list[dict]`: the same number of micro-batches.
-    """
-    arranged = []
-    for start in range(0, len(batches), window):
-        group = batches[start : start + window]
-        if savings.ordering:
-            inert = torch.cat([inert_rows(batch, batch.get(weights_key)) for batch in group])
-            if not savings.inert_rows:
-                inert = torch.zeros_like(inert)
-            active = ranks.gather((~inert).sum()).max()
-            num_rows = max(int(active), len(group))
-            plan = plan_window(torch.cat([lengths(batch) for batch in group]), inert, len(group), num_rows)
-            group = [take_rows(group, rows) for rows in plan]
-        if savings.padding:
-            group = [cut_padding(batch, layout) for batch in group]
-        arranged += group
-    return arranged
-
-
-def score_by_length(score, input_ids, attention_mask, completion_length: int, batch_size: int):
-    """
-    Score rows in chunks of similar length, each cut to its own longest prompt and completion.
+    Score rows in chunks, each cut to its own longest prompt and completion.
 
     Args:
         score (`Callable`):
@@ -231,16 +206,15 @@ def score_by_length(score, input_ids, attention_mask, completion_length: int, ba
             Prompts padded on the left, completions on the right.
         completion_length (`int`):
             Positions at the end that are completion.
-        batch_size (`int`):
-            Rows of a chunk. Every rank has as many chunks as it would have without ordering.
+        chunks (`list[torch.Tensor]`):
+            Numbers of the rows of each chunk, which are all rows together.
 
     Returns:
         `tuple`: log-probabilities and entropies of shape `(batch, completion_length)`, 0 at padding.
     """
     results: list = [None, None]
     prompt_length = input_ids.shape[1] - completion_length
-    order = attention_mask.sum(1).argsort(descending=True, stable=True)
-    for rows in order.split(batch_size):
+    for rows in chunks:
         chunk = cut_padding(
             {
                 "prompt_ids": input_ids[rows, :prompt_length],

@@ -6,9 +6,12 @@ import torch
 
 from .._logging import logger
 from ._trl import TrainerMixin, evaluation_mode, training_adapter_is_active
+from .balancing import spread
 from .batch import GenerationBatch
 from .context import PolicyScores, WithContext, context_of
 from .lm_head import row_sparse_head
+from .packed_attention import packed_attention
+from .packing import Packed, packing_effect
 from .right_padding import RightPadded
 from .savings import Savings, padding_effect, rounding, score_by_length
 
@@ -26,14 +29,14 @@ class ScoringMixin(WithContext, TrainerMixin):
         arguments = (input_ids, attention_mask, logits_to_keep, batch_size)
         context = context_of(self)
         if torch.is_grad_enabled():
-            model = self._right_padded(model, kwargs)
+            model = self._without_padding(model, kwargs)
             found = super()._get_per_token_logps_and_entropies(model, *arguments, compute_entropy, **kwargs)
         else:
             # Dropout would change entropies and ratios from one scoring of the same tokens to the next.
             own = model is self.model and self._differs_from_trl
             wanted = context.old_policy_scores
             reuse = wanted == [] and model is self.model and training_adapter_is_active(model)
-            with evaluation_mode(model) if own else nullcontext():
+            with evaluation_mode(model) if own else nullcontext(), self._packed_attention(model):
                 found = self._score(model, *arguments, compute_entropy or reuse, **kwargs)
             if reuse:
                 wanted.append(PolicyScores(input_ids, *found[:2]))
@@ -44,7 +47,7 @@ class ScoringMixin(WithContext, TrainerMixin):
 
     def _score(self, model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs):
         """TRL's pass without gradient, in chunks of similar length if padding can be cut."""
-        model, score = self._right_padded(model, kwargs), super()._get_per_token_logps_and_entropies
+        model, score = self._without_padding(model, kwargs), super()._get_per_token_logps_and_entropies
         if not self._savings.padding or kwargs.get("compute_aux_loss"):
             return score(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs)
 
@@ -53,15 +56,32 @@ class ScoringMixin(WithContext, TrainerMixin):
             with row_sparse_head(completion_mask, completion_mask):
                 return score(model, ids, mask, length, compute_entropy=compute_entropy, **kwargs)[:2]
 
-        batch_size = batch_size or len(input_ids)
-        return *score_by_length(score_chunk, input_ids, attention_mask, logits_to_keep, batch_size), None
+        chunks = self._chunks(attention_mask, batch_size or len(input_ids))
+        return *score_by_length(score_chunk, input_ids, attention_mask, logits_to_keep, chunks), None
 
-    def _right_padded(self, model, arguments):
+    def _chunks(self, attention_mask, batch_size: int) -> list[torch.Tensor]:
+        """Rows that are scored together. Every process has as many chunks as if rows were not moved."""
+        lengths = attention_mask.sum(1)
+        if self._savings.packing:
+            rows = spread(lengths.tolist(), -(-len(lengths) // batch_size))
+            return [torch.tensor(chunk, device=lengths.device) for chunk in rows]
+        return list(lengths.argsort(descending=True, stable=True).split(batch_size))
+
+    def _without_padding(self, model, arguments):
         """Replacement of `model` for TRL's calls; the model itself with images, whose tensors are placed by column."""
         images = any(value is not None for name, value in arguments.items() if name != "compute_aux_loss")
         if images or not self._differs_from_trl:
             return model
+        if self._savings.packing:
+            return Packed(model, self._own(model))
         return RightPadded(model, cut=self._savings.padding)
+
+    def _own(self, model):
+        """A model without what wraps it: the policy, or the reference model."""
+        return self.accelerator.unwrap_model(model)
+
+    def _packed_attention(self, model):
+        return packed_attention(self._own(model)) if self._savings.packing else nullcontext()
 
     def _generate(self, prompts):
         generated = super()._generate(prompts)
@@ -97,7 +117,7 @@ class ScoringMixin(WithContext, TrainerMixin):
                 self.accelerator.device,
             )
         effect = float(self._ranks.gather(torch.tensor(effect, device=self.accelerator.device)).max())
-        if effect > rounding(self.model, *([torch.bfloat16] * self.args.bf16), *([torch.float16] * self.args.fp16)):
+        if effect > self._rounding():
             self._savings = self._plan_savings(length_shows=True)
             if self.accelerator.is_main_process:
                 name = type(self.accelerator.unwrap_model(self.model)).__name__
@@ -106,6 +126,41 @@ class ScoringMixin(WithContext, TrainerMixin):
                     f"{effect:.2g} nats on average: {name} reads the padded length. From here on padding stays as TRL "
                     "makes it, and rows keep their micro-batches."
                 )
+        elif self._savings.packing:
+            self._check_packing(prompt_ids, completion_ids)
+
+    def _check_packing(self, prompt_ids, completion_ids):
+        """Test whether packed rows have the scores that they have alone: the longest and the shortest one."""
+        score = super()._get_per_token_logps_and_entropies
+        rows = sorted(((list(p), list(c)) for p, c in zip(prompt_ids, completion_ids, strict=True)), key=_length)
+        packed = Packed(self.model, self._own(self.model))
+        effect, reason = torch.inf, ""
+        with torch.no_grad(), evaluation_mode(self.model), self._packed_attention(self.model):
+            try:
+                effect = packing_effect(
+                    lambda model, *batch: score(model, *batch)[0],
+                    self.model,
+                    packed,
+                    [rows[-1], rows[0]],
+                    self._tokenizer.pad_token_id,
+                    self.accelerator.device,
+                )
+                reason = f"its log-probabilities change by {effect:.2g} nats on average"
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # a model may fail in any way on rows that it was not made for
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else repr(error)
+        effect = float(self._ranks.gather(torch.tensor(effect, device=self.accelerator.device)).max())
+        if effect > self._rounding():
+            name = type(self._own(self.model)).__name__
+            self._savings = self._plan_savings(length_shows=False, obstacle_to_packing=f"{name} mixes packed rows")
+            if self.accelerator.is_main_process:
+                logger.warning(
+                    f"padding_free: {name} does not keep packed rows apart ({reason}). From here on rows are padded."
+                )
+
+    def _rounding(self) -> float:
+        return rounding(self.model, *([torch.bfloat16] * self.args.bf16), *([torch.float16] * self.args.fp16))
 
     def score(self, batch: GenerationBatch) -> PolicyScores:
         """Score a batch with the current policy, without gradient. All processes must call this together."""
@@ -143,3 +198,7 @@ class ScoringMixin(WithContext, TrainerMixin):
             for batch in self._buffered_inputs
             for row, mask in zip(batch[f"{part}_ids"], batch[f"{part}_mask"], strict=True)
         ]
+
+
+def _length(row) -> int:
+    return len(row[0]) + len(row[1])
