@@ -4,7 +4,7 @@ import torch
 from accelerate.utils import gather_object
 
 from ..ranks import Ranks
-from .balancing import Plan, blank, join_rows, no_rows, plan_passes, split_rows
+from .balancing import Plan, blank, default_tokens, join_rows, no_rows, plan_passes, split_rows
 from .batch import LAYOUT, Padding
 from .batching import cut_padding, inert_rows, lengths, plan_window, read_lengths, take_rows
 from .savings import Savings
@@ -74,7 +74,8 @@ def _arrange_packed(batches, window, savings, weights_key, ranks, layout, max_to
     facts = ranks.gather_vectors(torch.cat([*row_lengths, *inert])).unflatten(1, (2, -1)).transpose(0, 1)
     if max_tokens is None:
         widths = [max(batch[key].sum(1).max() for batch in batches) for key in ("prompt_mask", "completion_mask")]
-        max_tokens = size * int(ranks.gather_vectors(torch.stack(widths)).amax(0).sum())
+        widest = int(ranks.gather_vectors(torch.stack(widths)).amax(0).sum())
+        max_tokens = default_tokens(size * widest, widths[0].device)
     plans = [
         plan_passes(*part.tolist(), window, max_tokens, equal_counts=equal_counts)
         for part in facts.split(window * size, dim=2)

@@ -15,6 +15,9 @@ from .batch import LAYOUT, Padding
 from .batching import cut_padding
 
 
+# On a CPU a larger pass takes no less time per token; at about 2,000 it begins to take more.
+_CPU_TOKENS = 2048
+
 Row = tuple[int, int]  # process that has the row, and its number there
 
 
@@ -30,6 +33,23 @@ class Plan:
 
     passes: list[list[list[Row]]]
     largest: int
+
+
+def default_tokens(padded: int, device: torch.device) -> int:
+    """Tokens of a packed pass, where a padded micro-batch has `padded` of them: as many at most."""
+    return min(padded, _CPU_TOKENS) if device.type == "cpu" else padded
+
+
+def chunks_needed(tokens: int, longest: int, max_tokens: int) -> int | None:
+    """
+    Number of bins that surely hold `max_tokens` each if rows are [`spread`] over them; `None` if no number does.
+
+    Args:
+        tokens, longest (`int`): Tokens of all rows, and of the longest one.
+        max_tokens (`int`): Tokens of a bin.
+    """
+    # A bin is no fuller than the average and one row more.
+    return max(-(-tokens // (max_tokens - longest)), 1) if max_tokens > longest else None
 
 
 def spread(lengths: list[int], num_bins: int) -> list[list[int]]:

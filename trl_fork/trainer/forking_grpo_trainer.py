@@ -328,7 +328,7 @@ class ForkingGRPOTrainer(
             args = self.args
             self._warn_once(
                 "large passes",
-                f"max_tokens_per_forward={limit}: step {self.state.global_step} has a forward pass of {largest} tokens. "
+                f"max_tokens_per_forward={limit}: step {self.state.global_step} has a pass of {largest} tokens. "
                 f"An optimizer step makes at most {args.gradient_accumulation_steps} passes on a process "
                 "(gradient_accumulation_steps), and a row is not divided. Set gradient_accumulation_steps and "
                 f"steps_per_generation larger and per_device_train_batch_size ({args.per_device_train_batch_size}) "

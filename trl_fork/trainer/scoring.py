@@ -6,7 +6,7 @@ import torch
 
 from .._logging import logger
 from ._trl import TrainerMixin, evaluation_mode, training_adapter_is_active
-from .balancing import spread
+from .balancing import chunks_needed, default_tokens, spread
 from .batch import GenerationBatch
 from .context import PolicyScores, WithContext, context_of
 from .lm_head import row_sparse_head
@@ -21,6 +21,7 @@ class ScoringMixin(WithContext, TrainerMixin):
 
     _savings = Savings()
     _differs_from_trl = False
+    _planned_chunks: tuple[int, int | None] = (0, None)  # rows of the batch in hand, and passes that score them
     _checked_width = 0  # columns of the widest batch for which padding was found to have no effect
 
     def _get_per_token_logps_and_entropies(
@@ -63,7 +64,11 @@ class ScoringMixin(WithContext, TrainerMixin):
         """Rows that are scored together. Every process has as many chunks as if rows were not moved."""
         lengths = attention_mask.sum(1)
         if self._savings.packing:
-            rows = spread(lengths.tolist(), -(-len(lengths) // batch_size))
+            number = -(-len(lengths) // batch_size)
+            rows_planned, planned = self._planned_chunks
+            if planned is not None and rows_planned == len(lengths):
+                number = min(number, planned)
+            rows = spread(lengths.tolist(), number)
             return [torch.tensor(chunk, device=lengths.device) for chunk in rows]
         return list(lengths.argsort(descending=True, stable=True).split(batch_size))
 
@@ -87,7 +92,20 @@ class ScoringMixin(WithContext, TrainerMixin):
         generated = super()._generate(prompts)
         if self._savings.padding:
             self._check_padding(*generated[:2])
+        if self._savings.packing:
+            self._plan_chunks(*generated[:2])
         return generated
+
+    def _plan_chunks(self, prompt_ids, completion_ids):
+        """How many passes score a batch: the same number on all processes, which have different rows."""
+        mode = "train" if self.model.training else "eval"
+        lengths = [len(prompt) + len(ids) for prompt, ids in zip(prompt_ids, completion_ids, strict=True)]
+        facts = [max(map(len, prompt_ids)) + max(map(len, completion_ids)), sum(lengths), max(lengths)]
+        device = self.accelerator.device
+        width, tokens, longest = self._ranks.gather_vectors(torch.tensor(facts, device=device)).amax(0).tolist()
+        padded = getattr(self.args, f"per_device_{mode}_batch_size") * width
+        room = self.args.max_tokens_per_forward or default_tokens(padded, device)
+        self._planned_chunks = (len(lengths), chunks_needed(tokens, longest, room))
 
     def _check_padding(self, prompt_ids, completion_ids):
         """
