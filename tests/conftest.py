@@ -182,7 +182,7 @@ def fixed_reward(completions, fixed_reward, **kwargs):
 
 class SpyTrainer(ForkingGRPOTrainer):
     """
-    Records the rows of every micro-batch, the weights it was given, and the log-probability passes. With `rollouts` it
+    Records the rows of every micro-batch, none of one that is skipped, the weights it was given, and the log-probability passes. With `rollouts` it
     makes prompts and batches as without a rollout function; only the tokens that a model would sample are fixed.
     """
 
@@ -194,7 +194,9 @@ class SpyTrainer(ForkingGRPOTrainer):
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
-        output["row"] = torch.arange(len(output["advantages"]))  # travels with its row
+        rows = len(output["advantages"])
+        first = self.accelerator.process_index * rows
+        output["row"] = torch.arange(first, first + rows)  # travels with its row
         return output
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
@@ -202,9 +204,17 @@ class SpyTrainer(ForkingGRPOTrainer):
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         return self.rollouts.generate(prompt_ids, self)
 
+    def training_step(self, *args, **kwargs):
+        before = len(self.micro_batches)
+        loss = super().training_step(*args, **kwargs)
+        if len(self.micro_batches) == before:  # its rows were packed into later ones
+            self.micro_batches.append([])
+        return loss
+
     def compute_loss(self, model, inputs, *args, **kwargs):
         if self.model.training:
-            self.micro_batches.append(inputs["row"].tolist())
+            # A row without any token makes the number of rows equal on all processes.
+            self.micro_batches.append(inputs["row"][inputs["prompt_mask"].any(1)].tolist())
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def get_high_entropy_mask(self, entropies, mask, threshold):

@@ -161,11 +161,14 @@ class Recorder(SpyTrainer):
             return super().compute_loss(model, inputs, *args, **kwargs)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         self.losses.append(loss.item())
-        self.training_weights.append(self.weights[-1])
+        self.training_weights.append(self.weights[-1][: len(self.micro_batches[-1])])
         return loss
 
     def training_step(self, model, *args, **kwargs):
         loss = super().training_step(model, *args, **kwargs)
+        if len(self.losses) < len(self.micro_batches):  # skipped
+            self.losses.append(0.0)
+            self.training_weights.append(torch.zeros(0, 0))
         # After a backward: a pass without gradient leaves the outermost parameters of FSDP2 gathered until then.
         self.engine = self.describe(model)
         return loss
@@ -256,17 +259,12 @@ def record_of(trainer: Recorder, rollouts: TrainingRollouts) -> dict:
     """What this rank saw, for JSON: generation batches, and every micro-batch with its rows, weights and loss."""
     steps = trainer.args.steps_per_generation
     micro_batches = []
-    # With dynamic sampling there is one batch of several rounds, shared out evenly.
-    rows_per_rank = steps * trainer.args.per_device_train_batch_size
-    first = trainer.accelerator.process_index * rows_per_rank
-    batches = [range(first, first + rows_per_rank)]
-    if not trainer.args.dynamic_sampling:
-        batches = [[rollout.row for rollout in batch] for batch in rollouts.generated]
-    for g, numbers in enumerate(batches):
-        for k in range(g * steps, (g + 1) * steps):
-            rows = [numbers[row] for row in trainer.micro_batches[k]]
-            weights = {row: values.tolist() for row, values in zip(rows, trainer.training_weights[k], strict=True)}
-            micro_batches.append({"rows": rows, "weights": weights, "loss": trainer.losses[k]})
+    # With dynamic sampling there is one batch of several rounds.
+    num_batches = 1 if trainer.args.dynamic_sampling else len(rollouts.generated)
+    for k in range(num_batches * steps):
+        rows = trainer.micro_batches[k]
+        weights = {row: values.tolist() for row, values in zip(rows, trainer.training_weights[k], strict=True)}
+        micro_batches.append({"rows": rows, "weights": weights, "loss": trainer.losses[k]})
     return {
         "engine": trainer.engine,
         "generated": [[asdict(rollout) for rollout in batch] for batch in rollouts.generated],
