@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from transformers.generation import GenerationMode
 
 from .._logging import logger
@@ -89,12 +89,12 @@ class DecodingLoop:
         """
         _check(model_kwargs, stopping_criteria)
         batch = _Batch(self, model, logits_processor, stopping_criteria, generation_config, model_kwargs, input_ids)
-        remaining = list(batch.order.split(self.max_rows or len(input_ids)))
+        remaining = batch.order
         with getattr(model, "_optimize_model_for_decode", nullcontext)():
-            while remaining:
-                rows = remaining.pop(0)
-                if not self._fits(batch, rows):
-                    remaining = [*rows.split(-(-len(rows) // 2)), *remaining]
+            while len(remaining):
+                rows = remaining[: self.max_rows]
+                if self._fits(batch, rows):
+                    remaining = remaining[len(rows) :]
             self._follow_others(batch)
         return batch.result()
 
@@ -128,7 +128,8 @@ class _Batch:
 
     def __init__(self, loop, model, logits_processor, stopping_criteria, generation_config, model_kwargs, input_ids):
         self.loop, self.model, self.input_ids = loop, model, input_ids
-        self.logits_processor, self.stopping_criteria = logits_processor, stopping_criteria
+        self.logits_processor = LogitsProcessorList(map(_of_any_rows, logits_processor))
+        self.stopping_criteria = stopping_criteria
         self.greedy = not generation_config.do_sample
         self.cache = model_kwargs["past_key_values"]
         self.settings = {name: model_kwargs[name] for name in ("use_cache", "logits_to_keep") if name in model_kwargs}
@@ -146,7 +147,7 @@ class _Batch:
         pad = generation_config.pad_token_id
         self.sequences = torch.nn.functional.pad(input_ids, (0, self.longest - self.width), value=pad or 0)
         self.completion_lengths = torch.zeros_like(self.lengths)
-        # A penalty of repeated tokens would take the padding for a token, where that is an end token, too.
+        # A penalty of repeated tokens would take padding for tokens, and the pad token is often the end token.
         if generation_config.repetition_penalty not in (None, 1.0):
             first = input_ids.gather(1, self.mask.argmax(1, keepdim=True))
             self.seen = torch.where(self.mask != 0, input_ids, first)
@@ -234,6 +235,13 @@ def _check(model_kwargs: dict, stopping_criteria) -> None:
         raise CannotDecodeError("there is no limit of the length")
 
 
+def _of_any_rows(processor):
+    """A logits processor for rows of any number, in any order."""
+    of_rows = isinstance(getattr(processor, "prompt_ignore_length", None), torch.Tensor)
+    # transformers tells it the padding of each row of the batch. This loop shows it no padding.
+    return RepetitionPenaltyLogitsProcessor(processor.penalty) if of_rows else processor
+
+
 def reason_against(model, config: GenerationConfig) -> str | None:
     """
     Why [`DecodingLoop`] cannot stand in for the loop of `generate`; `None` if it can.
@@ -263,6 +271,8 @@ _NOT_DONE: dict[str, tuple] = {
     "num_return_sequences": (None, 1),
     "guidance_scale": (None, 1, 1.0),
     "max_time": (None,),
+    "encoder_repetition_penalty": (None, 1, 1.0),
+    "encoder_no_repeat_ngram_size": (None, 0),
     "watermarking_config": (None,),
     "cache_implementation": (None, "dynamic"),
     "cache_config": (None,),

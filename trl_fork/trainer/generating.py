@@ -4,11 +4,11 @@ import inspect
 
 import torch
 from accelerate.utils import DistributedType
-from transformers import StopStringCriteria
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .._logging import logger
 from ..generation.decoding import CannotDecodeError, DecodingLoop, reason_against
+from ..generation.stopping import StopAtText, split_stop
 from ..random_streams import place_hashes, uniforms
 from ._trl import TrainerMixin, evaluation_mode, generate_replaced
 from .call_names import CallNames
@@ -27,6 +27,7 @@ class CompactGenerationMixin(TrainerMixin):
 
     _turns: CallNames
     _decoding_refused: str | None = None  # why the loop was not used last
+    _decoding_rows: int | None = None  # completions at a time, once memory has run out
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
         arguments = (prompt_ids, images, multimodal_fields, *args)
@@ -75,21 +76,34 @@ class _Generate:
         if others := inputs.keys() - {"input_ids", "attention_mask"}:
             self.refused = f"the model takes {', '.join(sorted(others))}"
         if self.refused is None:
-            loop = DecodingLoop(self._uniforms(input_ids.device), synchronize=self._synchronize(input_ids.device))
-            settings, config = {}, generation_config
-            if config.stop_strings:  # `generate` does not hand the tokenizer to a loop that it does not know
-                config = type(config)(**(config.to_dict() | {"stop_strings": None}))
-                stop = StopStringCriteria(self.trainer._tokenizer, generation_config.stop_strings)
-                settings["stopping_criteria"] = [stop]
+            loop = DecodingLoop(
+                self._uniforms(input_ids.device),
+                max_rows=self.trainer._decoding_rows,
+                synchronize=self._synchronize(input_ids.device),
+            )
+            config, stopping = self._stopping(generation_config, input_ids.shape[1])
             try:
                 with evaluation_mode(model):
-                    decoded = original(generation_config=config, custom_generate=loop, **inputs, **settings)
+                    decoded = original(
+                        generation_config=config, custom_generate=loop, stopping_criteria=stopping, **inputs
+                    )
             except CannotDecodeError as error:
                 self.refused = str(error)
             else:
                 self.lengths = decoded.lengths
+                self.trainer._decoding_rows = loop.max_rows
                 return decoded.sequences
         return original(generation_config=generation_config, **inputs)
+
+    def _stopping(self, config, prompt_length: int):
+        """Stop strings as a criterion: `generate` does not hand its tokenizer to a loop that it does not know."""
+        if not config.stop_strings:
+            return config, []
+        tokenizer, ends = self.trainer._tokenizer, config.eos_token_id
+        stop, special_ids = split_stop(config.stop_strings, tokenizer)
+        changes = {"stop_strings": None, "eos_token_id": [*(ends if isinstance(ends, list) else [ends]), *special_ids]}
+        criteria = [StopAtText(tokenizer, stop, prompt_length)] if stop else []
+        return type(config)(**(config.to_dict() | changes)), criteria
 
     def _uniforms(self, device):
         name, first = self.trainer._row_numbers(self.num_rows)
