@@ -257,6 +257,8 @@ def samples_of(trainer: Recorder) -> list[list[int]]:
     prompts = [[5 + number] * (2 + number) for number in range(8)]
     share = len(prompts) // trainer.accelerator.num_processes
     first = trainer.accelerator.process_index * share
+    trainer.rollouts = None  # the model generates
+    trainer.generation_config.eos_token_id = [trainer._tokenizer.eos_token_id, *range(4, 9)]
     completions, _ = trainer._generate_single_turn(prompts[first : first + share], None, {}, 1)
     assert trainer._decoding_refused is None, trainer._decoding_refused
     return completions
