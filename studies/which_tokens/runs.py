@@ -106,6 +106,8 @@ def configuration(cell: Cell, output_dir: str = "outputs/study") -> ForkingGRPOC
         num_generations=NUM_GENERATIONS,
         temperature=1.0,
         max_completion_length=MAX_COMPLETION_LENGTH[cell.task],
+        # The results that are published were sampled so; other random numbers are other runs.
+        compact_generation=False,
         per_device_train_batch_size=settings.prompts_per_update * NUM_GENERATIONS,
         steps_per_generation=cell.updates_per_batch,
         max_steps=settings.updates,

@@ -458,6 +458,14 @@ def test_equals_one_process(engine, scenario, two_processes, one_process):
     assert weight_difference(saved_weights(start_of(scenario, one)), two.weights, one.weights) < 1e-5
 
 
+@pytest.mark.parametrize(("engine", "scenario"), engine_parameters(("batch", "from_disk")))
+def test_completions_are_those_of_one_process(engine, scenario, two_processes, one_process):
+    """Also where parameters are in parts, and processes need different numbers of forward passes."""
+    ranks = [record["samples"] for record in two_processes(engine, scenario).records]
+    assert len({max(map(len, samples)) for samples in ranks}) == 2
+    assert [*ranks[0], *ranks[1]] == one_process(scenario).records[0]["samples"]
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("scenario", PRESETS)
 def test_presets_train_as_on_one_process(scenario, two_processes, one_process):

@@ -255,6 +255,18 @@ def run_scenario(name: str, directory: Path, num_processes: int) -> tuple[Record
     return trainer, rollouts
 
 
+def samples_of(trainer: Recorder) -> list[list[int]]:
+    """Completions by the trained model of this rank's share of eight prompts. They end at different places."""
+    prompts = [[5 + number] * (2 + number) for number in range(8)]
+    share = len(prompts) // trainer.accelerator.num_processes
+    first = trainer.accelerator.process_index * share
+    trainer.rollouts = None  # the model generates
+    trainer.generation_config.eos_token_id = [trainer._tokenizer.eos_token_id, *range(4, 9)]
+    completions, _ = trainer._generate_single_turn(prompts[first : first + share], None, {}, 1)
+    assert trainer._decoding_refused is None, trainer._decoding_refused
+    return completions
+
+
 def record_of(trainer: Recorder, rollouts: TrainingRollouts) -> dict:
     """What this rank saw, for JSON: generation batches, and every micro-batch with its rows, weights and loss."""
     steps = trainer.args.steps_per_generation
@@ -267,6 +279,7 @@ def record_of(trainer: Recorder, rollouts: TrainingRollouts) -> dict:
         micro_batches.append({"rows": rows, "weights": weights, "loss": trainer.losses[k]})
     return {
         "engine": trainer.engine,
+        "samples": samples_of(trainer),
         "generated": [[asdict(rollout) for rollout in batch] for batch in rollouts.generated],
         "micro_batches": micro_batches,
         "log_history": trainer.state.log_history,

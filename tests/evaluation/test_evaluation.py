@@ -30,7 +30,8 @@ from trl_fork.evaluation.metrics import (
     todo_of,
 )
 from trl_fork.evaluation.store import FIELDS, CompletionStore, read_completions
-from trl_fork.generation.engines import Sample, TransformersEngine, cut_at_stop
+from trl_fork.generation.engines import Sample, TransformersEngine
+from trl_fork.generation.stopping import cut_at_stop
 from trl_fork.rewards import grading
 from trl_fork.rewards.grading import SHOWN, GradingPool
 

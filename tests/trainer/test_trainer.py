@@ -373,6 +373,15 @@ def test_zero_advantages_under_every_normalisation(aggregation, scaling, model, 
 # ---------------------------------------------------------------------- GRPOTrainer, bit for bit
 
 
+# With these settings the trainer is TRL's.
+PLAIN_GRPO = {
+    "top_entropy_quantile": 1.0,
+    "epsilon_high": None,
+    "skip_inert_compute": False,
+    "compact_generation": False,
+}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -392,7 +401,7 @@ def test_all_tokens_is_grpo_bit_for_bit(settings, tokenizer, tmp_path):
         (
             ForkingGRPOTrainer,
             ForkingGRPOConfig,
-            {"top_entropy_quantile": 1.0, "epsilon_high": None, "skip_inert_compute": False},
+            PLAIN_GRPO,
         ),
     ):
         model = build_model(tokenizer)
@@ -419,7 +428,7 @@ def test_real_generation_is_grpo_bit_for_bit(tokenizer, tmp_path):
         (
             ForkingGRPOTrainer,
             ForkingGRPOConfig,
-            {"top_entropy_quantile": 1.0, "epsilon_high": None, "skip_inert_compute": False},
+            PLAIN_GRPO,
         ),
     ):
         model = build_model(tokenizer)

@@ -12,8 +12,9 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from .._files import write_text
-from ..generation.engines import StopAtText, cut_at_stop, split_stop
+from ..generation.completions import complete
 from ..generation.fork_temperature import ForkTemperatureLogitsProcessor
+from ..generation.stopping import StopAtText, cut_at_stop, split_stop, stop_token_ids
 from ..rewards.functions import get_reward_function
 from .responses import Response, read_lines
 
@@ -104,10 +105,9 @@ def decode_with_temperatures(
                 keys = [(*pair, problem.name, sample) for problem, sample in batch]
                 if not all(key in done for key in keys):
                     model = model or load_model()
-                    # A batch has a seed of its own, so that a continued run gives the same responses.
-                    torch.manual_seed(_seed(seed, keys))
                     asked = [problem for problem, _ in batch]
-                    new = _sample_batch(model, tokenizer, asked, pair, threshold, max_new_tokens, stop)
+                    seeds = [_seed(seed, key) for key in keys]  # so that a continued run gives the same responses
+                    new = _sample_batch(model, tokenizer, asked, seeds, pair, threshold, max_new_tokens, stop)
                     new = [dict(zip(_KEYS, key, strict=True)) | row for key, row in zip(keys, new, strict=True)]
                     new = [row for row in new if _key(row) not in done]
                     with open(path, "a") as file:
@@ -124,35 +124,24 @@ def decode_with_temperatures(
     }
 
 
-def _sample_batch(model, tokenizer, problems, pair, threshold, max_new_tokens, stop) -> list[dict]:
+def _sample_batch(model, tokenizer, problems, seeds, pair, threshold, max_new_tokens, stop) -> list[dict]:
     stop, special_ids = split_stop(stop, tokenizer)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    ends = model.generation_config.eos_token_id
-    ends = sorted({*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, *special_ids} - {None})
+    ends = sorted({*stop_token_ids(model.generation_config, tokenizer), *special_ids})
     width = max(len(problem.prompt_ids) for problem in problems)
-    ids = torch.tensor([[pad_id] * (width - len(p.prompt_ids)) + p.prompt_ids for p in problems])
-    mask = torch.tensor([[0] * (width - len(p.prompt_ids)) + [1] * len(p.prompt_ids) for p in problems])
-    stopping = StopAtText(tokenizer, stop, width) if stop else None
-    original = model.generation_config
-    # This replaces the model's own, from which `generate` would take values left open, such as a top_k.
-    model.generation_config = GenerationConfig(
-        do_sample=True, top_k=0, max_new_tokens=max_new_tokens, pad_token_id=pad_id, eos_token_id=ends
+    completions = complete(
+        model,
+        [problem.prompt_ids for problem in problems],
+        seeds,
+        GenerationConfig(
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
+            eos_token_id=ends,
+        ),
+        logits_processor=[ForkTemperatureLogitsProcessor(threshold, *pair)],
+        stopping_criteria=[StopAtText(tokenizer, stop, width)] if stop else [],
     )
-    try:
-        with torch.inference_mode():
-            output = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                logits_processor=[ForkTemperatureLogitsProcessor(threshold, *pair)],
-                stopping_criteria=[stopping] if stopping else None,
-            )
-    finally:
-        model.generation_config = original
-    completions = []
-    lengths = stopping.lengths if stopping else [None] * len(problems)
-    for row, length in zip(output[:, width:].tolist(), lengths, strict=True):
-        end = next((position + 1 for position, token in enumerate(row) if token in ends), len(row))
-        completions.append(row[: min(end, length or end)])
     texts = [cut_at_stop(text, stop) for text in tokenizer.batch_decode(completions, skip_special_tokens=True)]
     rewards = get_reward_function("accuracy_reward")(
         completions=[[{"role": "assistant", "content": text}] for text in texts],
@@ -171,8 +160,8 @@ def _key(row: dict) -> tuple:
     return tuple(row[name] for name in _KEYS)
 
 
-def _seed(seed: int, keys: list[tuple]) -> int:
-    return int.from_bytes(hashlib.blake2b(json.dumps([seed, keys]).encode(), digest_size=4).digest())
+def _seed(seed: int, key: tuple) -> int:
+    return int.from_bytes(hashlib.blake2b(json.dumps([seed, key]).encode(), digest_size=4).digest())
 
 
 def _cell(pair: tuple[float, float], rows: list[dict]) -> dict:

@@ -39,11 +39,13 @@ from typing import Any
 
 import torch
 from rich.text import Text
-from transformers import AutoTokenizer, Qwen3ForCausalLM
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoTokenizer, GenerationConfig, Qwen3ForCausalLM
 from trl.rewards import accuracy_reward
 
 from .. import select_tokens
 from ..entropy import completion_entropies
+from ..generation.completions import complete
 from ..report.marks import highlight_tokens
 from ..report.page_responses import score_response
 from ..tasks import digit_sums as task
@@ -182,27 +184,32 @@ def run_paths(output_dir: Path) -> list[str]:
 def evaluate(path: Path, problems: list[tuple[int, ...]], seed: int) -> Evaluation:
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = Qwen3ForCausalLM.from_pretrained(path).eval()
-    torch.manual_seed(seed)
-    inputs: Any = tokenizer.apply_chat_template(
-        [conversation(problem) for problem in problems],
-        add_generation_prompt=True,
-        padding=True,
-        return_tensors="pt",
-        return_dict=True,
-    )
+    prompts: list[Any] = [
+        tokenizer.apply_chat_template(conversation(problem), add_generation_prompt=True, return_dict=False)
+        for problem in problems
+    ]
+    seeds = [seed + number for number in range(len(problems))]
+    solutions = [*map(task.solution, problems)]
 
     def answers(**settings):
-        output = model.generate(**inputs, max_new_tokens=MAX_COMPLETION_LENGTH, **settings)
-        completion_ids = output[:, inputs["input_ids"].shape[1] :]  # (problems, completion length)
-        texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        rewards = accuracy_reward([[message("assistant", text)] for text in texts], [*map(task.solution, problems)])
-        return output, completion_ids, [reward == 1.0 for reward in rewards]
+        config = GenerationConfig(
+            max_new_tokens=MAX_COMPLETION_LENGTH,
+            eos_token_id=model.generation_config.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **settings,
+        )
+        completions = complete(model, prompts, seeds, config)
+        texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+        rewards = accuracy_reward([[message("assistant", text)] for text in texts], solutions)
+        return completions, [reward == 1.0 for reward in rewards]
 
-    _, _, greedy_correct = answers(do_sample=False)
-    output, completion_ids, correct = answers(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+    _, greedy_correct = answers(do_sample=False)
+    completions, correct = answers(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
 
-    mask = completion_ids != tokenizer.pad_token_id
-    attention_mask = torch.cat([inputs["attention_mask"], mask.long()], dim=1)
+    prompt_ids, prompt_mask = _padded(prompts, tokenizer.pad_token_id, "left")
+    completion_ids, completion_mask = _padded(completions, tokenizer.pad_token_id, "right")
+    output = torch.cat([prompt_ids, completion_ids], dim=1)
+    attention_mask, mask = torch.cat([prompt_mask, completion_mask], dim=1), completion_mask.bool()
     entropies = completion_entropies(model, output, attention_mask, completion_ids.shape[1])
     forking = select_tokens(entropies, mask, FORKING_FRACTION)  # one pool, like a batch in training
     return Evaluation(
@@ -218,14 +225,23 @@ def evaluate(path: Path, problems: list[tuple[int, ...]], seed: int) -> Evaluati
             score_response(
                 model,
                 tokenizer,
-                inputs["input_ids"][i][inputs["attention_mask"][i].bool()].tolist(),
-                completion_ids[i][mask[i]].tolist(),
+                prompts[i],
+                completions[i],
                 correct=correct[i],
                 label=task.question(problems[i]).strip(),
             )
             for i in range(NUM_SHOWN)
         ],
     )
+
+
+def _padded(rows: list[list[int]], pad_token_id: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask of rows, shape `(rows, longest row)`."""
+    ids, mask = (
+        pad_sequence([torch.tensor(row) for row in values], batch_first=True, padding_value=fill, padding_side=side)
+        for values, fill in ((rows, pad_token_id), ([[1] * len(row) for row in rows], 0))
+    )
+    return ids, mask
 
 
 def message(role: str, content: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ nor tool output, nor of a completion that is left out). Values elsewhere are nev
 
 import torch
 
+from ..random_streams import place_hashes, splitmix64
 from ..ranks import Ranks
 from .pools import BatchPool
 
@@ -90,8 +91,7 @@ def random_priorities(
     """
     Uniform random priorities of tokens, a hash of the place of a token and of nothing else.
 
-    A generator's stream would depend on how many ranks draw from it and on how often it was used before, so that a run
-    on another number of GPUs, or a resumed one, would train on other tokens.
+    A run on another number of GPUs, or a resumed one, trains on the same tokens.
 
     Args:
         seed (`int`): Seed of the run.
@@ -103,25 +103,10 @@ def random_priorities(
     Returns:
         `torch.LongTensor` of shape `shape`.
     """
-    state = torch.tensor(seed, dtype=torch.int64, device=device)
-    for part in generation:
-        state = _splitmix64(state ^ part)
-    rows = torch.arange(first_row, first_row + shape[0], dtype=torch.int64, device=device)
-    tokens = torch.arange(shape[1], dtype=torch.int64, device=device)
-    return _splitmix64(_splitmix64(state ^ rows)[:, None] ^ tokens)
-
-
-def _splitmix64(x: torch.Tensor) -> torch.Tensor:
-    # Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014), in wrapping int64.
-    def shifted(value, bits):  # a logical shift; torch's >> is arithmetic
-        return (value >> bits) & ((1 << (64 - bits)) - 1)
-
-    x = x - 0x61C8864680B583EB  # + 0x9E3779B97F4A7C15 modulo 2**64
-    x = (x ^ shifted(x, 30)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
-    x = (x ^ shifted(x, 27)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
-    return x ^ shifted(x, 31)
+    rows = torch.arange(first_row, first_row + shape[0])
+    return place_hashes(seed, generation, rows, torch.arange(shape[1]), device)
 
 
 def hash_again(priorities: torch.Tensor) -> torch.Tensor:
     """Priorities that are independent of the given ones, of the same shape, for a second draw."""
-    return _splitmix64(priorities)
+    return splitmix64(priorities)

@@ -6,20 +6,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from accelerate.utils import is_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
-    LogitsProcessor,
     PreTrainedTokenizerBase,
-    StoppingCriteria,
-    TopPLogitsWarper,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import find_adapter_config_file
+
+from .completions import complete
+from .stopping import StopAtText, cut_at_stop, split_stop, stop_token_ids
 
 
 class Sample(NamedTuple):
@@ -39,10 +38,7 @@ class Sample(NamedTuple):
 
 class TransformersEngine:
     """
-    Samples with `generate` of transformers.
-
-    Every row draws from its own stream of random numbers, one number per token. The other rows of a batch change a
-    sample only through the rounding of its logits: almost never in float32, now and then in bfloat16.
+    Samples with transformers, see [`~generation.completions.complete`].
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model, on its device.
@@ -59,19 +55,16 @@ class TransformersEngine:
         self.stop, stop_ids = split_stop(stop, tokenizer)
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.temperature, self.top_p, self.max_new_tokens = temperature, top_p, max_new_tokens
         self.stop_ids = sorted({*stop_token_ids(model.generation_config, tokenizer), *stop_ids})
-        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_ids[0]
-        # transformers fills the open values of a generation config from the model's own, which for a chat model may
-        # hold an unwanted repetition penalty or top_k.
-        settings = GenerationConfig(
-            max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=self.stop_ids, pad_token_id=self.pad_id
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_ids[0]
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        self.config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self.stop_ids,
+            pad_token_id=pad_id,
+            **(sampling if temperature > 0 else {"do_sample": False}),
         )
-        model.generation_config = settings
-        if is_peft_model(model):
-            model.get_base_model().generation_config = settings
 
-    @torch.inference_mode()
     def generate(self, prompts: list[list[int]], seeds: list[int]) -> list[Sample]:
         """
         Sample one completion per prompt.
@@ -86,108 +79,20 @@ class TransformersEngine:
         Raises:
             `RuntimeError`: if the device is out of memory, with the remedy.
         """
-        width = max(map(len, prompts))
-        ids = torch.tensor([[self.pad_id] * (width - len(prompt)) + prompt for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        sampler = [_SeededSampling(seeds, width, self)] if self.temperature > 0 else []
-        stopping = StopAtText(self.tokenizer, self.stop, width) if self.stop else None
+        stopping = [StopAtText(self.tokenizer, self.stop, max(map(len, prompts)))] if self.stop else []
         try:
-            output = self.model.generate(
-                input_ids=ids.to(self.model.device),
-                attention_mask=mask.to(self.model.device),
-                logits_processor=sampler,
-                stopping_criteria=[stopping] if stopping else None,
-            )
+            rows = complete(self.model, prompts, seeds, self.config, stopping_criteria=stopping)
         except torch.OutOfMemoryError as error:
             raise RuntimeError(
                 f"Out of memory with {len(prompts)} completions at a time. Run the same command with a smaller "
                 "--batch_size: it continues where it stopped."
             ) from error
-        lengths = stopping.lengths if stopping else [None] * len(prompts)
-        rows = output[:, width:].tolist()
-        return [self._sample(row[:length], length is not None) for row, length in zip(rows, lengths, strict=True)]
+        stopped = stopping[0].ended(rows) if stopping else [False] * len(rows)
+        return [self._sample(*row) for row in zip(rows, stopped, strict=True)]
 
     def _sample(self, ids: list[int], stopped: bool) -> Sample:
-        ends = [position for position, token in enumerate(ids) if token in self.stop_ids]
-        ids = ids[: ends[0] + 1] if ends else ids
         text = cut_at_stop(self.tokenizer.decode(ids, skip_special_tokens=True), self.stop)
-        return Sample(text, len(ids), truncated=not (ends or stopped))
-
-
-class StopAtText(StoppingCriteria):
-    """
-    Ends a row when its completion holds one of the texts.
-
-    `stop_strings` of transformers also matches a text that begins in the prompt: after a prompt that ends in a line
-    break, it would take a first word `User:` for one on a new line.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the model.
-        stop (`Sequence[str]`): The texts.
-        prompt_length (`int`): Tokens of the prompt, padding included.
-
-    Attributes:
-        lengths (`list[int | None]`): Tokens of each completion up to the text; `None` where it does not occur.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], prompt_length: int):
-        self.tokenizer, self.stop, self.prompt_length = tokenizer, stop, prompt_length
-        # A token is at least a byte. A few more are read, as decoding may change the first characters of a piece.
-        self.window = max(len(text.encode()) for text in stop) + 8
-        self.lengths: list[int | None] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
-        self.lengths = self.lengths or [None] * len(input_ids)
-        completions = input_ids[:, self.prompt_length :]
-        tails = self.tokenizer.batch_decode(completions[:, -self.window :], skip_special_tokens=True)
-        for row, tail in enumerate(tails):
-            if self.lengths[row] is None and any(text in tail for text in self.stop):
-                self.lengths[row] = completions.shape[1]
-        return torch.tensor([length is not None for length in self.lengths], device=input_ids.device)
-
-
-def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of the stop strings."""
-    return text[: min((place for each in stop if (place := text.find(each)) >= 0), default=len(text))]
-
-
-def split_stop(stop: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[int]]:
-    """
-    Stop strings, and the ids of those that are special tokens, which are not in a completion's text.
-
-    Raises:
-        `ValueError`: for an empty string, which would end every completion at once, or a value that is not a text.
-    """
-    stop = [stop] if isinstance(stop, str) else list(stop)
-    if bad := [text for text in stop if not isinstance(text, str) or not text]:
-        raise ValueError(f"stop must hold texts that are not empty, got {bad[0]!r}.")
-    special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return [text for text in stop if text not in special], [special[text] for text in stop if text in special]
-
-
-class _SeededSampling(LogitsProcessor):
-    """Keeps only the sampled token, by inverting the distribution function at the row's next random number."""
-
-    def __init__(self, seeds: list[int], prompt_length: int, engine: TransformersEngine):
-        self.uniforms = torch.stack(
-            [torch.rand(engine.max_new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        )  # (batch, tokens)
-        self.prompt_length = prompt_length
-        self.temperature = engine.temperature
-        self.nucleus = TopPLogitsWarper(engine.top_p) if engine.top_p < 1 else None
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        logits = scores.float() / self.temperature
-        if self.nucleus is not None:
-            logits = self.nucleus(input_ids, logits)
-        if logits.device.type == "mps":  # has no float64
-            logits = logits.cpu()
-        # float64: rounding must not let a token of probability zero through.
-        cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)  # (batch, vocabulary)
-        total = cumulative[:, -1:]
-        uniforms = self.uniforms[:, input_ids.shape[1] - self.prompt_length, None].to(cumulative)
-        tokens = torch.searchsorted(cumulative, (uniforms * total).minimum(total.nextafter(total * 0)), right=True)
-        return torch.full_like(scores, float("-inf")).scatter(1, tokens.to(scores.device), 0.0)
+        return Sample(text, len(ids), truncated=not (stopped or ids[-1] in self.stop_ids))
 
 
 _VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # allowed values of `max_lora_rank`
@@ -384,15 +289,6 @@ def base_of_adapter(name: str, base_model: str | None = None) -> str | None:
     if base_model is not None:
         raise ValueError(f"--base_model {base_model!r} is for LoRA adapters; {name!r} has no adapter_config.json.")
     return None
-
-
-def stop_token_ids(generation_config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids that end a completion: those of the model and that of its tokenizer."""
-    ids = generation_config.eos_token_id
-    ids = {*(ids if isinstance(ids, list) else [ids]), tokenizer.eos_token_id} - {None}
-    if not ids:
-        raise ValueError("Neither the model nor its tokenizer has an end-of-sequence token.")
-    return sorted(ids)
 
 
 def _generation_config(name: str) -> GenerationConfig:

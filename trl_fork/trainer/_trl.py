@@ -94,6 +94,8 @@ ATTRIBUTES = (
     "rollout_func",
     "scale_rewards",
     "top_entropy_quantile",
+    "tools",
+    "use_transformers_continuous_batching",
     "use_vllm",
     "vllm_importance_sampling_correction",
     "vllm_importance_sampling_mode",
@@ -294,6 +296,20 @@ def evaluation_mode(model: torch.nn.Module):
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def generate_replaced(model: torch.nn.Module, function):
+    """Let `model.generate(**arguments)` call `function(model, generate, **arguments)`, with its own `generate`."""
+    own = vars(model).get("generate")
+    original = model.generate
+    model.generate = lambda **arguments: function(model, original, **arguments)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del model.generate
+        if own is not None:  # a model from the Hub may have a loop of its own
+            model.generate = own
 
 
 @contextmanager

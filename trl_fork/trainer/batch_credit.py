@@ -8,6 +8,7 @@ from ..credit import Signals, random_priorities
 from ..ranks import Ranks
 from ._trl import TrainerMixin
 from .batching import loss_mask
+from .call_names import CallNames
 from .context import PolicyScores, WithContext
 from .contrast import CONTRAST_LOG_PROBS
 from .savings import Savings
@@ -27,13 +28,13 @@ class BatchCreditMixin(WithContext, TrainerMixin):
     token_credit: TokenCredit | None = None  # `None`: every token has weight 1, GRPO's objective
     _ranks: Ranks
     _savings: Savings
-    _generation_index: dict[str, tuple[int, int]]  # "train" or "eval": global step, generations made at that step
+    _generations: CallNames
 
     def _priorities(self, mode, output):
         rows, columns = output["completion_ids"].shape
         return random_priorities(
             self.args.seed,
-            self._next_generation(mode),
+            self._generations.next(mode, self.state.global_step),
             self.accelerator.process_index * rows,
             (rows, columns),
             device=output["completion_ids"].device,
@@ -100,13 +101,6 @@ class BatchCreditMixin(WithContext, TrainerMixin):
     def _training_progress(self) -> float:
         steps = self.state.max_steps
         return min(self.state.global_step / steps, 1.0) if steps > 0 else 0.0
-
-    def _next_generation(self, mode):
-        """Name of a generation batch, the same in a resumed run; a count from the start would not be."""
-        step, made = self._generation_index[mode]
-        made = made + 1 if step == self.state.global_step else 0
-        self._generation_index[mode] = (self.state.global_step, made)
-        return (int(mode == "eval"), self.state.global_step, made)
 
     def _record(self, mode, metrics):
         for name, value in metrics.items():

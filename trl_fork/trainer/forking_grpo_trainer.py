@@ -28,6 +28,7 @@ from .arranging import arrange
 from .batch import LAYOUT, GenerationBatch
 from .batch_credit import PRIORITIES, PROGRESS, SCALE, WEIGHTS, BatchCreditMixin
 from .batching import loss_mask, with_gradient
+from .call_names import CallNames
 from .callbacks import GenerationCallback
 from .checkpoints import ResumableGenerationMixin
 from .checks import check_rollouts, check_tokenizer, check_training_data, refuse_frozen_model
@@ -36,6 +37,7 @@ from .context import PolicyScores, context_of
 from .contrast import CONTRAST_LOG_PROBS, ContrastMixin, check_contrast
 from .dynamic_sampling import DynamicSamplingMixin, check_dynamic_sampling
 from .forking_grpo_config import ForkingGRPOConfig
+from .generating import CompactGenerationMixin
 from .health import HealthCallback
 from .lm_head import row_sparse_head
 from .metrics import partial_metrics
@@ -64,6 +66,7 @@ class ForkingGRPOTrainer(
     TelemetryMixin,
     CompletionsTableMixin,
     BatchCreditMixin,
+    CompactGenerationMixin,
     GRPOTrainer,
     SkipsEmptyBatches,
 ):
@@ -75,8 +78,8 @@ class ForkingGRPOTrainer(
     section 5.1, Eq. 6 of v2). The KL term, the entropy bonus and the auxiliary loss keep TRL's scale.
     [`ForkingGRPOConfig`] sets which tokens are selected, with what weight and over which pool.
 
-    With `top_entropy_quantile=1.0`, `epsilon_high=None` and `skip_inert_compute=False` this is `GRPOTrainer`, bit for
-    bit.
+    With `top_entropy_quantile=1.0`, `epsilon_high=None`, `skip_inert_compute=False` and `compact_generation=False`
+    this is `GRPOTrainer`, bit for bit.
 
     It takes every argument of [`~trl.GRPOTrainer`], in its order. Differences:
 
@@ -208,7 +211,7 @@ class ForkingGRPOTrainer(
         reasons = [f"{name}: {reason}" for name, reason in self._savings.reasons.items() if reason != ALL_TOKENS]
         if reasons and self.accelerator.is_main_process:
             logger.warning(f"skip_inert_compute: not everything can be left out of this run ({'; '.join(reasons)}).")
-        self._generation_index = {"train": (-1, 0), "eval": (-1, 0)}  # (global step, generations made at that step)
+        self._generations, self._turns = CallNames(), CallNames()
 
     def _plan_savings(self, length_shows: bool, obstacle_to_packing: str | None = None):
         return plan_savings(
@@ -228,7 +231,7 @@ class ForkingGRPOTrainer(
             `torch.OutOfMemoryError`: naming what was going on and the settings to turn, the first one first.
             `ValueError`: if there is no complete checkpoint, or the one named is half-written.
         """
-        self._generation_index = {"train": (-1, 0), "eval": (-1, 0)}  # (global step, generations made at that step)
+        self._generations, self._turns = CallNames(), CallNames()
         with explain_out_of_memory(self):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 

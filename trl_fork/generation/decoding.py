@@ -1,0 +1,309 @@
+"""
+A decoding loop for `generate` of transformers, for batches of many completions of few prompts.
+
+It is quicker than the loop it stands in for, and its rows do not depend on each other:
+
+- a prompt is read once, and its keys and values are copied to all of its completions;
+- a completion that has ended leaves the batch, as in continuous batching;
+- each completion draws from random numbers of its own.
+
+Give it to `generate` as `custom_generate`, which prepares logits processors, stopping criteria and cache as for its
+own loop.
+"""
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers.generation import GenerationMode
+
+from .._logging import logger
+from .key_values import move_rows, with_rows
+from .sampling import draw_tokens
+
+
+class Decoded(NamedTuple):
+    """
+    Completions with their prompts.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(batch, prompt length + longest completion)`):
+            Prompts as they were given, and completions, padded on the right.
+        lengths (`torch.LongTensor` of shape `(batch,)`):
+            Tokens of each completion, its end among them.
+    """
+
+    sequences: torch.Tensor
+    lengths: torch.Tensor
+
+
+class CannotDecodeError(NotImplementedError):
+    """The model needs something that this loop does not do; nothing has been computed or drawn yet."""
+
+
+_TAKEN = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+
+
+@dataclass
+class DecodingLoop:
+    """
+    A decoding loop of `generate`: greedy, or sampling with random numbers of each row.
+
+    Args:
+        uniforms (`Callable`):
+            `uniforms(rows, place)` gives the numbers in [0, 1) with which the rows of the batch (`(rows,)` long)
+            draw token number `place` of their completion, float64 of shape `(rows,)`.
+        max_rows (`int`, *optional*):
+            Completions at a time; by default all. Halved while the device is out of memory.
+        synchronize (`Callable`, *optional*):
+            For processes that must run the same number of forward passes: `synchronize(active)` is called before each
+            pass, and after the last one with `False` until it gives `False`, as no process is active any more.
+
+    Raises:
+        [`CannotDecodeError`]: on a model with an input or a cache that it does not know.
+    """
+
+    uniforms: Callable[[torch.Tensor, int], torch.Tensor]
+    max_rows: int | None = None
+    synchronize: Callable[[bool], bool] | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config: GenerationConfig,
+        **model_kwargs,
+    ) -> Decoded:
+        """
+        Complete prompts that are padded on the left; the arguments are those that `generate` gives to a loop.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, prompt length)`): The prompts.
+        """
+        _check(model_kwargs, stopping_criteria)
+        batch = _Batch(self, model, logits_processor, stopping_criteria, generation_config, model_kwargs, input_ids)
+        remaining = batch.order
+        with getattr(model, "_optimize_model_for_decode", nullcontext)():
+            while len(remaining):
+                rows = remaining[: self.max_rows]
+                if self._fits(batch, rows):
+                    remaining = remaining[len(rows) :]
+            self._follow_others(batch)
+        return batch.result()
+
+    def _fits(self, batch: "_Batch", rows: torch.Tensor) -> bool:
+        """Complete rows, unless the device is out of memory. Their random numbers make a second try the same."""
+        try:
+            batch.complete(rows)
+            return True
+        except RuntimeError as error:
+            out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+            if not out_of_memory or len(rows) == 1 or self.synchronize is not None:
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.max_rows = -(-len(rows) // 2)
+        logger.warning(
+            f"Out of memory while {len(rows)} completions were generated: from here on they are generated in batches "
+            f"of at most {self.max_rows}. The completions are the same."
+        )
+        return False
+
+    def _follow_others(self, batch: "_Batch") -> None:
+        if self.synchronize is not None:
+            token = batch.input_ids[:1, -1:]
+            while self.synchronize(False):
+                batch.model(input_ids=token, attention_mask=torch.ones_like(token), use_cache=False)
+
+
+class _Batch:
+    """The prompts of one call of `generate`, and the completions made so far."""
+
+    def __init__(self, loop, model, logits_processor, stopping_criteria, generation_config, model_kwargs, input_ids):
+        self.loop, self.model, self.input_ids = loop, model, input_ids
+        self.logits_processor = LogitsProcessorList(map(_of_any_rows, logits_processor))
+        self.stopping_criteria = stopping_criteria
+        self.greedy = not generation_config.do_sample
+        self.cache = model_kwargs["past_key_values"]
+        self.settings = {name: model_kwargs[name] for name in ("use_cache", "logits_to_keep") if name in model_kwargs}
+        mask = model_kwargs.get("attention_mask")
+        self.mask = torch.ones_like(input_ids) if mask is None else mask
+        self.positions = model_kwargs.get("position_ids")
+        self.lengths = self.mask.sum(1)
+        # `prompts` numbers the different prompts. Rows of a prompt stay together, the longest prompts come first.
+        self.prompts = torch.unique(torch.cat([input_ids, self.mask], dim=1), dim=0, return_inverse=True)[1]
+        places = zip((-self.lengths).tolist(), self.prompts.tolist(), strict=True)
+        order = sorted(range(len(input_ids)), key=list(places).__getitem__)
+        self.order = torch.tensor(order, device=input_ids.device)
+        self.width = input_ids.shape[1]
+        self.longest = stopping_criteria.max_length  # with the padded prompt
+        pad = generation_config.pad_token_id
+        self.sequences = torch.nn.functional.pad(input_ids, (0, self.longest - self.width), value=pad or 0)
+        self.completion_lengths = torch.zeros_like(self.lengths)
+        # A penalty of repeated tokens would take padding for tokens, and the pad token is often the end token.
+        if generation_config.repetition_penalty not in (None, 1.0):
+            first = input_ids.gather(1, self.mask.argmax(1, keepdim=True))
+            self.seen = torch.where(self.mask != 0, input_ids, first)
+        else:
+            self.seen = input_ids
+
+    def result(self) -> Decoded:
+        end = self.width + int(self.completion_lengths.max())
+        return Decoded(self.sequences[:, :end], self.completion_lengths)
+
+    def complete(self, rows: torch.Tensor) -> None:
+        """Complete some rows of the batch."""
+        width, room = int(self.lengths[rows].max()), self.longest - self.width
+        _, prompt_of, firsts = _distinct(self.prompts[rows])
+        cache, logits = self._read_prompts(rows[firsts], width)
+        cache, logits = with_rows(cache, prompt_of, width + room), logits[prompt_of]
+        ids = torch.nn.functional.pad(self.seen[rows], (0, room))
+        mask = self.mask[rows, self.width - width :]
+        mask = None if bool(mask.all()) else torch.nn.functional.pad(mask, (0, room), value=1)
+        positions, place, active = self.lengths[rows], 0, rows.clone()
+        while True:
+            end = self.width + place
+            scores = self.logits_processor(ids[:, :end], logits.float())
+            tokens = scores.argmax(-1) if self.greedy else draw_tokens(scores, self.loop.uniforms(active, place))
+            ids[:, end] = tokens
+            place, end = place + 1, end + 1
+            ended = self.stopping_criteria(ids[:, :end], None)
+            if ended.any():
+                done = active[ended]
+                self.sequences[done, self.width : end] = ids[ended, self.width : end]
+                self.completion_lengths[done] = place
+                sources, targets, num_rows = _closing_up(ended)
+                if num_rows == 0:
+                    return
+                move_rows(cache, sources, targets, num_rows)
+                ids, mask, positions, active = (
+                    _close_up(values, sources, targets, num_rows) for values in (ids, mask, positions, active)
+                )
+            logits = self._forward(
+                ids[:, :end],
+                cache,
+                mask=None if mask is None else mask[:, : width + place],
+                positions=(positions + (place - 1)).unsqueeze(1),
+                next_sequence_length=1,
+            )
+
+    def _read_prompts(self, rows: torch.Tensor, width: int):
+        """Cache of prompts without a completion, and the logits of their first tokens."""
+        cache = copy.deepcopy(self.cache)
+        mask = self.mask[rows, self.width - width :]
+        logits = self._forward(
+            self.input_ids[rows, self.width - width :],
+            cache,
+            mask=None if bool(mask.all()) else mask,
+            positions=None if self.positions is None else self.positions[rows, self.width - width :],
+            is_first_iteration=True,
+        )
+        return cache, logits
+
+    def _forward(self, ids, cache, *, mask, positions, **settings) -> torch.Tensor:
+        """Logits of the next token, shape `(batch, vocabulary)`."""
+        if self.loop.synchronize is not None:
+            self.loop.synchronize(True)
+        placed = {} if self.positions is None else {"position_ids": positions}
+        inputs = self.model.prepare_inputs_for_generation(
+            ids, past_key_values=cache, attention_mask=mask, **placed, **settings, **self.settings
+        )
+        return self.model(**inputs, return_dict=True).logits[:, -1]
+
+
+def _check(model_kwargs: dict, stopping_criteria) -> None:
+    others = [name for name, value in model_kwargs.items() if name not in _TAKEN and value is not None]
+    if others:
+        raise CannotDecodeError(f"the model takes {', '.join(sorted(others))}")
+    cache, positions = model_kwargs.get("past_key_values"), model_kwargs.get("position_ids")
+    if (
+        type(cache) is not DynamicCache
+        or cache.get_seq_length()
+        or not all(hasattr(layer, "reorder_cache") for layer in cache.layers)
+    ):
+        raise CannotDecodeError(f"the model has a cache of the kind {type(cache).__name__}")
+    if positions is not None and positions.dim() != 2:
+        raise CannotDecodeError("the model has several positions per token")
+    if stopping_criteria.max_length is None:
+        raise CannotDecodeError("there is no limit of the length")
+
+
+def _of_any_rows(processor):
+    """A logits processor for rows of any number, in any order."""
+    of_rows = isinstance(getattr(processor, "prompt_ignore_length", None), torch.Tensor)
+    # transformers tells it the padding of each row of the batch. This loop shows it no padding.
+    return RepetitionPenaltyLogitsProcessor(processor.penalty) if of_rows else processor
+
+
+def reason_against(model, config: GenerationConfig) -> str | None:
+    """
+    Why [`DecodingLoop`] cannot stand in for the loop of `generate`; `None` if it can.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model that generates.
+        config ([`~transformers.GenerationConfig`]): Settings of `generate`.
+    """
+    adapter = getattr(model, "active_peft_config", None)
+    mode = config.get_generation_mode()
+    reasons = {
+        "the model is an encoder with a decoder": model.config.is_encoder_decoder,
+        "the adapter puts virtual tokens before the prompt": getattr(adapter, "is_prompt_learning", False),
+        f"the generation mode is {mode.value}": mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH),
+        "use_cache is off": config.use_cache is False,
+        **{
+            f"{name}={value!r}": value not in harmless
+            for name, harmless in _NOT_DONE.items()
+            for value in [getattr(config, name, None)]
+        },
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+# Settings that the loop does not honour, with their values that ask for nothing.
+_NOT_DONE: dict[str, tuple] = {
+    "num_return_sequences": (None, 1),
+    "guidance_scale": (None, 1, 1.0),
+    "max_time": (None,),
+    "encoder_repetition_penalty": (None, 1, 1.0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "watermarking_config": (None,),
+    "cache_implementation": (None, "dynamic"),
+    "cache_config": (None,),
+    "prefill_chunk_size": (None,),
+    "token_healing": (None, False),
+    "return_dict_in_generate": (None, False),
+    "compile_config": (None,),
+}
+
+
+def _distinct(numbers: torch.Tensor):
+    """Distinct numbers, the place of each number among them, and the first place where each occurs."""
+    distinct, inverse = torch.unique(numbers, return_inverse=True)
+    places = torch.arange(len(numbers), device=numbers.device)
+    firsts = torch.full_like(distinct, len(numbers)).scatter_reduce(0, inverse, places, "amin")
+    return distinct, inverse, firsts
+
+
+def _closing_up(ended: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """
+    Moves that bring the rows that go on to the front: rows from the end take the places of those that have ended.
+
+    Returns:
+        `tuple`: places to copy from, places to copy to, and the number of rows that go on.
+    """
+    num_rows = int((~ended).sum())
+    return (~ended[num_rows:]).nonzero().squeeze(1) + num_rows, ended[:num_rows].nonzero().squeeze(1), num_rows
+
+
+def _close_up(values, sources, targets, num_rows: int):
+    if values is None:
+        return None
+    values[targets] = values[sources]
+    return values[:num_rows]
