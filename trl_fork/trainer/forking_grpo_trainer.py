@@ -1,6 +1,7 @@
 """The trainer: a thin adapter between TRL's hooks and the functions of this package."""
 
 import inspect
+import sys
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -45,7 +46,7 @@ from .out_of_memory import explain_out_of_memory
 from .packed_attention import find_obstacle, packed_attention
 from .publishing import PublishingMixin
 from .savings import ALL_TOKENS, plan_savings, rescales_with_length
-from .scoring import ScoringMixin
+from .scoring_graph import SCORED_ROW, ScoringGraphMixin
 from .skipping import EmptyBatchError, SkipsEmptyBatches
 from .telemetry import TelemetryMixin, timed_rollouts
 from .token_credit import TokenCredit, naming_the_step
@@ -54,11 +55,11 @@ from .token_credit import TokenCredit, naming_the_step
 # What this trainer adds to TRL's batches, for `compute_loss` to take out again. Those with a column per token are in
 # `batch.LAYOUT`.
 _ARRANGED = "rows_arranged"  # marks micro-batches that have been through `arrange`
-_ADDED = (WEIGHTS, PRIORITIES, SCALE, PROGRESS, _ARRANGED, CONTRAST_LOG_PROBS)
+_ADDED = (WEIGHTS, PRIORITIES, SCALE, PROGRESS, _ARRANGED, CONTRAST_LOG_PROBS, SCORED_ROW)
 
 
 class ForkingGRPOTrainer(
-    ScoringMixin,
+    ScoringGraphMixin,
     PublishingMixin,
     ResumableGenerationMixin,
     DynamicSamplingMixin,
@@ -211,6 +212,7 @@ class ForkingGRPOTrainer(
         reasons = [f"{name}: {reason}" for name, reason in self._savings.reasons.items() if reason != ALL_TOKENS]
         if reasons and self.accelerator.is_main_process:
             logger.warning(f"skip_inert_compute: not everything can be left out of this run ({'; '.join(reasons)}).")
+        self._check_scoring_graph()
         self._generations, self._turns = CallNames(), CallNames()
 
     def _plan_savings(self, length_shows: bool, obstacle_to_packing: str | None = None):
@@ -251,7 +253,10 @@ class ForkingGRPOTrainer(
             output = super()._generate_and_score_completions(inputs)
         if truncates_sampling(self.args) and output.get("sampling_per_token_logps") is not None:
             self._report_kept_mass(mode, output)
-        scores = self._starting_policy_scores(output, reused) if scores_needed else None
+        scores = None
+        if scores_needed:
+            keep = self._keeps_graph
+            scores = self._scores_for_update(output) if keep else self._starting_policy_scores(output, reused)
         if credit is not None:
             if "priorities" in credit.chain.needs:
                 output[PRIORITIES] = self._priorities(mode, output)
@@ -315,10 +320,12 @@ class ForkingGRPOTrainer(
                 WEIGHTS,
                 self._ranks,
                 self.batch_layout,
-                max_tokens=self.args.max_tokens_per_forward,
+                # All rows in one pass: it runs no model.
+                max_tokens=sys.maxsize if self._graph is not None else self.args.max_tokens_per_forward,
                 equal_counts=self.loss_type == "vespo" or self.args.importance_sampling_level == "sequence",
             )
-            self._warn_of_large_passes(largest)
+            if self._graph is None:
+                self._warn_of_large_passes(largest)
             self._buffered_inputs = [{**batch, _ARRANGED: True} for batch in self._buffered_inputs]
             inputs = self._buffered_inputs[self._step % steps]
         if len(inputs["prompt_ids"]) == 0:
