@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 from tests.conftest import NUM_GENERATIONS, FixedRollouts, SpyTrainer, build_model, build_tokenizer, train
 from trl_fork.credit import preset_names
+from trl_fork.trainer.call_names import CallNames
 from trl_fork.trainer.callbacks import ForkReportCallback
 
 
@@ -262,9 +263,13 @@ def samples_of(trainer: Recorder) -> list[list[int]]:
     first = trainer.accelerator.process_index * share
     trainer.rollouts = None  # the model generates
     trainer.generation_config.eos_token_id = [trainer._tokenizer.eos_token_id, *range(4, 9)]
-    completions, _ = trainer._generate_single_turn(prompts[first : first + share], None, {}, 1)
-    assert trainer._decoding_refused is None, trainer._decoding_refused
-    return completions
+    found = []
+    for gather in (True, False):  # under ZeRO-3, all parameters for the time of generation, or those of one layer
+        trainer.args.ds3_gather_for_generation, trainer._turns = gather, CallNames()
+        found.append(trainer._generate_single_turn(prompts[first : first + share], None, {}, 1)[0])
+        assert trainer._decoding_refused is None, trainer._decoding_refused
+    assert found[0] == found[1]
+    return found[0]
 
 
 def record_of(trainer: Recorder, rollouts: TrainingRollouts) -> dict:
