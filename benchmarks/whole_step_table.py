@@ -1,0 +1,52 @@
+"""The table of `whole_step.py` in Markdown. Needs nothing but Python, as `gpu_page.py`."""
+
+PHASES = ("generation", "rewards", "scoring", "training", "other")
+WHOLE, FLOOR = "whole", "floor"
+GENERATIONS = 8
+CLOCKS = {"seconds": "wall seconds", "processor_seconds": "processor seconds"}
+
+
+def markdown_table(rows: list[dict], options: dict, device: str) -> str:
+    """
+    What was compared, and a row for each arm.
+
+    Args:
+        rows (`list[dict]`): Of one workload, as `whole_step.py` writes them; TRL's is the first.
+        options (`dict`): Of the command line.
+        device (`str`): Name of the device.
+    """
+    trl = rows[0]
+    floor = next((row for row in rows if row["arm"] == FLOOR), None)
+    kind = "LoRA, " if options["lora"] else ""
+    several = f", on {options['processes']} processes" if options["processes"] > 1 else ""
+    lines = [
+        f"**{trl['workload']}**: {trl['num_tokens']:,} tokens in {GENERATIONS * options['groups']} completions of at "
+        f"most {options['max_length']:,}, micro-batches of {options['micro_batch']}{several}; {options['shape']}, "
+        f"{kind}{device}. {CLOCKS[trl['clock']].capitalize()}, medians of {trl['rounds']} rounds.",
+        "",
+        "| | Generation | Rewards | Scoring | Training | Other | Whole | x TRL | Phase, x floor | Peak, MiB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        seconds = row[row["clock"]]
+        low, high = row["ratio_range"]
+        cells = [
+            "ours, " * row["arm"].startswith("without") + row["arm"],
+            *(f"{seconds[phase]:.2f}" for phase in (*PHASES, WHOLE)),
+            f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})",
+            f"{training_phase(seconds) / training_phase(floor[row['clock']]):.2f}" if floor else "",
+            memory_cell(row, trl),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def training_phase(seconds: dict) -> float:
+    """Everything but generation and rewards."""
+    return seconds[WHOLE] - seconds["generation"] - seconds["rewards"]
+
+
+def memory_cell(row: dict, trl: dict) -> str:
+    if row.get("memory") is None:
+        return ""
+    return f"{row['memory'] / 2**20:,.0f}, {row['memory'] / trl['memory']:.0%}"
