@@ -88,8 +88,9 @@ def assemble(arm, options, device, steps, *, processes=1, wrap=lambda trainer_cl
     trainer_class, config_class = (
         (GRPOTrainer, GRPOConfig) if arm.is_trl else (_at_progress(arm.progress), ForkingGRPOConfig)
     )
-    arguments.setdefault("model", build_model(options.shape, device, lora=options.lora))
+    model = arguments.pop("model", None) or build_model(options.shape, device, lora=options.lora)
     trainer = wrap(trainer_class)(
+        model=model,
         args=config_class(
             tempfile.mkdtemp(),
             top_entropy_quantile=RHO,

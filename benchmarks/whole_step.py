@@ -7,8 +7,8 @@ Where the time of a whole RL step goes, against TRL on the same completions, in 
 
 `GRPOTrainer` with its own `top_entropy_quantile`, generating with transformers' `generate`, with continuous batching
 and with vLLM, and `ForkingGRPOTrainer`, whole and with each of its parts switched off, take the same steps with a
-learning rate of zero: every group of completions has the same lengths (`forced_lengths.py`). Arms take turns, one
-unmeasured and `--steps` measured steps each per round, so that a machine that slows down slows all of them. Printed,
+learning rate of zero: every group of completions has the same lengths (`forced_lengths.py`). Arms take turns,
+`--warm_up` unmeasured and `--steps` measured steps each per round, so that a machine that slows down slows all of them. Printed,
 as a table in Markdown, are
 
 - the seconds of generation, rewards, scoring (passes without gradient), training (forward, loss and backward passes),
@@ -18,8 +18,7 @@ as a table in Markdown, are
 - how many times faster than TRL the whole step was in the same round: median and extremes;
 - the training phase, everything but generation and rewards, as a multiple of that of the floor;
 - peak memory over the whole step, beyond the weights, and its share of TRL's. On the CPU it is summed from the
-  allocations that the profiler sees in the unmeasured step of the first round; with several processes it is not
-  measured.
+  allocations that the profiler sees in the first step of the first round; with several processes it is not measured.
 
 The floor of training is that of `step.py`: the same tokens without padding. That of generation is one forward pass for
 each token of the longest completion, over exactly the rows that have not ended, with a cache allocated in advance,
@@ -57,16 +56,18 @@ from .instruments import device_name, release, without_warnings
 from .phases import Phases
 from .references import floor_step
 from .whole_step_arms import WHOLE_STEP_ARMS, GenerationBatch, reason_to_leave_out, run
-from .whole_step_table import FLOOR, PHASES, WHOLE, markdown_table
+from .whole_step_table import CLOCKS, FLOOR, PHASES, WHOLE, markdown_table
 from .workload import GENERATIONS, SHAPES, WORKLOADS, build_model
 
 
 BEGIN = time.perf_counter()
+MEMORY = "memory"  # in --skip
 
 
 def measure(workload, arms, options, device, keep=lambda rows: None):
     """Rows of one workload: TRL, every arm and the floor once per round. `keep` gets them after every turn."""
     turns = {arm.name: arm for arm in (BASELINE, *arms)} | {FLOOR: None}
+    turns = {name: arm for name, arm in turns.items() if name not in options.skip}
     results = {name: [] for name in turns}
     for number in range(options.repeats):
         start = time.perf_counter()
@@ -76,7 +77,7 @@ def measure(workload, arms, options, device, keep=lambda rows: None):
             if arm is None:
                 result = floor(batch, options, device)
             else:
-                measure_memory = number == 0 and options.processes == 1
+                measure_memory = number == 0 and options.processes == 1 and MEMORY not in options.skip
                 result = run(arm, batch, options, device, measure_memory=measure_memory, processes=options.processes)
             results[name].append(processes.slowest(result))
             rows = summarize(results, workload, batch.num_tokens, clock_of(options, device))
@@ -91,13 +92,13 @@ def floor(batch, options, device):
     phases, share = Phases(device), batch.share(processes.index(), options.processes)
     model = build_model(options.shape, device).eval()
     step = floor_step(share, options, device, phases)
-    for _ in range(1 + options.steps):
+    for _ in range(options.warm_up + options.steps):
         phases.on_step_begin()
         with phases("generation"):
             decode(model, share, device)
         step()
         phases.on_step_end()
-    return phases.medians(1)
+    return phases.medians(options.warm_up)
 
 
 def clock_of(options, device):
@@ -106,12 +107,12 @@ def clock_of(options, device):
 
 
 def summarize(results, workload, num_tokens, clock):
-    """Rows of the arms that have had a turn. TRL's is the first turn of each round."""
+    """Rows of the arms that have had a turn. TRL's is the first turn of each round, if it is not skipped."""
     rows = []
     for name, rounds in results.items():
         if not rounds:
             continue
-        pairs = zip(results[BASELINE.name], rounds, strict=False)
+        pairs = zip(results.get(BASELINE.name, []), rounds, strict=False)
         ratios = [theirs[clock][WHOLE] / own[clock][WHOLE] for theirs, own in pairs]
         rows.append(
             {
@@ -121,8 +122,8 @@ def summarize(results, workload, num_tokens, clock):
                 "rounds": len(rounds),
                 "clock": clock,
                 **{kind: medians([found[kind] for found in rounds]) for kind in CLOCKS},
-                "ratio": statistics.median(ratios),
-                "ratio_range": [min(ratios), max(ratios)],
+                "ratio": statistics.median(ratios) if ratios else None,
+                "ratio_range": [min(ratios), max(ratios)] if ratios else None,
                 "memory": rounds[0].get("memory"),
                 "memory_with_weights": rounds[0].get("memory_with_weights"),
                 **({"processes": [found["processes"] for found in rounds]} if "processes" in rounds[0] else {}),
@@ -148,6 +149,8 @@ def parse_arguments(arguments):
     parser.add_argument("--max_length", type=int, default=384, help="tokens of the longest completion")
     parser.add_argument("--repeats", type=int, default=3, help="rounds over all arms; medians are reported")
     parser.add_argument("--steps", type=int, default=1, help="measured steps per turn; their median counts")
+    parser.add_argument("--warm_up", type=int, default=1, help="unmeasured steps at the start of every turn")
+    parser.add_argument("--skip", choices=[BASELINE.name, FLOOR, MEMORY], nargs="+", default=[], help="to save time")
     parser.add_argument("--processes", type=int, default=1, help="processes that share a step, on this machine's CPU")
     parser.add_argument("--time_limit", type=float, help="seconds since the start after which no round should end")
     parser.add_argument("--output", help="write the rows to this JSON file, as far as they are measured")
@@ -157,6 +160,8 @@ def parse_arguments(arguments):
     if options.groups * GENERATIONS % (options.micro_batch * options.processes):
         rows = options.groups * GENERATIONS
         parser.error(f"--micro_batch and --processes must divide the {rows} completions of a step")
+    if not options.warm_up and MEMORY not in options.skip:
+        parser.error("--warm_up 0: memory is measured in an unmeasured step, which takes longer; pass --skip memory")
     if options.processes > 1 and torch.cuda.is_available():
         parser.error("--processes: several processes are timed on a CPU only; hide the GPUs, CUDA_VISIBLE_DEVICES=''")
     return options

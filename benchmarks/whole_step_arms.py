@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
@@ -18,14 +19,15 @@ from .workload import GENERATIONS, SHAPES, WORKLOADS, sample_lengths
 
 
 CONTINUOUS_BATCHING = "TRL, continuous batching"
-VLLM = "TRL, vLLM"
+VLLM = ("TRL, vLLM", "ours, vLLM")
 _TRL = (
     BASELINE,
     Arm(CONTINUOUS_BATCHING, is_trl=True, settings={"use_transformers_continuous_batching": True}),
-    Arm(VLLM, is_trl=True),
+    Arm("TRL, vLLM", is_trl=True),
 )
 _OURS = (
     VARIANTS["ours"],
+    Arm("ours, vLLM"),
     Arm("without compact_generation", settings={"compact_generation": False}),
     Arm("without padding_free", settings={"padding_free": False}),
     VARIANTS["without ordering"],
@@ -41,9 +43,9 @@ def reason_to_leave_out(arm, device, processes):
     fields = {field.name for field in dataclasses.fields(ForkingGRPOConfig)}
     if missing := arm.settings.keys() - fields:
         return f"ForkingGRPOConfig has no {', '.join(missing)}"
-    if arm.name == VLLM and importlib.util.find_spec("vllm") is None:
+    if arm.name in VLLM and importlib.util.find_spec("vllm") is None:
         return "vLLM is not installed; `make test-vllm` has an environment with it"
-    if arm.name == VLLM and (processes > 1 or device != "cpu"):
+    if arm.name in VLLM and (processes > 1 or device != "cpu"):
         return "its lengths are forced on one process and a CPU only"
     return None
 
@@ -105,31 +107,44 @@ class GenerationBatch:
 
 def run(arm, batch, options, device, *, measure_memory, processes):
     """
-    One unmeasured and `options.steps` measured steps of an arm.
+    `options.warm_up` unmeasured and `options.steps` measured steps of an arm.
 
     Returns:
         `dict`: `seconds` and `processor_seconds` of the phases, and `memory`, `None` if it is not measured.
     """
-    phases = Phases(device)
-    memory = PeakMemory(device, SHAPES[options.shape][6])
-    wrap, hook = watched(phases, batch.forced.restart), batch.forced
-    settings = {}
+    phases, memory = Phases(device), PeakMemory(device, SHAPES[options.shape][6])
+    settings, model, forced = {}, {}, _hooked
     if arm.name == CONTINUOUS_BATCHING and device == "cpu":
         rows = options.groups * GENERATIONS // processes
         settings["transformers_continuous_batching_config"] = pages_for(rows, options.max_length)
-    arm = dataclasses.replace(arm, settings={**arm.settings, **settings})
+    if arm.name in VLLM:
+        from . import vllm_arm
+
+        settings, model, forced = (
+            vllm_arm.settings(options),
+            {"model": vllm_arm.model_folder(options)},
+            vllm_arm.forced_engine,
+        )
     trainer = assemble(
-        arm,
+        dataclasses.replace(arm, settings={**arm.settings, **settings}),
         options,
         device,
-        1 + options.steps,
+        options.warm_up + options.steps,
         processes=processes,
-        wrap=wrap,
+        wrap=watched(phases, batch.forced.restart),
         reward_funcs=batch.reward,
         train_dataset=batch.dataset,
+        **model,
     )
-    trainer.model.register_forward_hook(hook, with_kwargs=True)
     for callback in (phases, *([memory] * measure_memory)):
         trainer.add_callback(callback)
-    trainer.train()
-    return {**phases.medians(1), "memory": memory.peak, "memory_with_weights": memory.total}
+    with forced(trainer, batch):
+        trainer.train()
+    return {**phases.medians(options.warm_up), "memory": memory.peak, "memory_with_weights": memory.total}
+
+
+@contextmanager
+def _hooked(trainer, batch):
+    hook = trainer.model.register_forward_hook(batch.forced, with_kwargs=True)
+    yield
+    hook.remove()

@@ -15,27 +15,26 @@ def markdown_table(rows: list[dict], options: dict, device: str) -> str:
         options (`dict`): Of the command line.
         device (`str`): Name of the device.
     """
-    trl = rows[0]
+    first = rows[0]
     floor = next((row for row in rows if row["arm"] == FLOOR), None)
     kind = "LoRA, " if options["lora"] else ""
     several = f", on {options['processes']} processes" if options["processes"] > 1 else ""
     lines = [
-        f"**{trl['workload']}**: {trl['num_tokens']:,} tokens in {GENERATIONS * options['groups']} completions of at "
+        f"**{first['workload']}**: {first['num_tokens']:,} tokens in {GENERATIONS * options['groups']} completions of at "
         f"most {options['max_length']:,}, micro-batches of {options['micro_batch']}{several}; {options['shape']}, "
-        f"{kind}{device}. {CLOCKS[trl['clock']].capitalize()}, medians of {trl['rounds']} rounds.",
+        f"{kind}{device}. {CLOCKS[first['clock']].capitalize()}, medians of {first['rounds']} rounds.",
         "",
         "| | Generation | Rewards | Scoring | Training | Other | Whole | x TRL | Phase, x floor | Peak, MiB |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         seconds = row[row["clock"]]
-        low, high = row["ratio_range"]
         cells = [
             "ours, " * row["arm"].startswith("without") + row["arm"],
             *(f"{seconds[phase]:.2f}" for phase in (*PHASES, WHOLE)),
-            f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})",
+            "{:.2f} ({:.2f} to {:.2f})".format(row["ratio"], *row["ratio_range"]) if row["ratio"] else "",
             f"{training_phase(seconds) / training_phase(floor[row['clock']]):.2f}" if floor else "",
-            memory_cell(row, trl),
+            memory_cell(row, first),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -46,7 +45,7 @@ def training_phase(seconds: dict) -> float:
     return seconds[WHOLE] - seconds["generation"] - seconds["rewards"]
 
 
-def memory_cell(row: dict, trl: dict) -> str:
+def memory_cell(row: dict, first: dict) -> str:
     if row.get("memory") is None:
         return ""
-    return f"{row['memory'] / 2**20:,.0f}, {row['memory'] / trl['memory']:.0%}"
+    return f"{row['memory'] / 2**20:,.0f}, {row['memory'] / first['memory']:.0%}"
