@@ -4,9 +4,9 @@ How the time of a step grows: with the length of completions, their number, and 
     python -m benchmarks.growth                  # tens of minutes on two cores
     python -m benchmarks.growth --figure         # the figure again, from the results that are there
 
-Every point is a run of `whole_step.py` in processes of its own, with a tiny model and a long tail without inert groups:
-the whole step and its training phase (everything but generation and rewards), of TRL and of ours. TRL is left out
-beyond `--trl_longest` tokens, where its steps take minutes. On one process seconds are those of the processor, on
+Every point is a run of `whole_step.py` in processes of its own, with a tiny model and a long tail without inert
+groups: the whole step and its training phase (everything but generation and rewards), of TRL and of ours. TRL is left
+out beyond `--trl_longest` tokens, where its steps take minutes. On one process seconds are those of the processor, on
 two those of the clock on the wall. Written to `benchmarks/results/growth.json`, after every point, and to
 `docs/growth.png`.
 """

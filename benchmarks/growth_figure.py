@@ -1,6 +1,7 @@
 """The figure and the table of `growth.py`."""
 
 import math
+from itertools import pairwise
 
 import matplotlib
 
@@ -32,8 +33,8 @@ def of_axis(points, axis, arm, part):
 
 def exponents(values, seconds):
     """Of growth between neighbours: 1 is linear, 2 quadratic."""
-    pairs = list(zip(values, seconds, strict=True))
-    return [math.log(t / s) / math.log(w / v) for (v, s), (w, t) in zip(pairs, pairs[1:], strict=False)]
+    pairs = pairwise(zip(values, seconds, strict=True))
+    return [math.log(t / s) / math.log(w / v) for (v, s), (w, t) in pairs]
 
 
 def draw(points, path):
@@ -70,9 +71,8 @@ def markdown_table(points):
         grown = {}
         for line in LINES:
             values, seconds = of_axis(points, axis, *line)
-            grown[line] = dict(
-                zip(values, zip(seconds, [None, *exponents(values, seconds)], strict=True), strict=True)
-            )
+            powers = [None, *exponents(values, seconds)][: len(values)]
+            grown[line] = {v: pair for v, *pair in zip(values, seconds, powers, strict=True)}
         for point in [point for point in points if point["axis"] == axis]:
             cells = []
             for line in LINES:

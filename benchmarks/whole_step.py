@@ -8,8 +8,8 @@ Where the time of a whole RL step goes, against TRL on the same completions, in 
 `GRPOTrainer` with its own `top_entropy_quantile`, generating with transformers' `generate`, with continuous batching
 and with vLLM, and `ForkingGRPOTrainer`, whole and with each of its parts switched off, take the same steps with a
 learning rate of zero: every group of completions has the same lengths (`forced_lengths.py`). Arms take turns,
-`--warm_up` unmeasured and `--steps` measured steps each per round, so that a machine that slows down slows all of them. Printed,
-as a table in Markdown, are
+`--warm_up` unmeasured and `--steps` measured steps each per round, so that a machine that slows down slows them all.
+Printed, as a table in Markdown, are
 
 - the seconds of generation, rewards, scoring (passes without gradient), training (forward, loss and backward passes),
   of what is left (credit, arrangement, data, optimizer), and of the whole step. On the CPU these are processor

@@ -20,8 +20,8 @@ def markdown_table(rows: list[dict], options: dict, device: str) -> str:
     kind = "LoRA, " if options["lora"] else ""
     several = f", on {options['processes']} processes" if options["processes"] > 1 else ""
     lines = [
-        f"**{first['workload']}**: {first['num_tokens']:,} tokens in {GENERATIONS * options['groups']} completions of at "
-        f"most {options['max_length']:,}, micro-batches of {options['micro_batch']}{several}; {options['shape']}, "
+        f"**{first['workload']}**: {first['num_tokens']:,} tokens in {GENERATIONS * options['groups']} completions of "
+        f"at most {options['max_length']:,}, micro-batches of {options['micro_batch']}{several}; {options['shape']}, "
         f"{kind}{device}. {CLOCKS[first['clock']].capitalize()}, medians of {first['rounds']} rounds.",
         "",
         "| | Generation | Rewards | Scoring | Training | Other | Whole | x TRL | Phase, x floor | Peak, MiB |",
