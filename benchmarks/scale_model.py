@@ -17,15 +17,12 @@ NETWORK = 50e9
 CARDS_OF_A_NODE = 8
 CARD_MEMORY = 80e9
 
-# Assumptions. `at_scale.py` compares a step of another trainer, whose times are published, with what they give.
-UTILISATION = (
-    0.4  # of the peak operations, in prefill, scoring and training: what large dense models reach with ZeRO-3
-)
-DECODE_SHARE = 0.6  # of the peak bandwidth, in decoding with CUDA graphs, scheduling and sampling included
+# Assumptions. `scale_check.py` holds the first two against a step of another trainer, whose times are published.
+UTILISATION = 0.4  # of the peak operations, in prefill, scoring and training
+DECODE_SHARE = 0.6  # of the peak bandwidth, in decoding: launches, scheduling and sampling included
 LINK_SHARE = 0.8  # of a link, in collectives of large messages
 ALL_REDUCE = 15e-6  # seconds of a small all-reduce over NVLink: two per layer and decode step with tensor parallelism
-SLOTS = 256  # rows that vLLM decodes at a time, its `max_num_seqs` on an H100 at most
-ENGINE_MEMORY = 0.6  # of a card, for vLLM's weights and cache
+ENGINE_MEMORY = 0.6  # of a card, for vLLM's weights and cache: `gpu_memory_utilization` of the published step
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ def decode_seconds(
     shape: Shape, prompt: int, completions: list[int], *, tensor_parallel: int = 1, share: float = DECODE_SHARE
 ) -> float:
     """
-    Decoding rows on one engine, as many at a time as it has slots and memory for.
+    Decoding rows on one engine, as many at a time as it has memory for: TRL asks vLLM for no other limit.
 
     A step reads the weights once and the cache of all rows that are there; or it is bound by its operations. Between
     two ends of rows nothing changes but the lengths, so that the steps in between are summed in one go.
@@ -117,7 +114,7 @@ def decode_seconds(
     if free <= 0:
         raise ValueError(f"{shape.name} does not fit into {tensor_parallel} card(s): pass more tensor_parallel")
     row = shape.cache_bytes * (prompt + sum(completions) / len(completions))
-    slots = max(1, min(SLOTS, int(free / row)))
+    slots = max(1, int(free / row))
     waiting = list(reversed(completions))
     running: list[tuple[int, int]] = []  # the step at which a row ends, and that at which it began
     seconds, now = 0.0, 0

@@ -66,7 +66,7 @@ MEMORY = "memory"  # in --skip
 
 def measure(workload, arms, options, device, keep=lambda rows: None):
     """Rows of one workload: TRL, every arm and the floor once per round. `keep` gets them after every turn."""
-    turns = {arm.name: arm for arm in (BASELINE, *arms)} | {FLOOR: None}
+    turns = {BASELINE.name: BASELINE, FLOOR: None} | {arm.name: arm for arm in arms}
     turns = {name: arm for name, arm in turns.items() if name not in options.skip}
     results = {name: [] for name in turns}
     for number in range(options.repeats):
@@ -109,7 +109,7 @@ def clock_of(options, device):
 def summarize(results, workload, num_tokens, clock):
     """Rows of the arms that have had a turn. TRL's is the first turn of each round, if it is not skipped."""
     rows = []
-    for name, rounds in results.items():
+    for name, rounds in sorted(results.items(), key=lambda item: item[0] == FLOOR):  # the last row of the table
         if not rounds:
             continue
         pairs = zip(results.get(BASELINE.name, []), rounds, strict=False)
