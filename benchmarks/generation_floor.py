@@ -52,6 +52,9 @@ def decode(model, share, device):
     Args:
         model: A causal model in evaluation mode.
         share: `GenerationBatch.share`, longest rows first.
+
+    Returns:
+        `list[torch.Tensor]`: the tokens of each step, of the rows that were alive in it, of shape `(alive, 1)`.
     """
     sizes = [len(completion) for completion in share.completions]
     prompts = torch.tensor(share.prompts, device=device)
@@ -64,9 +67,10 @@ def decode(model, share, device):
             for layer in prefilled.past_key_values.layers
         ]
     )
-    tokens = prefilled.logits[rows, -1:].argmax(-1)
+    tokens = [prefilled.logits[rows, -1:].argmax(-1)]
     for step in range(1, sizes[0]):
         alive = sum(size > step for size in sizes)
         positions = torch.full((alive, 1), start + step - 1, device=device)
-        output = model(input_ids=tokens[:alive], position_ids=positions, past_key_values=cache, use_cache=True)
-        tokens = output.logits[:, -1:].argmax(-1)
+        output = model(input_ids=tokens[-1][:alive], position_ids=positions, past_key_values=cache, use_cache=True)
+        tokens.append(output.logits[:, -1:].argmax(-1))
+    return tokens

@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from trl_fork.report.palette import BLUE, GREY, VERMILION
 
@@ -51,6 +52,8 @@ def draw(points, path):
         panel.plot(x, [y[0] * (v / x[0]) ** power for v in x], ":", color=GREY, label="in proportion")
         panel.set(xscale="log", yscale="log", xlabel=TITLES[axis][0], title=TITLES[axis][1])
         panel.set_xticks(values, [f"{value:,}" for value in values])
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.minorticks_off()
         panel.title.set_fontsize(10)
         panel.grid(color=GREY, alpha=0.2)
