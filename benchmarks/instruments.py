@@ -118,9 +118,9 @@ class PassedTokens:
         model.get_decoder().register_forward_pre_hook(self.count, with_kwargs=True)
 
     def count(self, module, args, kwargs):
-        mask = kwargs.get("attention_mask")
-        if mask is None:  # packed rows have no padding
-            mask = torch.ones_like(kwargs["input_ids"])
+        mask = kwargs["attention_mask"]
+        if mask is None or mask.dim() == 4:  # packed rows
+            mask = torch.ones_like(kwargs["position_ids"])
         self.positions += mask.numel()
         self.tokens += mask.sum()  # read after the steps: the GPU is not waited for
         if not torch.is_grad_enabled():
