@@ -1,4 +1,4 @@
-"""Trainers that `step.py` compares, and a few steps of one of them."""
+"""Trainers that `step.py` and `whole_step.py` compare, and a few steps of one of them without a rollout."""
 
 import dataclasses
 import tempfile
@@ -24,6 +24,7 @@ class Arm:
         without (`tuple[str, ...]`): Savings that are taken away.
         token_credit (`str`, *optional*): The credit rules; by default those of `top_entropy_quantile`.
         progress (`float`): Share of the training that is done, for schedules.
+        settings (`dict`): Fields of its configuration that are special.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Arm:
     without: tuple[str, ...] = ()
     token_credit: str | None = None
     progress: float = 0.0
+    settings: dict = dataclasses.field(default_factory=dict)
 
 
 class RefusedError(Exception):
@@ -62,36 +64,55 @@ def build_trainer(arm, rollouts, options, device, steps):
     Raises:
         `RefusedError`: if there are credit rules that it does not take, with the reason.
     """
-    settings = {} if arm.token_credit is None else {"token_credit": arm.token_credit}
-    trainer_class, config_class = (
-        (GRPOTrainer, GRPOConfig) if arm.is_trl else (_at_progress(arm.progress), ForkingGRPOConfig)
-    )
     try:
-        trainer = trainer_class(
-            model=build_model(options, device),
+        return assemble(
+            arm,
+            options,
+            device,
+            steps,
             reward_funcs=rollouts.reward,
-            args=config_class(
-                tempfile.mkdtemp(),
-                top_entropy_quantile=RHO,
-                epsilon_high=0.28,
-                max_steps=steps,
-                per_device_train_batch_size=options.micro_batch,
-                gradient_accumulation_steps=options.groups * GENERATIONS // options.micro_batch,
-                num_generations=GENERATIONS,
-                max_completion_length=options.max_length,
-                **run_settings(device),
-                **settings,
-            ),
             train_dataset=Dataset.from_dict({"prompt": [f"w{FIRST_WORD}"] * options.groups}),
-            processing_class=build_tokenizer(SHAPES[options.shape][6]),
             rollout_func=rollouts,
         )
     except (ValueError, NotImplementedError) as error:
         if arm.token_credit is None:
             raise
         raise RefusedError(str(error)) from error
+
+
+def assemble(arm, options, device, steps, *, processes=1, wrap=lambda trainer_class: trainer_class, **arguments):
+    """
+    The trainer of an arm, with a learning rate of zero.
+
+    Args:
+        wrap (`Callable`): Makes another class of the arm's.
+        **arguments: Arguments of the trainer: what it is rewarded for, trained on and, unless it generates, given.
+    """
+    settings = dict(arm.settings) if arm.token_credit is None else {"token_credit": arm.token_credit, **arm.settings}
+    trainer_class, config_class = (
+        (GRPOTrainer, GRPOConfig) if arm.is_trl else (_at_progress(arm.progress), ForkingGRPOConfig)
+    )
+    model = arguments.pop("model", None) or build_model(options.shape, device, lora=options.lora)
+    trainer = wrap(trainer_class)(
+        model=model,
+        args=config_class(
+            tempfile.mkdtemp(),
+            top_entropy_quantile=RHO,
+            epsilon_high=0.28,
+            max_steps=steps,
+            per_device_train_batch_size=options.micro_batch,
+            gradient_accumulation_steps=options.groups * GENERATIONS // (options.micro_batch * processes),
+            num_generations=GENERATIONS,
+            max_completion_length=options.max_length,
+            **run_settings(device),
+            **settings,
+        ),
+        processing_class=build_tokenizer(SHAPES[options.shape][6]),
+        **arguments,
+    )
     if not arm.is_trl:
         trainer._savings = dataclasses.replace(trainer._savings, **dict.fromkeys(arm.without, False))
+    trainer.remove_callback(PrinterCallback)
     return trainer
 
 
@@ -110,7 +131,6 @@ def run(arm, rollouts, exact, options, device, *, measure_memory=False, warm_up=
     warm_up = max(warm_up, int(measure_memory or device == "cuda"))
     steps = warm_up + options.steps
     trainer = build_trainer(arm, rollouts, options, device, steps)
-    trainer.remove_callback(PrinterCallback)
     passed, credit, clock = PassedTokens(trainer.model), CreditOfBatch(), Clock(device)
     memory, error = PeakMemory(device, SHAPES[options.shape][6]), GradientError(exact)
     for callback in (clock, credit, *((memory, error) if measure_memory else ())):

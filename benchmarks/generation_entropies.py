@@ -34,7 +34,7 @@ from transformers import LogitsProcessor, Qwen3Config, Qwen3ForCausalLM
 
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer, select_tokens, token_entropy
 
-from .generation import build_tokenizer
+from .workload import build_tokenizer
 
 
 RHO, ROWS, LENGTH = 0.2, 64, 96

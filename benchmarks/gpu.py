@@ -24,115 +24,20 @@ import sysconfig
 import tempfile
 import time
 import xml.etree.ElementTree
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from trl_fork._files import write_text
 
+from . import gpu_page
+from .gpu_parts import BUDGET, PARTS, RESULTS, Part
+
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
-BUDGET = 480  # seconds
 GRACE = 3  # seconds in which a process that is aborted says where it was
 LEAST = 8  # seconds: less is not enough to import PyTorch
 TAIL = 6000  # characters kept of what a part printed
 SAME = ("card", "driver", "versions", "commit", "dry_run")  # of results that may stand side by side
-
-
-@dataclass(frozen=True)
-class Part:
-    """
-    A command of `gpu.py`.
-
-    Args:
-        name (`str`): In `--only` and the results.
-        title (`str`): In the page.
-        limit (`int`): Seconds after which it is killed.
-        expected (`int`): Seconds it should take on an H100, by estimate.
-        command (`str`): Arguments of `python`; `{output}` stands for the file it writes.
-        dry (`str`): Appended in a dry run, where the last word wins.
-        report (`str`): `"json"`, or `"junit"`, pytest's.
-    """
-
-    name: str
-    title: str
-    limit: int
-    expected: int
-    command: str
-    dry: str = ""
-    report: str = "json"
-
-
-_STEP = "-m benchmarks.step --shape qwen3-0.6b --output {output}"
-_LONG_TAIL = f"{_STEP} --groups 10 --micro_batch 8 --max_length 2048"
-_TINY = "--shape tiny --groups 2 --micro_batch 8 --max_length 24 --repeats 1 --steps 1"
-# Estimates: 2 operations per weight and token forward, 8 with recomputation and backward, and attention, at 30 % of
-# 989e12 a second: 3 s for a step of TRL's in `step_inert`, 2.5 s in `memory`. Ours is bound by launches, about 1 s. To
-# that come ten seconds of imports, four for each trainer and an unmeasured step in each turn. `generate` takes about
-# 30 ms for a token of each of 256 rows: 15 s for 512 tokens, four times.
-PARTS = (
-    Part(
-        "environment",
-        "the card, its rates, and the versions",
-        60,
-        25,
-        "-m benchmarks.gpu_environment --output {output} --wheels {wheels} --target {target}",
-    ),
-    Part(
-        "tests",
-        "`pytest -m gpu`",
-        120,
-        60,
-        "-m pytest tests/benchmarks/test_gpu.py -m gpu -q -rfE -W default --disable-warnings -p no:cacheprovider "
-        "--timeout 60 --durations 5 --junitxml {output}",
-        report="junit",
-    ),
-    Part(
-        "step_inert",
-        "a step of Qwen3-0.6B's shape, long tail, 40 % of the groups inert",
-        125,
-        105,
-        f"{_LONG_TAIL} --workload 'long tail, 40 % inert' --repeats 3 --steps 2 --time_limit 95 "
-        "--variant ours 'without cut padding' 'without sparse head' 'ours, nothing left out'",
-        _TINY,
-    ),
-    Part(
-        "step",
-        "the same, no group inert",
-        85,
-        65,
-        f"{_LONG_TAIL} --workload 'long tail' --repeats 3 --steps 2 --time_limit 55 --variant ours",
-        _TINY,
-    ),
-    Part(
-        "whole_step",
-        "a whole step: `generate`, scoring, training",
-        105,
-        85,
-        "-m benchmarks.whole_step --shape qwen3-0.6b --groups 32 --micro_batch 16 --max_length 512 --steps 1 "
-        "--output {output}",
-        "--shape tiny --groups 2 --micro_batch 8 --max_length 16",
-    ),
-    Part(
-        "memory",
-        "peak memory, rows of up to 8,192 tokens",
-        60,
-        40,
-        f"{_STEP} --groups 1 --micro_batch 4 --max_length 8192 --workload 'long tail' --repeats 1 --variant ours "
-        "--skip_gradient_error",
-        _TINY,
-    ),
-    Part(
-        "lora",
-        "the step with inert groups, LoRA",
-        80,
-        60,
-        f"{_STEP} --lora --groups 6 --micro_batch 8 --max_length 2048 --workload 'long tail, 40 % inert' --repeats 2 "
-        "--steps 2 --time_limit 45 --variant ours",
-        _TINY,
-    ),
-)
 
 
 # ---------------------------------------------------------------------- one part
@@ -345,9 +250,7 @@ def main(arguments=None) -> int:
             target=target,
         )
     if common and options.output.resolve() == RESULTS:
-        import gpu_page
-
-        gpu_page.PAGE.write_text(gpu_page.render(gpu_page.load()))
+        gpu_page.write()
     print()
     for name, record in records.items():
         print(f"{name:<12} {record['status']:<8} {record['seconds']:>6} s  {record.get('reason', '')}")

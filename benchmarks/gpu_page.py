@@ -9,7 +9,8 @@ Needs nothing but Python, since `gpu.py` calls it on the machine with the GPU.
 import json
 from pathlib import Path
 
-from .gpu import BUDGET, PARTS, RESULTS
+from .gpu_parts import BUDGET, PARTS, RESULTS
+from .whole_step_table import markdown_table
 
 
 GIB = 2**30
@@ -17,8 +18,9 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"
 HEAD = """# On a GPU
 
 What needs a GPU is one script of at most {budget} seconds: tests of the Triton path and of steps in bf16, and what a
-step of Qwen3-0.6B's shape costs against TRL's `top_entropy_quantile`, in time and memory, on the same rollouts in one
-run. This page is written from its results by `python -m benchmarks.gpu_page`.
+whole step of Qwen3-0.6B's shape, and one without its rollout, cost against TRL's `top_entropy_quantile`, in time and
+memory, on completions of the same lengths in one run. This page is written from its results by
+`python -m benchmarks.gpu_page`.
 """
 NOTHING = """
 **It has not been run on a GPU yet.** Every part runs on a CPU with a tiny model in the test suite; that says nothing
@@ -163,19 +165,14 @@ def memory_cells(row: dict, baseline: dict) -> list[str]:
 
 
 def whole_step_table(numbers: dict) -> str:
-    options, steps = numbers["options"], numbers["steps"]
-    lines = [
-        f"{8 * options['groups']} rows of at most {options['max_length']} tokens, {options['inert']:.0%} of the "
-        f"groups inert, transformers' `generate`. Measured steps, after one that was not: {options['steps']}.",
-        "",
-        "| | Step, s | Generation, s | Scoring, s | Training, s | Times TRL |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for name, step in steps.items():
-        seconds = " | ".join(f"{step[phase]:.2f}" for phase in ("step", "generation", "scoring", "training"))
-        lines.append(f"| {name} | {seconds} | {steps['TRL']['step'] / step['step']:.2f} |")
-    return "\n".join(lines)
+    if not numbers["rows"]:
+        return "Nothing was measured."
+    return markdown_table(numbers["rows"], numbers["options"], numbers["device"])
+
+
+def write() -> None:
+    PAGE.write_text(render(load(RESULTS)))
 
 
 if __name__ == "__main__":
-    PAGE.write_text(render(load()))
+    write()

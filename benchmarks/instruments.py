@@ -1,5 +1,6 @@
 """What a training step is measured with."""
 
+import gc
 import statistics
 import time
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import trl.trainer.utils
 from transformers import TrainerCallback
 from trl.kernels import ChunkedLogProbFunction
 
+from trl_fork._logging import logger
 from trl_fork.credit import credit_effect
 from trl_fork.trainer import GenerationCallback
 
@@ -159,3 +161,24 @@ def count_head_rows():
     finally:
         ChunkedLogProbFunction.forward = staticmethod(forward)
         ChunkedLogProbFunction.backward = staticmethod(backward)
+
+
+def release(device):
+    gc.collect()  # a trainer is a cycle: until it is collected its model stays
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def device_name(device):
+    return torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+@contextmanager
+def without_warnings():
+    """Without those of the trainer: the table says which savings are off."""
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,5 +1,7 @@
 """What `step.py` holds a training step against: the exact gradient, and the least work."""
 
+from contextlib import nullcontext
+
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
@@ -12,7 +14,7 @@ from .workload import GENERATIONS, RHO, SHAPES, build_model
 
 def naive_gradient(rollouts, options, device):
     """The objective as it is defined, in float32, one completion at a time."""
-    model = build_model(options, device).float()
+    model = build_model(options.shape, device, lora=options.lora).float()
     model.gradient_checkpointing_enable()
     model.train()  # or nothing would be checkpointed; there is no dropout
 
@@ -37,10 +39,16 @@ def naive_gradient(rollouts, options, device):
     return [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
 
 
-def floor(rollouts, options, device):
-    """Forward over the valid tokens, forward and backward over those of rows with a gradient, without any padding."""
+def floor_step(rollouts, options, device, phase=lambda name: nullcontext()):
+    """
+    The least work of a step, to be called: forward over the valid tokens, forward and backward over those of rows with
+    a gradient, without any padding.
+
+    Args:
+        phase (`Callable`): `phase("scoring")` and `phase("training")` are entered around the two.
+    """
     prompt, vocabulary = len(rollouts.prompts[0]), SHAPES[options.shape][6]
-    model = build_model(options, device)
+    model = build_model(options.shape, device, lora=options.lora)
     model.gradient_checkpointing_enable()
     model.train()
     add_fused_lm_head(model.get_base_model() if options.lora else model, outputs=("log_probs", "entropy"))
@@ -51,24 +59,37 @@ def floor(rollouts, options, device):
         rows = torch.randint(2, vocabulary, (len(sizes), sum(sizes) // len(sizes)), device=device)
         return rows.split(options.micro_batch)
 
-    def step():
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=device != "cpu"):
-            with torch.no_grad():
-                for ids in rectangles(lengths):
-                    everything = torch.ones_like(ids[:, prompt:])
-                    with row_sparse_head(everything, everything):
-                        model(input_ids=ids, labels=ids, fused_lm_head=True)
-            for ids in rectangles(live):
+    def score():
+        with torch.no_grad():
+            for ids in rectangles(lengths):
                 everything = torch.ones_like(ids[:, prompt:])
-                wanted = torch.rand(everything.shape, device=device) < RHO
-                # As in the trainer: no label for the prompt
-                labels = ids.masked_fill(torch.arange(ids.shape[1], device=device) < prompt, -100)
-                with row_sparse_head(wanted, everything):
-                    model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs.sum().backward()
+                with row_sparse_head(everything, everything):
+                    model(input_ids=ids, labels=ids, fused_lm_head=True)
 
-    clock = Clock(device)
-    for _ in range(1 + options.steps):
+    def train():
+        for ids in rectangles(live):
+            everything = torch.ones_like(ids[:, prompt:])
+            wanted = torch.rand(everything.shape, device=device) < RHO
+            # As in the trainer: no label for the prompt
+            labels = ids.masked_fill(torch.arange(ids.shape[1], device=device) < prompt, -100)
+            with row_sparse_head(wanted, everything):
+                model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs.sum().backward()
+
+    def step():
         model.zero_grad()
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device != "cpu"):
+            with phase("scoring"):
+                score()
+            with phase("training"):
+                train()
+
+    return step
+
+
+def floor(rollouts, options, device):
+    """Seconds of [`floor_step`]."""
+    step, clock = floor_step(rollouts, options, device), Clock(device)
+    for _ in range(1 + options.steps):
         clock.on_step_begin(None, None, None)
         step()
         clock.on_pre_optimizer_step(None, None, None)

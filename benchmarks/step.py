@@ -34,12 +34,10 @@ over those of rows with a gradient, the LM head of the training pass on the sele
 """
 
 import argparse
-import gc
 import os
 import statistics
 import time
 import warnings
-from contextlib import contextmanager
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -53,10 +51,10 @@ from rich.console import Console
 from rich.table import Table
 
 from trl_fork._files import write_json
-from trl_fork._logging import logger
 
 from .arms import BASELINE, VARIANTS, RefusedError, run
 from .credit_table import REFERENCE, arms_of, print_credit_table
+from .instruments import device_name, release, without_warnings
 from .references import floor, naive_gradient
 from .workload import GENERATIONS, SHAPES, WORKLOADS, Rollouts
 
@@ -137,12 +135,6 @@ def ratios(base, rounds):
     }
 
 
-def release(device):
-    gc.collect()  # a trainer is a cycle: until it is collected its model stays
-    if device == "cuda":
-        torch.cuda.empty_cache()
-
-
 def title_of(rows, options, device):
     kind = "LoRA, " if options.lora else ""
     return f"{options.shape} on {device}, {kind}{rows[0]['workload']}: {rows[0]['num_tokens']:,} completion tokens"
@@ -182,7 +174,9 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=list(SHAPES), default="tiny")
     parser.add_argument("--lora", action="store_true", help="train LoRA adapters of rank 16 on all linear layers")
-    parser.add_argument("--workload", choices=list(WORKLOADS), nargs="+", help="all; with --token_credit the first")
+    parser.add_argument(
+        "--workload", choices=list(WORKLOADS), nargs="+", help="by default three; with --token_credit one"
+    )
     parser.add_argument("--variant", choices=list(VARIANTS), nargs="+", help="beside TRL")
     parser.add_argument(
         "--token_credit", nargs="+", metavar="NAME", help="credit rules in the place of variants: presets, or `all`"
@@ -213,7 +207,7 @@ def main(arguments=None):
         parser.error(str(error))
     if arms is None:
         arms = [VARIANTS[name] for name in options.variant or VARIANTS]
-    workloads = options.workload or list(WORKLOADS)[: 1 if options.token_credit else None]
+    workloads = options.workload or list(WORKLOADS)[: 1 if options.token_credit else 3]
     warnings.simplefilter("ignore")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []
@@ -236,21 +230,6 @@ def main(arguments=None):
         else:
             print_table(found, options, device)
         rows += found
-
-
-@contextmanager
-def without_warnings():
-    """Without those of the trainer: the table says which savings are off."""
-    level = logger.level
-    logger.setLevel("ERROR")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def device_name(device):
-    return torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Models of random weights, and rollouts that are the same for everything that `step.py` compares."""
+"""Models of random weights, lengths of completions, and rollouts that are the same for all that `step.py` compares."""
 
 import torch
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 
@@ -11,21 +11,27 @@ RHO, GENERATIONS = 0.2, 8
 ANSWER, ANSWER_ID, ANSWER_LENGTH = "Answer:", 2, 20
 FIRST_WORD = 3  # ids from here on are words without a meaning
 PROMPT_LENGTH = 24
-SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, head dimension, vocabulary, tied
-    "tiny": (128, 384, 4, 4, 2, 32, 4096, True),
-    "qwen3-0.6b": (1024, 3072, 28, 16, 8, 128, 151936, True),
-    "qwen3-1.7b": (2048, 6144, 28, 16, 8, 128, 151936, True),
-    "qwen3-4b": (2560, 9728, 36, 32, 8, 128, 151936, True),
+SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, head dimension, vocabulary
+    "tiny": (128, 384, 4, 4, 2, 32, 4096),
+    "small": (512, 1536, 8, 8, 4, 64, 32768),
+    "qwen3-0.6b": (1024, 3072, 28, 16, 8, 128, 151936),
+    "qwen3-1.7b": (2048, 6144, 28, 16, 8, 128, 151936),
+    "qwen3-4b": (2560, 9728, 36, 32, 8, 128, 151936),
 }
 WORKLOADS = {  # lengths, share of inert groups
     "long tail, 40 % inert": ("lognormal", 0.4),
     "long tail": ("lognormal", 0.0),
     "equal lengths": ("equal", 0.0),
+    "geometric, 40 % inert": ("geometric", 0.4),
+    "geometric": ("geometric", 0.0),
 }
+# Of the longest completion: a mean of 59 tokens where it has 384
+GEOMETRIC_MEAN = 59 / 384
+SHORTEST = 4  # tokens of a completion
 
 
-def build_model(options, device):
-    hidden, intermediate, layers, heads, key_values, head_dim, vocabulary, tied = SHAPES[options.shape]
+def build_model(shape, device, *, lora=False):
+    hidden, intermediate, layers, heads, key_values, head_dim, vocabulary = SHAPES[shape]
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=vocabulary,
@@ -36,19 +42,19 @@ def build_model(options, device):
         num_key_value_heads=key_values,
         head_dim=head_dim,
         max_position_embeddings=32768,
-        tie_word_embeddings=tied,
-        initializer_range=0.1 if options.shape == "tiny" else 0.02,
+        tie_word_embeddings=True,
+        initializer_range=0.1 if shape == "tiny" else 0.02,
         bos_token_id=None,
         eos_token_id=1,
         pad_token_id=0,
     )
     with torch.device(device):
         model = Qwen3ForCausalLM(config)
-        if options.shape != "tiny":
+        if shape != "tiny":
             # Entropies of freshly initialised large models are all alike; this spreads them
             torch.nn.init.normal_(model.get_input_embeddings().weight, std=4 / hidden**0.5)
     model = model.to(torch.float32 if device == "cpu" else torch.bfloat16)
-    if options.lora:
+    if lora:
         # Random in both factors: a zero in the second would make the first one's gradient zero
         config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
         model = get_peft_model(model, config)
@@ -60,7 +66,27 @@ def build_tokenizer(vocabulary):
     # Texts matter to rules that look for the answer. Of the other words the ids are used; the words have to exist.
     ids = {"<pad>": 0, "<eos>": 1, ANSWER: ANSWER_ID, **{f"w{i}": i for i in range(FIRST_WORD, vocabulary)}}
     words = Tokenizer(models.WordLevel(ids, f"w{FIRST_WORD}"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", padding_side="left")
+
+
+def sample_lengths(rows, longest, kind, generator=None):
+    """
+    Completion lengths in tokens, the end token included.
+
+    Lognormal ones have a median of an eighth of the longest and a sigma of 0.8: most are short, a few are cut off. At
+    least one row has the full length, unless lengths are geometric.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    if kind == "equal":
+        return [longest // 3] * rows
+    if kind == "geometric":
+        drawn = torch.empty(rows).geometric_(min(1 / (longest * GEOMETRIC_MEAN), 1), generator=generator)
+        return [min(max(int(length), SHORTEST), longest) for length in drawn]
+    normal = torch.randn(rows, generator=generator)
+    lengths = [min(max(int(longest / 8 * (0.8 * z).exp()), SHORTEST), longest) for z in normal]
+    lengths[0] = longest
+    return lengths
 
 
 def completion(words, size):
@@ -76,12 +102,7 @@ class Rollouts:
         generator = torch.Generator().manual_seed(0)
         vocabulary, max_length = SHAPES[options.shape][6], options.max_length
         rows = options.groups * GENERATIONS
-        if lengths == "equal":
-            sizes = [max_length // 3] * rows
-        else:  # a median of an eighth of the longest, sigma 0.8: most are short, a few are cut off
-            normal = torch.randn(rows, generator=generator)
-            sizes = [min(max(int(max_length / 8 * (0.8 * z).exp()), 4), max_length) for z in normal]
-            sizes[0] = max_length
+        sizes = sample_lengths(rows, max_length, lengths, generator)
 
         def words(number):
             return torch.randint(FIRST_WORD, vocabulary, (number,), generator=generator).tolist()

@@ -272,12 +272,19 @@ def made_up_results():
            "head_forward": 100, "head_backward": 90}  # fmt: skip
     ours = {**trl, "variant": "ours", "seconds": 0.5, "ratio": 4.0, "memory": 6 * 2**30, "error": None}
     options = {"groups": 10, "max_length": 2048, "micro_batch": 8, "shape": "qwen3-0.6b", "inert": 0.4, "steps": 1}
-    step = {"step": 8.0, "generation": 4.0, "scoring": 0.0, "training": 4.0}
+    phases = {"generation": 4.0, "rewards": 0.25, "scoring": 0.0, "training": 3.5, "other": 0.25, "whole": 8.0}
+    whole = {"workload": "w", "arm": "TRL", "num_tokens": 9000, "rounds": 1, "clock": "seconds", "seconds": phases,
+             "ratio": 1.0, "ratio_range": [1.0, 1.0], "memory": 2**30, "memory_with_weights": 2**31}  # fmt: skip
+    faster = {**whole, "arm": "ours", "seconds": {**phases, "training": 0.5, "whole": 5.0}, "ratio": 1.6,
+              "ratio_range": [1.5, 1.7], "memory": 2**29}  # fmt: skip
+    least = {**whole, "arm": "floor", "seconds": {**phases, "rewards": 0.0, "training": 0.25, "other": 0.25,
+             "whole": 4.5}, "ratio": 1.78, "ratio_range": [1.7, 1.9], "memory": None}  # fmt: skip
+    whole_options = {**options, "lora": False, "processes": 1}
     numbers = {
         "environment": {"bf16_operations_per_second": 7.5e14, "copied_bytes_per_second": 3e12},
         "tests": {"passed": 63, "failed": ["test_x"], "skipped": 0, "recorded": {}},
         "step_inert": {"options": options, "rows": [trl, ours, {**row, "variant": "floor"}]},
-        "whole_step": {"options": options, "steps": {"TRL": step, "ours": {**step, "step": 5.0, "training": 1.0}}},
+        "whole_step": {"options": whole_options, "device": "NVIDIA H100 80GB HBM3", "rows": [whole, faster, least]},
     }
     parts = {name: {"status": "ok", "seconds": 10.0, "numbers": value} for name, value in numbers.items()}
     parts["tests"]["status"], parts["step_inert"]["status"] = "failed", "timeout"
@@ -312,11 +319,23 @@ def test_page_says_what_was_measured_and_on_what():
         "8.0e-01",
     ] in rows
     assert ["ours", "0.50", "4.00 (0.90 to 1.10, 3)", "6.00 (9.00)", "75%", "1,234", "25%", "100 / 90", ""] in rows
-    assert ["ours", "5.00", "4.00", "0.00", "1.00", "1.60"] in rows
+    # The phase of ours is all but generation and rewards, 5 - 4.25 s, and that of the floor 0.5 s.
+    assert ["ours", "4.00", "0.25", "0.00", "0.50", "0.25", "5.00", "1.60 (1.50 to 1.70)", "1.50", "512, 50%"] in rows
+    assert ["floor", "4.00", "0.00", "0.00", "0.25", "0.25", "4.50", "1.78 (1.70 to 1.90)", "1.00", ""] in rows
     assert ["`lora`", "skipped: 2 of the 480 seconds were left", "0"] in rows
     assert ["`step`", "not asked for", "0"] in rows
     assert "63 passed, 1 failed, 0 skipped. Failed: `test_x`." in page
     assert page.count("This part ended with") == 2
+
+
+def test_the_page_is_written(tmp_path, monkeypatch):
+    """As `gpu.py` does at its end, in a process that has it as `__main__`."""
+    monkeypatch.setattr(gpu_page, "RESULTS", tmp_path / "gpu.json")
+    monkeypatch.setattr(gpu_page, "PAGE", tmp_path / "gpu.md")
+    (tmp_path / "gpu.json").write_text(json.dumps(made_up_results()))
+    assert gpu.gpu_page is gpu_page
+    gpu_page.write()
+    assert "NVIDIA H100 80GB HBM3" in (tmp_path / "gpu.md").read_text()
 
 
 def test_page_of_no_gpu_has_no_number():
