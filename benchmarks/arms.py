@@ -131,9 +131,9 @@ def run(arm, rollouts, exact, options, device, *, measure_memory=False, warm_up=
     warm_up = max(warm_up, int(measure_memory or device == "cuda"))
     steps = warm_up + options.steps
     trainer = build_trainer(arm, rollouts, options, device, steps)
-    passed, credit, clock = PassedTokens(trainer.model), CreditOfBatch(), Clock(device)
+    passed, credit, clock = PassedTokens(trainer.model, warm_up), CreditOfBatch(), Clock(device)
     memory, error = PeakMemory(device, SHAPES[options.shape][6]), GradientError(exact)
-    for callback in (clock, credit, *((memory, error) if measure_memory else ())):
+    for callback in (clock, passed, credit, *((memory, error) if measure_memory else ())):
         trainer.add_callback(callback)
     with count_head_rows() as rows:
         trainer.train()
@@ -145,7 +145,7 @@ def run(arm, rollouts, exact, options, device, *, measure_memory=False, warm_up=
         "head_forward": rows["forward"] // steps,
         "head_backward": rows["backward"] // steps,
         "error": error.relative,
-        "scoring_passes": int(passed.scored) / steps / rollouts.num_all_tokens,
+        "scoring_passes": int(passed.scored) / options.steps / rollouts.num_all_tokens,
         "tokens_trained": credit.tokens_trained,
         "effective_fraction": credit.effective_fraction,
         "savings": None if arm.is_trl else savings_of(trainer),

@@ -108,14 +108,19 @@ class PeakMemory(TrainerCallback):
             self.peak = max(accumulate(change for _, change in changes))
 
 
-class PassedTokens:
+class PassedTokens(TrainerCallback):
     """
-    Tokens and positions of all forward passes of a model from now on; `scored` are the tokens without gradient.
+    Tokens and positions of a model's forward passes from step `warm_up` on; `scored` are the tokens without gradient.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, warm_up):
         self.tokens = self.scored = self.positions = 0
+        self.warm_up = warm_up
         model.get_decoder().register_forward_pre_hook(self.count, with_kwargs=True)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.warm_up:
+            self.tokens = self.scored = self.positions = 0
 
     def count(self, module, args, kwargs):
         mask = kwargs["attention_mask"]

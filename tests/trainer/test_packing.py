@@ -112,7 +112,7 @@ def test_an_adapter(checkpointing, tokenizer, tmp_path):
 
 @pytest.mark.parametrize("limit", [30, 70, 150, 1000])
 def test_passes_hold_the_tokens_they_may(limit, tokenizer, tmp_path, caplog, monkeypatch):
-    """Fewer passes than micro-batches, the longest row in the first. The user is told once where that is not enough."""
+    """Fewer passes than micro-batches, the longest row in the first. It is said once where that is not enough."""
     monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     trainer = train(
         build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, Passes, max_tokens_per_forward=limit,
@@ -204,7 +204,20 @@ class FailsOnPositions(transformers.Qwen3ForCausalLM):
             raise RuntimeError("the size of tensor a must match")
 
 
-@pytest.mark.parametrize("kind", [MixesRows, FailsOnPositions])
+class ReadsPackedLength(transformers.Qwen3ForCausalLM):
+    """Attention is scaled by the columns there are beyond 30: a row of at most 21 never shows it."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.register_forward_pre_hook(self._scale, with_kwargs=True)
+
+    def _scale(self, module, args, kwargs):
+        columns = (args[0] if args else kwargs["input_ids"]).shape[1]
+        for layer in self.model.layers:
+            layer.self_attn.scaling = 8**-0.5 * (1.0 + max(columns - 30, 0) / 50)
+
+
+@pytest.mark.parametrize("kind", [MixesRows, FailsOnPositions, ReadsPackedLength])
 def test_rows_are_padded_where_the_model_mixes_them(kind, tokenizer, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
     config, changes = build_model(tokenizer).config, []
@@ -266,7 +279,11 @@ def test_without_rows_it_is_sdpa(tokenizer):
     with packed_attention(model):
         assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, expected)
         # Without the keywords transformers finds the rows by their positions.
-        packed = model(input_ids=torch.cat([ids[:1], ids[1:, :2]], 1), position_ids=torch.tensor([[0, 1, 2, 3, 0, 1]]))
+        packed = model(
+            input_ids=torch.tensor([[4, 5, 6, 7, 8, 9]]),
+            position_ids=torch.tensor([[0, 1, 2, 3, 0, 1]]),
+            use_cache=False,
+        )
     assert torch.allclose(packed.logits[0, 4:], expected[1, :2], atol=1e-5)
     assert model.config._attn_implementation == "sdpa"
 

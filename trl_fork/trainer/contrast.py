@@ -70,8 +70,7 @@ class ContrastMixin(WithContext, TrainerMixin):
         # A completion that is masked as a whole, being cut off, counts as one token.
         lengths = output["completion_mask"].sum(1).clamp(min=1).tolist()
         completion_ids = [ids[:length].tolist() for ids, length in zip(output["completion_ids"], lengths, strict=True)]
-        if self._savings.padding:
-            self._check_padding(prompt_ids, completion_ids)
+        self._check_rows(prompt_ids, completion_ids)
         longest = max(len(prompt) + len(ids) for prompt, ids in zip(prompt_ids, completion_ids, strict=True))
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and longest > limit:

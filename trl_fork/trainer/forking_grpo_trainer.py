@@ -309,7 +309,7 @@ class ForkingGRPOTrainer(
                 batch[PROGRESS] = progress
         if self._savings.padding and not self._checked_width:
             # The batch is from a checkpoint, and nothing has been generated since.
-            self._check_padding(*map(self._buffered_tokens, ("prompt", "completion")))
+            self._check_rows(*map(self._buffered_tokens, ("prompt", "completion")))
         if self._savings.padding and _ARRANGED not in inputs:
             steps = self.args.steps_per_generation
             window = min(self.args.gradient_accumulation_steps, steps)

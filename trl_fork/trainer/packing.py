@@ -5,11 +5,13 @@ The rows of a batch become one row whose positions begin again at each of them. 
 pass sees TRL's batch: what the model returns is put back at the place of each token.
 """
 
+from itertools import cycle
+from math import isnan
 from types import SimpleNamespace
 
 import torch
 
-from .lm_head import last_wanted_columns, wanted_tokens_moved
+from .lm_head import last_wanted_columns, row_sparse_head, wanted_tokens_moved
 from .packed_attention import row_keywords
 from .right_padding import RightPadded
 
@@ -82,9 +84,29 @@ class Packed:
         )
 
 
-def packing_effect(score, model, packed, rows: list[tuple[list[int], list[int]]], pad_token_id: int, device) -> float:
+Tokens = tuple[list[int], list[int]]  # those of a prompt and of its completion
+
+
+def fill_pass(rows: list[Tokens], num_tokens: int) -> list[Tokens]:
     """
-    Effect of packing: the difference between rows' scores alone and one after the other.
+    Rows for a pass of about `num_tokens`: the longest ones, again and again if need be, and the two shortest.
+
+    Args:
+        rows (`list[Tokens]`): Rows, the longest first.
+        num_tokens (`int`): Tokens of the pass, exceeded by the two shortest rows at most.
+    """
+    filled, count = [], 0
+    for prompt, completion in cycle(rows):
+        count += len(prompt) + len(completion)
+        if count > num_tokens:
+            break
+        filled.append((prompt, completion))
+    return [*filled, *rows[-2:]]
+
+
+def packing_effect(score, model, packed, rows: list[Tokens], pad_token_id: int, device) -> float:
+    """
+    Effect of packing: the difference between the scores of the last two rows alone and after the others.
 
     Args:
         score (`Callable`):
@@ -92,7 +114,7 @@ def packing_effect(score, model, packed, rows: list[tuple[list[int], list[int]]]
             `(batch, completion_length)`.
         model, packed (`Callable`):
             The model as it is, and the same model on packed rows.
-        rows (`list[tuple[list[int], list[int]]]`):
+        rows (`list[Tokens]`):
             Token ids of the prompt and of the completion of each row.
         pad_token_id (`int`):
             Token id of the padding.
@@ -100,23 +122,27 @@ def packing_effect(score, model, packed, rows: list[tuple[list[int], list[int]]]
             Device of the batch.
 
     Returns:
-        `float`: the largest mean absolute difference of a row's log-probabilities, in nats; rounding alone if packing
-        has no effect. NaN counts as infinite.
+        `float`: the larger mean absolute difference of a row's log-probabilities, in nats; rounding alone if packing
+        has no effect. Infinite if it is NaN.
     """
     prompt_length, length = (max(map(len, parts)) for parts in zip(*rows, strict=True))
     ids = torch.full((len(rows), prompt_length + length), pad_token_id, device=device)
-    mask = torch.zeros_like(ids)
+    mask, wanted = torch.zeros_like(ids), torch.zeros(len(rows), length, device=device)
     for number, (prompt, completion) in enumerate(rows):
         columns = slice(prompt_length - len(prompt), prompt_length + len(completion))
         ids[number, columns] = torch.tensor(prompt + completion, device=device)
         mask[number, columns] = 1
-    together = score(packed, ids, mask, length)
+        # Of a row that is not compared the last token is enough for it to be there as a whole.
+        wanted[number, 0 if number >= len(rows) - 2 else max(len(completion) - 1, 0) : len(completion)] = 1
+    with row_sparse_head(wanted, mask[:, prompt_length:]):
+        together = score(packed, ids, mask, length)
     effects = []
-    for number, (prompt, completion) in enumerate(rows):
-        row = torch.tensor([prompt + completion], device=device)
-        alone = score(model, row, torch.ones_like(row), len(completion))[0]
+    for number, (prompt, completion) in list(enumerate(rows))[-2:]:
+        row, valid = torch.tensor([prompt + completion], device=device), torch.ones(1, len(completion), device=device)
+        with row_sparse_head(valid, valid):
+            alone = score(model, row, torch.ones_like(row), len(completion))[0]
         # The first token of a row without a prompt has no prediction.
         difference = (together[number, : len(completion)] - alone)[0 if prompt else 1 :]
         effects.append(difference.abs().mean() if len(difference) else difference.new_zeros(()))
     effect = torch.stack(effects).max().item()
-    return effect if effect == effect else float("inf")
+    return float("inf") if isnan(effect) else effect

@@ -11,7 +11,7 @@ from .batch import GenerationBatch
 from .context import PolicyScores, WithContext, context_of
 from .lm_head import row_sparse_head
 from .packed_attention import packed_attention
-from .packing import Packed, packing_effect
+from .packing import Packed, fill_pass, packing_effect
 from .right_padding import RightPadded
 from .savings import Savings, padding_effect, rounding, score_by_length
 
@@ -22,6 +22,7 @@ class ScoringMixin(WithContext, TrainerMixin):
     _savings = Savings()
     _differs_from_trl = False
     _planned_chunks: tuple[int, int | None] = (0, None)  # rows of the batch in hand, and passes that score them
+    _checked_tokens = 0  # tokens of the largest pass for which packing was found to have no effect
     _checked_width = 0  # columns of the widest batch for which padding was found to have no effect
 
     def _get_per_token_logps_and_entropies(
@@ -90,22 +91,15 @@ class ScoringMixin(WithContext, TrainerMixin):
 
     def _generate(self, prompts):
         generated = super()._generate(prompts)
-        if self._savings.padding:
-            self._check_padding(*generated[:2])
-        if self._savings.packing:
-            self._plan_chunks(*generated[:2])
+        self._check_rows(*generated[:2])
         return generated
 
-    def _plan_chunks(self, prompt_ids, completion_ids):
-        """How many passes score a batch: the same number on all processes, which have different rows."""
-        mode = "train" if self.model.training else "eval"
-        lengths = [len(prompt) + len(ids) for prompt, ids in zip(prompt_ids, completion_ids, strict=True)]
-        facts = [max(map(len, prompt_ids)) + max(map(len, completion_ids)), sum(lengths), max(lengths)]
-        device = self.accelerator.device
-        width, tokens, longest = self._ranks.gather_vectors(torch.tensor(facts, device=device)).amax(0).tolist()
-        padded = getattr(self.args, f"per_device_{mode}_batch_size") * width
-        room = self.args.max_tokens_per_forward or default_tokens(padded, device)
-        self._planned_chunks = (len(lengths), chunks_needed(tokens, longest, room))
+    def _check_rows(self, prompt_ids, completion_ids):
+        """Test what the model makes of padding and of packed rows, whenever there is more of it than before."""
+        if self._savings.padding:
+            self._check_padding(prompt_ids, completion_ids)
+        if self._savings.packing:
+            self._check_packing(prompt_ids, completion_ids)
 
     def _check_padding(self, prompt_ids, completion_ids):
         """
@@ -144,31 +138,49 @@ class ScoringMixin(WithContext, TrainerMixin):
                     f"{effect:.2g} nats on average: {name} reads the padded length. From here on padding stays as TRL "
                     "makes it, and rows keep their micro-batches."
                 )
-        elif self._savings.packing:
-            self._check_packing(prompt_ids, completion_ids)
 
     def _check_packing(self, prompt_ids, completion_ids):
-        """Test whether packed rows have the scores that they have alone: the longest and the shortest one."""
+        """
+        Test whether packed rows have the scores that they have alone, in a pass of as many tokens as the largest one.
+
+        All ranks pack rows of theirs and look at the two shortest, which come last. The number of passes that score
+        the batch, the same on all ranks, is found from the same facts.
+        """
+        mode, device = "train" if self.model.training else "eval", self.accelerator.device
+        rows = [(list(prompt), list(ids)) for prompt, ids in zip(prompt_ids, completion_ids, strict=True)]
+        rows = sorted((row for row in rows if row[0] or row[1]), key=lambda row: -len(row[0]) - len(row[1]))
+        lengths = [len(prompt) + len(ids) for prompt, ids in rows]
+        facts = [*(max(len(row[part]) for row in rows) for part in (0, 1)), sum(lengths), max(lengths)]
+        facts = self._ranks.gather_vectors(torch.tensor(facts, device=device))
+        prompt_length, completion_length, tokens, longest = facts.amax(0).tolist()
+        padded = getattr(self.args, f"per_device_{mode}_batch_size") * (prompt_length + completion_length)
+        room = self.args.max_tokens_per_forward or default_tokens(padded, device)
+        self._planned_chunks = (len(prompt_ids), chunks_needed(tokens, longest, room))
+        room = max(min(room, int(facts[:, 2].sum())), longest)
+        if room <= self._checked_tokens:
+            return
+        self._checked_tokens = room
         score = super()._get_per_token_logps_and_entropies
-        rows = sorted(((list(p), list(c)) for p, c in zip(prompt_ids, completion_ids, strict=True)), key=_length)
-        packed = Packed(self.model, self._own(self.model))
-        effect, reason = torch.inf, ""
+        packed, reason = Packed(self.model, self._own(self.model)), ""
         with torch.no_grad(), evaluation_mode(self.model), self._packed_attention(self.model):
             try:
                 effect = packing_effect(
                     lambda model, *batch: score(model, *batch)[0],
                     self.model,
                     packed,
-                    [rows[-1], rows[0]],
+                    fill_pass(rows, room),
                     self._tokenizer.pad_token_id,
-                    self.accelerator.device,
+                    device,
                 )
                 reason = f"its log-probabilities change by {effect:.2g} nats on average"
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # a model may fail in any way on rows that it was not made for
-                reason = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else repr(error)
-        effect = float(self._ranks.gather(torch.tensor(effect, device=self.accelerator.device)).max())
+                effect, reason = (
+                    float("inf"),
+                    f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}",
+                )
+        effect = float(self._ranks.gather(torch.tensor(effect, device=device)).max())
         if effect > self._rounding():
             name = type(self._own(self.model)).__name__
             self._savings = self._plan_savings(length_shows=False, obstacle_to_packing=f"{name} mixes packed rows")
@@ -216,7 +228,3 @@ class ScoringMixin(WithContext, TrainerMixin):
             for batch in self._buffered_inputs
             for row, mask in zip(batch[f"{part}_ids"], batch[f"{part}_mask"], strict=True)
         ]
-
-
-def _length(row) -> int:
-    return len(row[0]) + len(row[1])
