@@ -1,15 +1,16 @@
 """
-Generation without vLLM: transformers' `generate` against its continuous batching, in TRL's trainer.
+Generation without vLLM: transformers' `generate`, its continuous batching, and the decoding loop of this package.
 
     python -m benchmarks.generation                         # a tiny model on the CPU, minutes
     python -m benchmarks.generation --shape qwen3-0.6b      # random weights on a GPU, bf16
 
 Plain `generate` runs every row until the longest one has ended. Continuous batching
-(`use_transformers_continuous_batching`) drops rows as they end and reads a paged cache. Both go through
-`GRPOTrainer._generate_single_turn`, and write completions of the same lengths (`forced_lengths.py`): lognormal ones
-(`workload.sample_lengths`), or equal ones.
+(`use_transformers_continuous_batching`) drops rows as they end and reads a paged cache. The loop
+(`compact_generation`) drops them, too, from a cache of its own. All go through their trainer's `_generate_single_turn`,
+and write completions of the same lengths (`forced_lengths.py`): lognormal ones (`workload.sample_lengths`), or equal
+ones. No two prompts are equal here, so that the loop reads as many as the others.
 
-The two take turns; times are medians, on the CPU in processor seconds, which other work on the machine hardly changes.
+They take turns; times are medians, on the CPU in processor seconds, which other work on the machine hardly changes.
 `useful` is the share of the positions decoded by plain `generate` that are tokens: its inverse bounds the gain.
 """
 
@@ -30,19 +31,26 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
+from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
+
 from .forced_lengths import ForcedLengths
 from .workload import FIRST_WORD, PROMPT_LENGTH, SHAPES, build_model, build_tokenizer, sample_lengths
 
 
-COLUMNS = "{:>6} {:>14} {:>9} {:>9}  {:>17} {:>17}  {:>24}"
+COLUMNS = "{:>6} {:>14} {:>9} {:>9}  {:>17} {:>17} {:>17}  {:>24} {:>24}"
+WAYS = ("generate", "continuous", "loop")
 
 
-def build_trainer(options, device, continuous):
+def build_trainer(options, device, way):
+    continuous = way == "continuous"
     settings = {"transformers_continuous_batching_config": cache_config(options, device)} if continuous else {}
-    return GRPOTrainer(
+    trainer_class, config_class = (
+        (ForkingGRPOTrainer, ForkingGRPOConfig) if way == "loop" else (GRPOTrainer, GRPOConfig)
+    )
+    return trainer_class(
         model=build_model(options.shape, device),
         reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
-        args=GRPOConfig(
+        args=config_class(
             tempfile.mkdtemp(),
             max_completion_length=options.max_length,
             use_transformers_continuous_batching=continuous,
@@ -98,9 +106,9 @@ def main():
     warnings.simplefilter("ignore")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    trainers = {kind: build_trainer(options, device, kind == "continuous") for kind in ("generate", "continuous")}
+    trainers = {way: build_trainer(options, device, way) for way in WAYS}
     print(f"{options.shape} on {name}, up to {options.max_length} tokens, medians of {options.repeats}")
-    print(COLUMNS.format("rows", "lengths", "tokens", "useful", "generate", "continuous", "generate / continuous"))
+    print(COLUMNS.format("rows", "lengths", "tokens", "useful", *WAYS, *(f"generate / {way}" for way in WAYS[1:])))
     for kind in options.lengths:
         for rows in options.rows:
             lengths = sample_lengths(rows, options.max_length, kind)
@@ -113,7 +121,7 @@ def main():
                     hook.remove()
                     if number:
                         seconds[name].append(elapsed)
-            ratios = [a / b for a, b in zip(seconds["generate"], seconds["continuous"], strict=True)]
+            ratios = [[a / b for a, b in zip(seconds["generate"], seconds[way], strict=True)] for way in WAYS[1:]]
             total = sum(lengths)
             print(
                 COLUMNS.format(
@@ -122,7 +130,7 @@ def main():
                     f"{total:,}",
                     f"{total / (rows * max(lengths)):.0%}",
                     *(f"{statistics.median(s):.2f} s {total / statistics.median(s):,.0f}/s" for s in seconds.values()),
-                    f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                    *(f"{statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for r in ratios),
                 ),
                 flush=True,
             )
