@@ -1,4 +1,4 @@
-"""Rows one after the other: what the model sees of them, how they are packed and spread, and that it really happens."""
+"""Rows one after the other: what the model sees of them, how they are packed and spread, and that it happens."""
 
 import copy
 import logging
