@@ -53,10 +53,10 @@ def _advice(trainer) -> dict[str, tuple[str, list[str]]]:
     shorter = f"max_completion_length ({args.max_completion_length}): memory grows with it"
     lighter = _lighter(trainer)
     vllm = f"vllm_gpu_memory_utilization ({args.vllm_gpu_memory_utilization}), or vllm_mode: server on another GPU"
-    tokens = args.max_tokens_per_forward
+    tokens = args.max_tokens_per_forward or "what a padded micro-batch holds"
     packed = (
-        f"max_tokens_per_forward ({'what a padded micro-batch holds' if tokens is None else tokens}): tokens of a pass, "
-        f"of which gradient_accumulation_steps ({accumulation}) allows as many; the gradient is the same"
+        f"max_tokens_per_forward ({tokens}): tokens of a pass, of which "
+        f" gradient_accumulation_steps ({accumulation}) allows as many; the gradient is the same"
     )
     in_a_pass = (
         f"in a pass over {'packed' if trainer._savings.packing else size} completions",
