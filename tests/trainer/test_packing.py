@@ -259,7 +259,7 @@ def test_what_the_model_says_is_looked_at(padding_free, tokenizer, tmp_path, cap
 @pytest.mark.parametrize("window", [None, 3, 50])
 def test_attention_within_rows(window):
     torch.manual_seed(0)
-    lengths, heads, groups = [5, 1, 9, 4], 4, 2
+    lengths, heads, groups = [5, 1, 9, 4, 4, 4, 9], 4, 2
     inputs = [torch.randn(1, n, sum(lengths), 8, requires_grad=True) for n in (heads, groups, groups)]
     starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     row = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
