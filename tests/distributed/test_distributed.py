@@ -313,7 +313,10 @@ def naive_run(model, run: Run) -> tuple[list[float], list[dict]]:
             window = [r for r in batch if r.row in rows]
             # A window of `accumulation` micro-batches is `accumulation / steps` of the generation batch.
             divisor = sum(weights.values()) * accumulation / steps
-            value = loss(model, window, advantages_of(batch), weights, divisor, old_log_probs=old)
+            value = loss(
+                model, window, advantages_of(batch), weights, divisor, old_log_probs=old,
+                sequence_level=settings["level"] == "sequence",
+            )  # fmt: skip
             value.backward()
             losses.append(value.item())
             with torch.no_grad():
@@ -520,6 +523,26 @@ def test_scenarios_are_what_they_are_named_for(two_processes):
         alone = select(batch, entropies, 0.2, "high_entropy", pools_of("local", batch, cut_of(run, 0)))
         found = selected_by(run, 0)
         assert {(row, t) for row in found for t in found[row]} != alone
+
+
+@pytest.mark.distributed
+def test_processes_have_the_same_to_do(two_processes):
+    """The rows of the first process are short; some of the second's are trained on by the first."""
+    for scenario in ("batch", "sequence_level"):
+        run = two_processes("ddp", scenario)
+        (batch,) = run.batches
+        sizes = {r.row: len(r.prompt) + len(r.completion) for r in batch}
+        generated = [sum(sizes[r["row"]] for r in record["generated"][0]) for record in run.records]
+        assert generated[1] > 1.5 * generated[0]
+        cut = cut_of(run, 0)
+        trained = [sum(sizes[row] for parts in cut for row in parts[rank]) for rank in (0, 1)]
+        assert max(trained) < 1.15 * min(trained)
+        assert any(row >= len(batch) // 2 for parts in cut for row in parts[0])
+        counts = [list(map(len, parts)) for parts in cut]
+        assert all((a > 0) == (b > 0) for a, b in counts), "as many passes on each process"
+        assert counts[0] == [0, 0] and counts[-1][0] > 0, "the last micro-batch synchronises"
+        if scenario == "sequence_level":
+            assert all(a == b for a, b in counts)
 
 
 @pytest.mark.distributed

@@ -61,6 +61,12 @@ SCENARIOS = {
         "truncated_prompts": (2, 3),
         "entropy_threshold_scope": "micro_batch",
     },
+    # A metric counts completions: as many on each process, in passes of few tokens.
+    "sequence_level": {
+        "micro_batch": 8,
+        "importance_sampling_level": "sequence",
+        "max_tokens_per_forward": 60,
+    },
     "inert_rank": {"micro_batch": 8, "inert_prompts": (2, 3)},
     "inert_rank_micro_batch": {
         "micro_batch": 8,
@@ -289,6 +295,7 @@ def record_of(trainer: Recorder, rollouts: TrainingRollouts) -> dict:
         "micro_batches": micro_batches,
         "log_history": trainer.state.log_history,
         "settings": {
+            "level": trainer.args.importance_sampling_level,
             "accumulation": trainer.args.gradient_accumulation_steps,
             "steps": steps,
             "scope": trainer.args.entropy_threshold_scope,

@@ -67,8 +67,8 @@ def stepping(trainer_class):
     ("broken", "what", "first"),
     [
         (generating, "completions were generated", "generation_batch_size (32 over all processes"),
-        (training, "in a pass over 8 completions", "per_device_train_batch_size (8)"),
-        (scoring, "in a pass over 8 completions", "per_device_train_batch_size (8)"),
+        (training, "in a pass over packed completions", "max_tokens_per_forward (what a padded micro-batch holds)"),
+        (scoring, "in a pass over packed completions", "max_tokens_per_forward (what a padded micro-batch holds)"),
         (rewarding, "while rewards were computed", "the device of a reward model"),
         (stepping, "in the optimizer", "use_peft: true"),
         (evaluating, "in evaluation", "per_device_eval_batch_size"),
@@ -85,6 +85,21 @@ def test_three_settings_are_named(broken, what, first, tokenizer, tmp_path):
     assert message.startswith("Step 0: out of memory") and what in message
     assert f"\n  1. {first}" in message and message.count("\n  ") == 3
     assert "can't allocate memory" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what", "first"),
+    [
+        ({"padding_free": False}, "8 completions", "per_device_train_batch_size (8)"),
+        ({"entropy_threshold_scope": "local"}, "packed completions", "per_device_train_batch_size (8)"),
+        ({"max_tokens_per_forward": 99}, "packed completions", "max_tokens_per_forward (99)"),
+    ],
+)
+def test_tokens_are_named_where_rows_are_packed_to_them(settings, what, first, tokenizer, tmp_path):
+    settings = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4, **settings}
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        train(build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, training(SpyTrainer), **settings)
+    assert f"in a pass over {what}" in str(caught.value) and f"\n  1. {first}" in str(caught.value)
 
 
 def test_other_errors_are_left_alone(tokenizer, tmp_path):

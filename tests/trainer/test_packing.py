@@ -1,4 +1,4 @@
-"""Rows one after the other: what the model sees of them, how they are packed and spread, and that it really happens."""
+"""Rows one after the other: what the model sees of them, how they are packed and spread, and that it happens."""
 
 import copy
 import logging
@@ -9,6 +9,7 @@ import torch
 import transformers
 from peft import LoraConfig
 from torch.nn.functional import scaled_dot_product_attention
+from trl.trainer.utils import add_fused_lm_head
 
 import trl_fork.trainer.packing as packing
 from tests.conftest import (
@@ -33,7 +34,10 @@ from trl_fork.trainer.balancing import (
     spread_to_size,
 )
 from trl_fork.trainer.batching import read_lengths
+from trl_fork.trainer.lm_head import row_sparse_head
 from trl_fork.trainer.packed_attention import attend_within_rows, find_obstacle, packed_attention
+from trl_fork.trainer.packing import Packed
+from trl_fork.trainer.right_padding import RightPadded
 
 
 CUT = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}
@@ -255,7 +259,7 @@ def test_what_the_model_says_is_looked_at(padding_free, tokenizer, tmp_path, cap
 @pytest.mark.parametrize("window", [None, 3, 50])
 def test_attention_within_rows(window):
     torch.manual_seed(0)
-    lengths, heads, groups = [5, 1, 9, 4], 4, 2
+    lengths, heads, groups = [5, 1, 9, 4, 4, 4, 9], 4, 2
     inputs = [torch.randn(1, n, sum(lengths), 8, requires_grad=True) for n in (heads, groups, groups)]
     starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     row = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
@@ -396,3 +400,47 @@ def test_a_row_is_read_up_to_its_last_token_with_a_gradient():
     assert read_lengths(batch, batch["credit_weights"]).tolist() == [4, 5]
     batch["advantages"][0] = 0.0
     assert read_lengths(batch, batch["credit_weights"]).tolist() == [0, 5]
+
+
+# ---------------------------------------------------------------------- the call of the model
+
+
+ROWS = torch.tensor([[0, 5, 6, 7, 8, 0], [9, 10, 11, 12, 13, 14], [0, 0, 15, 16, 17, 18], [0, 0, 0, 0, 0, 0]])
+MASKS = {
+    "rows": [[0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]],
+    "a row without a prompt": [[0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0]],
+    "a token masked between others": [[0, 1, 1, 0, 1, 0], [1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]],
+}
+
+
+@pytest.mark.parametrize("wanted", [None, [[0, 1, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0]]], ids=["all", "some"])
+@pytest.mark.parametrize("name", MASKS)
+def test_the_call_is_that_of_padded_rows(name, wanted, tokenizer):
+    """Prompts have three columns. The first token of a row has no prediction, whatever stands before it."""
+    model = build_model(tokenizer)
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    mask = torch.tensor(MASKS[name])
+    labels = ROWS.masked_fill(mask == 0, -100)
+    labels[:, :3] = -100
+    tokens = () if wanted is None else (torch.tensor(wanted) * mask[:, 3:], mask[:, 3:])
+    results, before = [], packing.tokens_packed
+    with packed_attention(model), row_sparse_head(*tokens):
+        for call in (Packed(model, model), RightPadded(model, cut=True)):
+            outputs = call(ROWS, mask, labels, fused_lm_head=True)
+            value = (outputs.log_probs * torch.arange(24).view(4, 6)).sum() + outputs.entropy.square().sum()
+            results.append((outputs.log_probs, outputs.entropy, gradient(model, value)))
+    assert (packing.tokens_packed > before) == ("between" not in name)
+    for found, expected in zip(*results, strict=True):
+        assert relative_difference(found, expected) < 1e-5
+
+
+def test_a_pass_without_anything_wanted_is_made_all_the_same(tokenizer):
+    """Another process may have something: the collectives of a sharded model need as many passes on each."""
+    model = build_model(tokenizer)
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    mask = torch.tensor(MASKS["rows"])
+    nothing = torch.zeros_like(mask[:, 3:])
+    with packed_attention(model), row_sparse_head(nothing, mask[:, 3:]):
+        outputs = Packed(model, model)(ROWS, mask, torch.full_like(ROWS, -100), fused_lm_head=True)
+    assert outputs.log_probs.shape == (4, 6) and not outputs.log_probs.any()
+    assert not gradient(model, outputs.log_probs.sum()).any()

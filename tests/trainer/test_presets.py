@@ -29,6 +29,7 @@ def test_savings_leave_the_gradient_as_it_is(name, tokenizer, tmp_path):
         )  # fmt: skip
         changes.append(weight_change(start, model))
         passes.append(trainer.scoring_passes)
+        assert trainer._savings.packing == saves
         assert (sum(map(len, trainer.micro_batches)) < 64) == saves
     assert relative_difference(*changes) < 1e-5
     assert passes[0] <= passes[1]

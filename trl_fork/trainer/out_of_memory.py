@@ -53,9 +53,15 @@ def _advice(trainer) -> dict[str, tuple[str, list[str]]]:
     shorter = f"max_completion_length ({args.max_completion_length}): memory grows with it"
     lighter = _lighter(trainer)
     vllm = f"vllm_gpu_memory_utilization ({args.vllm_gpu_memory_utilization}), or vllm_mode: server on another GPU"
+    tokens = args.max_tokens_per_forward or "what a padded micro-batch holds"
+    packed = (
+        f"max_tokens_per_forward ({tokens}): tokens of a pass, of which "
+        f" gradient_accumulation_steps ({accumulation}) allows as many; the gradient is the same"
+    )
     in_a_pass = (
-        f"in a pass over {size} completions",
+        f"in a pass over {'packed' if trainer._savings.packing else size} completions",
         [
+            *([packed] if trainer._savings.packing and trainer._savings.ordering else []),
             f"per_device_train_batch_size ({size}): with gradient_accumulation_steps ({accumulation}) and "
             f"steps_per_generation ({args.steps_per_generation}) larger by the same factor "
             f"{'an update sees as many' if of_micro_batches else 'the gradient is the same'}",

@@ -8,6 +8,7 @@ is in place for the time of a pass only, and is `sdpa` wherever no row lengths a
 
 import inspect
 from contextlib import contextmanager
+from itertools import groupby
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -75,19 +76,21 @@ def attend_within_rows(
                 enable_gqa=True,
             )
             return output[None], None
-    lengths = starts.diff().tolist()
-    rows = [
-        scaled_dot_product_attention(
-            *row,
-            attn_mask=_window(row[0].shape[2], sliding_window, query.device),
+    # Neighbours of one length are a batch.
+    batches = [(length, len(list(rows))) for length, rows in groupby(starts.diff().tolist())]
+    sizes = [length * count for length, count in batches]
+    outputs = []
+    for (length, count), *parts in zip(batches, *(x.split(sizes, dim=2) for x in (query, key, value)), strict=True):
+        output = scaled_dot_product_attention(
+            *(part[0].unflatten(1, (count, length)).transpose(0, 1) for part in parts),
+            attn_mask=_window(length, sliding_window, query.device),
             dropout_p=dropout,
             scale=scaling,
-            is_causal=sliding_window is None or row[0].shape[2] <= sliding_window,
+            is_causal=sliding_window is None or length <= sliding_window,
             enable_gqa=True,
         )
-        for row in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    ]
-    return torch.cat(rows, dim=2).transpose(1, 2).contiguous(), None
+        outputs.append(output.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)[None], None
 
 
 def _window(length: int, sliding_window: int | None, device) -> torch.Tensor | None:

@@ -75,7 +75,7 @@ class Packed:
             # The value of a token is in the column before it; that of a row's first token is 0.
             values = torch.nn.functional.pad(values[0], (1, 0))
             rows = values.new_zeros(used.numel()).index_copy(0, places.to(values.device), values)
-            return rows.view(used.shape)[:, 1:]
+            return rows.view(used.shape)
 
         return SimpleNamespace(
             log_probs=unpack(outputs.log_probs),
