@@ -19,10 +19,11 @@ def markdown_table(rows: list[dict], options: dict, device: str) -> str:
     floor = next((row for row in rows if row["arm"] == FLOOR), None)
     kind = "LoRA, " if options["lora"] else ""
     several = f", on {options['processes']} processes" if options["processes"] > 1 else ""
+    rounds = f"medians of {first['rounds']} rounds" if first["rounds"] > 1 else "one round"
     lines = [
         f"**{first['workload']}**: {first['num_tokens']:,} tokens in {GENERATIONS * options['groups']} completions of "
         f"at most {options['max_length']:,}, micro-batches of {options['micro_batch']}{several}; {options['shape']}, "
-        f"{kind}{device}. {CLOCKS[first['clock']].capitalize()}, medians of {first['rounds']} rounds.",
+        f"{kind}{device}. {CLOCKS[first['clock']].capitalize()}, {rounds}.",
         "",
         "| | Generation | Rewards | Scoring | Training | Other | Whole | x TRL | Phase, x floor | Peak, MiB |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
