@@ -33,7 +33,7 @@ def markdown_table(rows: list[dict], options: dict, device: str) -> str:
         cells = [
             "ours, " * row["arm"].startswith("without") + row["arm"],
             *(f"{seconds[phase]:.2f}" for phase in (*PHASES, WHOLE)),
-            "{:.2f} ({:.2f} to {:.2f})".format(row["ratio"], *row["ratio_range"]) if row["ratio"] else "",
+            ratio_cell(row),
             f"{training_phase(seconds) / training_phase(floor[row['clock']]):.2f}" if floor else "",
             memory_cell(row, first),
         ]
@@ -44,6 +44,14 @@ def markdown_table(rows: list[dict], options: dict, device: str) -> str:
 def training_phase(seconds: dict) -> float:
     """Everything but generation and rewards."""
     return seconds[WHOLE] - seconds["generation"] - seconds["rewards"]
+
+
+def ratio_cell(row: dict) -> str:
+    """How many times faster than TRL in the same round; of several rounds the median and the extremes."""
+    if row["ratio"] is None:
+        return ""
+    extremes = " ({:.2f} to {:.2f})".format(*row["ratio_range"]) if row["rounds"] > 1 else ""
+    return f"{row['ratio']:.2f}{extremes}"
 
 
 def memory_cell(row: dict, first: dict) -> str:
