@@ -17,7 +17,7 @@ $(1)/bin/python -c 'from importlib.metadata import version; print(*(f"{p} {versi
 $(1)/bin/python -m pytest $(ON_OTHER_VERSIONS) $(ARGS)
 endef
 
-.PHONY: quickstart smollm2 test test-distributed test-slow test-vllm gpu gpu-wheels golden lint compat compat-lowest compat-newest compat-vllm venv clean
+.PHONY: whole-step growth at-scale quickstart smollm2 test test-distributed test-slow test-vllm gpu gpu-wheels golden lint compat compat-lowest compat-newest compat-vllm venv clean
 
 quickstart: $(INSTALLED)  ## Train a tiny model on its forking tokens: a few minutes on a CPU, no download
 	$(BIN)/python examples/quickstart.py
@@ -54,6 +54,15 @@ gpu-wheels:  ## What `make gpu` needs beside PyTorch, transformers and accelerat
 		--dest '$(WHEELS)' --requirement benchmarks/gpu_wheels.txt
 	@size=$$(cat '$(WHEELS)'/*.whl | wc -c); echo "$(WHEELS): $$((size / 1048576)) MiB"; \
 		test $$size -lt 67108864 || { echo "more than 64 MiB: remove wheels that the machine has"; exit 1; }
+
+whole-step: $(INSTALLED)  ## Seconds of a whole step against TRL, by part, as tables: tens of minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.whole_step $(ARGS)
+
+growth: $(INSTALLED)  ## How a step grows with length, rows and processes: docs/growth.png, tens of minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.growth $(ARGS)
+
+at-scale: $(INSTALLED)  ## A step on 8 and 64 H100s, on paper and by simulation: seconds
+	$(BIN)/python -m benchmarks.at_scale $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

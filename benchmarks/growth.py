@@ -26,13 +26,9 @@ from .whole_step_table import WHOLE, training_phase
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "growth.json"
 FIGURE = ROOT / "docs" / "growth.png"
-# What grows, and arguments of `whole_step.py` by its value. Rows come in groups of 8. What the first step of a trainer
-# costs once, hundredths of a second, does not show in long ones.
+# What grows, and arguments of `whole_step.py` by its value. Rows come in groups of 8.
 AXES = {
-    "length": {
-        n: ["--max_length", n, "--groups", 1, "--micro_batch", 4, "--warm_up", int(n < 2048)]
-        for n in (512, 1024, 2048, 4096, 8192)
-    },
+    "length": {n: ["--max_length", n, "--groups", 1, "--micro_batch", 4] for n in (512, 1024, 2048, 4096, 8192)},
     "rows": {n: ["--max_length", 256, "--groups", n // 8] for n in (16, 32, 64, 128)},
     "processes": {n: ["--max_length", 256, "--groups", 8, "--processes", n, "--repeats", 3] for n in (1, 2)},
 }

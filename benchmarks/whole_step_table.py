@@ -19,10 +19,11 @@ def markdown_table(rows: list[dict], options: dict, device: str) -> str:
     floor = next((row for row in rows if row["arm"] == FLOOR), None)
     kind = "LoRA, " if options["lora"] else ""
     several = f", on {options['processes']} processes" if options["processes"] > 1 else ""
+    rounds = f"medians of {first['rounds']} rounds" if first["rounds"] > 1 else "one round"
     lines = [
         f"**{first['workload']}**: {first['num_tokens']:,} tokens in {GENERATIONS * options['groups']} completions of "
         f"at most {options['max_length']:,}, micro-batches of {options['micro_batch']}{several}; {options['shape']}, "
-        f"{kind}{device}. {CLOCKS[first['clock']].capitalize()}, medians of {first['rounds']} rounds.",
+        f"{kind}{device}. {CLOCKS[first['clock']].capitalize()}, {rounds}.",
         "",
         "| | Generation | Rewards | Scoring | Training | Other | Whole | x TRL | Phase, x floor | Peak, MiB |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -32,7 +33,7 @@ def markdown_table(rows: list[dict], options: dict, device: str) -> str:
         cells = [
             "ours, " * row["arm"].startswith("without") + row["arm"],
             *(f"{seconds[phase]:.2f}" for phase in (*PHASES, WHOLE)),
-            "{:.2f} ({:.2f} to {:.2f})".format(row["ratio"], *row["ratio_range"]) if row["ratio"] else "",
+            ratio_cell(row),
             f"{training_phase(seconds) / training_phase(floor[row['clock']]):.2f}" if floor else "",
             memory_cell(row, first),
         ]
@@ -43,6 +44,14 @@ def markdown_table(rows: list[dict], options: dict, device: str) -> str:
 def training_phase(seconds: dict) -> float:
     """Everything but generation and rewards."""
     return seconds[WHOLE] - seconds["generation"] - seconds["rewards"]
+
+
+def ratio_cell(row: dict) -> str:
+    """How many times faster than TRL in the same round; of several rounds the median and the extremes."""
+    if row["ratio"] is None:
+        return ""
+    extremes = " ({:.2f} to {:.2f})".format(*row["ratio_range"]) if row["rounds"] > 1 else ""
+    return f"{row['ratio']:.2f}{extremes}"
 
 
 def memory_cell(row: dict, first: dict) -> str:
