@@ -51,7 +51,6 @@ VARIANTS = {
         "without packing": ("packing",),
         "without cut padding": ("padding", "packing"),
         "without ordering": ("ordering", "inert_rows"),
-        "without inert rows": ("inert_rows",),
         "without sparse head": ("head_backward", "head_forward"),
     }.items()
 }

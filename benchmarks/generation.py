@@ -6,9 +6,9 @@ Generation without vLLM: transformers' `generate`, its continuous batching, and 
 
 Plain `generate` runs every row until the longest one has ended. Continuous batching
 (`use_transformers_continuous_batching`) drops rows as they end and reads a paged cache. The loop
-(`compact_generation`) drops them, too, from a cache of its own. All go through their trainer's `_generate_single_turn`,
-and write completions of the same lengths (`forced_lengths.py`): lognormal ones (`workload.sample_lengths`), or equal
-ones. No two prompts are equal here, so that the loop reads as many as the others.
+(`compact_generation`) drops them, too, from a cache of its own. All go through `_generate_single_turn` of their
+trainers, and write completions of the same lengths (`forced_lengths.py`): lognormal ones (`workload.sample_lengths`),
+or equal ones. No two prompts are equal here, so that the loop reads as many as the others.
 
 They take turns; times are medians, on the CPU in processor seconds, which other work on the machine hardly changes.
 `useful` is the share of the positions decoded by plain `generate` that are tokens: its inverse bounds the gain.

@@ -8,8 +8,6 @@ from types import SimpleNamespace
 import torch
 from datasets import Dataset
 
-from trl_fork import ForkingGRPOConfig
-
 from .arms import BASELINE, VARIANTS, Arm, assemble
 from .forced_lengths import ForcedLengths
 from .generation import pages_for
@@ -28,10 +26,10 @@ _TRL = (
 _OURS = (
     VARIANTS["ours"],
     Arm("ours, vLLM"),
+    Arm("with reuse_scoring_graph", settings={"reuse_scoring_graph": True}),
     Arm("without compact_generation", settings={"compact_generation": False}),
     Arm("without padding_free", settings={"padding_free": False}),
     VARIANTS["without ordering"],
-    VARIANTS["without inert rows"],
     VARIANTS["without sparse head"],
     Arm("without skip_inert_compute", settings={"skip_inert_compute": False}),
 )
@@ -40,9 +38,6 @@ WHOLE_STEP_ARMS = {arm.name: arm for arm in (*_TRL, *_OURS)}
 
 def reason_to_leave_out(arm, device, processes):
     """Why an arm cannot run here, `None` if it can."""
-    fields = {field.name for field in dataclasses.fields(ForkingGRPOConfig)}
-    if missing := arm.settings.keys() - fields:
-        return f"ForkingGRPOConfig has no {', '.join(missing)}"
     if arm.name in VLLM and importlib.util.find_spec("vllm") is None:
         return "vLLM is not installed; `make test-vllm` has an environment with it"
     if arm.name in VLLM and (processes > 1 or device != "cpu"):

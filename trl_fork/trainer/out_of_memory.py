@@ -55,12 +55,14 @@ def _advice(trainer) -> dict[str, tuple[str, list[str]]]:
     vllm = f"vllm_gpu_memory_utilization ({args.vllm_gpu_memory_utilization}), or vllm_mode: server on another GPU"
     tokens = args.max_tokens_per_forward or "what a padded micro-batch holds"
     packed = (
-        f"max_tokens_per_forward ({tokens}): tokens of a pass, of which "
-        f" gradient_accumulation_steps ({accumulation}) allows as many; the gradient is the same"
+        f"max_tokens_per_forward ({tokens}): smaller passes, of which a step makes at most "
+        f"gradient_accumulation_steps ({accumulation}); the gradient is the same"
     )
+    graph = "reuse_scoring_graph: false, as the graph of a whole batch is in memory with it"
     in_a_pass = (
         f"in a pass over {'packed' if trainer._savings.packing else size} completions",
         [
+            *([graph] if args.reuse_scoring_graph else []),
             *([packed] if trainer._savings.packing and trainer._savings.ordering else []),
             f"per_device_train_batch_size ({size}): with gradient_accumulation_steps ({accumulation}) and "
             f"steps_per_generation ({args.steps_per_generation}) larger by the same factor "
