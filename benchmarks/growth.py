@@ -63,7 +63,7 @@ def measure(axis, value, trl_longest):
     }
 
 
-def main(arguments=None):
+def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axis", choices=list(AXES), nargs="+", default=list(AXES), help="all; others are kept")
     parser.add_argument("--longest", type=int, default=8192, help="no longer completions")
@@ -71,7 +71,11 @@ def main(arguments=None):
     parser.add_argument("--figure", action="store_true", help="measure nothing, draw the figure")
     parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file with the points")
     parser.add_argument("--image", type=Path, default=FIGURE, help="the figure")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
     points = json.loads(options.output.read_text())["points"] if options.output.exists() else []
     if not options.figure:
         points = [point for point in points if point["axis"] not in options.axis]

@@ -56,7 +56,12 @@ PARSED_ONLY = {
     "load_in_4bit": "needs bitsandbytes",
 }
 # Commands that take minutes or hours; what they call has tests of its own.
-LONG = {"examples/forecasting.py", "studies/which_tokens/run.py", "studies/which_tokens/report.py"}
+LONG = {
+    "benchmarks/growth.py",
+    "examples/forecasting.py",
+    "studies/which_tokens/run.py",
+    "studies/which_tokens/report.py",
+}
 TINY_RUN = {
     "use_cpu": True,
     "bf16": False,
@@ -70,6 +75,7 @@ SMALL = {
     "evaluate.py": "--num_samples 2 --max_new_tokens 8 --limit 2",
     "analyze.py": "--min_token_count 5 --num_samples 2 --max_new_tokens 8 --limit 2",
     "benchmark_step.py": "--groups 2 --max_length 24 --repeats 1",
+    "whole_step.py": "--groups 2 --max_length 24 --repeats 1 --workload 'equal lengths' --arm ours --skip memory",
     "step.py": "--groups 2 --max_length 24 --repeats 1 --workload 'equal lengths' --variant ours",
 }
 
