@@ -182,8 +182,9 @@ def fixed_reward(completions, fixed_reward, **kwargs):
 
 class SpyTrainer(ForkingGRPOTrainer):
     """
-    Records the rows of every micro-batch, none of one that is skipped, the weights it was given, and the log-probability passes. With `rollouts` it
-    makes prompts and batches as without a rollout function; only the tokens that a model would sample are fixed.
+    Records the rows of every micro-batch, none of one that is skipped, the weights it was given, and the
+    log-probability passes. With `rollouts` it makes prompts and batches as without a rollout function; only the tokens
+    that a model would sample are fixed.
     """
 
     rollouts: FixedRollouts | None = None
