@@ -276,6 +276,14 @@ def test_a_token_of_probability_zero_is_never_drawn():
     assert draw_tokens(scores, torch.tensor([0.0, 0.5, 1 - 2.0**-53], dtype=torch.float64)).tolist() == [300] * 3
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_scores_without_a_distribution_are_refused(bad):
+    scores = torch.zeros(3, 300)
+    scores[1] = bad
+    with pytest.raises(ValueError, match=r"NaN or infinite.*max_grad_norm"):
+        draw_tokens(scores, torch.full((3,), 0.5, dtype=torch.float64))
+
+
 # ---------------------------------------------------------------------- memory
 
 

@@ -124,6 +124,28 @@ def test_what_the_loop_does_not_do_is_left_to_generate(tokenizer, tmp_path, capl
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"num_beams": 2}, "beam_sample"),
+        ({"guidance_scale": 2.0}, "guidance_scale=2.0"),
+        ({"encoder_repetition_penalty": 2.0}, "encoder_repetition_penalty=2.0"),
+    ],
+)
+def test_settings_of_the_models_own_configuration_count(tokenizer, tmp_path, caplog, settings, reason):
+    """`generate` takes what TRL leaves open from there."""
+    found = []
+    for compact in (True, False):
+        model = build_model(tokenizer)
+        model.generation_config.update(**settings)
+        trainer = build_trainer(model, tokenizer, tmp_path, compact_generation=compact)
+        torch.manual_seed(0)
+        caplog.clear()
+        found.append(generated(trainer))
+        assert (reason in caplog.text) == compact
+    assert found[0] == found[1]
+
+
 @pytest.mark.filterwarnings("ignore:Position ids are not supported")
 def test_virtual_tokens_are_left_to_generate(tokenizer, tmp_path, caplog):
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)

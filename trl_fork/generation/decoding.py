@@ -88,6 +88,9 @@ class DecodingLoop:
             input_ids (`torch.LongTensor` of shape `(batch, prompt length)`): The prompts.
         """
         _check(model_kwargs, stopping_criteria)
+        # The settings that the caller has left open are those of the model's own configuration by now.
+        if reason := reason_against(model, generation_config):
+            raise CannotDecodeError(reason)
         batch = _Batch(self, model, logits_processor, stopping_criteria, generation_config, model_kwargs, input_ids)
         remaining = batch.order
         with getattr(model, "_optimize_model_for_decode", nullcontext)():
