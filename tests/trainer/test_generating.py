@@ -146,6 +146,27 @@ def test_settings_of_the_models_own_configuration_count(tokenizer, tmp_path, cap
     assert found[0] == found[1]
 
 
+def test_end_tokens_of_the_settings_end_a_completion(tokenizer, tmp_path):
+    """A completion that ends in one of them is not truncated, as one that ends in the model's own is not."""
+    ends = [tokenizer.eos_token_id, *range(8, 16)]
+    trainer = build_trainer(
+        build_model(tokenizer),
+        tokenizer,
+        tmp_path,
+        generation_kwargs={"eos_token_id": ends},
+        max_steps=1,
+        max_completion_length=5,
+    )
+    seen = []
+    trainer.reward_funcs[0] = lambda completion_ids, **kwargs: seen.extend(completion_ids) or reward(completion_ids)
+    trainer.train()
+    ended = [ids[-1] in ends for ids in seen]
+    assert any(ended) and not all(ended)
+    assert not any(token in ends for ids in seen for token in ids[:-1])
+    (logs, *_) = trainer.state.log_history
+    assert logs["completions/clipped_ratio"] == pytest.approx(1 - sum(ended) / len(ended))
+
+
 @pytest.mark.filterwarnings("ignore:Position ids are not supported")
 def test_virtual_tokens_are_left_to_generate(tokenizer, tmp_path, caplog):
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)

@@ -454,6 +454,13 @@ def test_rows_are_split_and_joined():
     assert empty["tool_mask"][1].tolist() == [1, 1, 1], "as TRL pads it"
 
 
+def test_a_tensor_whose_padding_is_not_known_is_named():
+    batch = some_batch()
+    first, second = ({**row, "mine": torch.zeros(n)} for row, n in zip(split_rows(batch), (3, 5), strict=False))
+    with pytest.raises(ValueError, match=r"'mine'.*\(3,\) and \(5,\).*batch_layout"):
+        join_rows([first, second], batch)
+
+
 def test_a_row_is_read_up_to_its_last_token_with_a_gradient():
     batch = some_batch()
     assert read_lengths(batch, None).tolist() == [4, 6]

@@ -182,6 +182,7 @@ class ForkingGRPOTrainer(
             refuse_frozen_model(model)
         super().__init__(*call.args[1:], **call.kwargs)
         check_attributes(self)
+        self._add_end_tokens()
         if given.get("processing_class") is None:  # its special tokens were not known before
             check_contrast(args, chain, given | {"processing_class": self.processing_class})
         refuse_frozen_model(self.model)
