@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from tests.conftest import build_model
 from trl_fork.generation.completions import complete
-from trl_fork.generation.decoding import DecodingLoop, reason_against
+from trl_fork.generation.decoding import CannotDecodeError, DecodingLoop, reason_against
 from trl_fork.generation.sampling import draw_tokens
 
 
@@ -98,6 +98,32 @@ def test_greedy_decoding_is_that_of_generate(name):
     expected = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     assert torch.equal(decoded.sequences, expected)
     assert int(decoded.lengths.max()) == expected.shape[1] - ids.shape[1]
+
+
+LONG = {"rope_theta": 1e4, "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "factor": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "reason"),
+    [
+        ("Phi3Config", {"original_max_position_embeddings": 16, "rope_parameters": LONG}, "rotary factors change"),
+        ("Phi3Config", {"original_max_position_embeddings": 16}, "begins its cache anew after 16 tokens"),
+        ("LlamaConfig", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}, "rotary"),
+    ],
+)
+def test_models_that_do_not_go_on_with_their_cache_are_left_to_generate(kind, settings, reason):
+    """Phi-3 switches to long factors within a completion, and reads all of it again."""
+    torch.manual_seed(0)
+    config = getattr(transformers, kind)(**{**_SIZES, **settings})
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    ids, mask = ragged_prompts()
+    with pytest.raises(CannotDecodeError, match=reason):
+        decode(model, ids, mask, do_sample=False)
+    prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+    settings = GenerationConfig(max_new_tokens=30, eos_token_id=END, pad_token_id=0, do_sample=False)
+    for prompt, completion in zip(prompts, complete(model, prompts, [0] * len(prompts), settings), strict=True):
+        expected = model.generate(input_ids=torch.tensor([prompt]), generation_config=settings)[0, len(prompt) :]
+        assert completion == expected.tolist()
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma3, sliding window", "gpt2, learned positions", "lfm2, convolutions"])
@@ -274,6 +300,14 @@ def test_a_token_of_probability_zero_is_never_drawn():
     scores[:, 300] = 0.0
     scores[1:, 700] = -800.0  # underflows
     assert draw_tokens(scores, torch.tensor([0.0, 0.5, 1 - 2.0**-53], dtype=torch.float64)).tolist() == [300] * 3
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_scores_without_a_distribution_are_refused(bad):
+    scores = torch.zeros(3, 300)
+    scores[1] = bad
+    with pytest.raises(ValueError, match=r"NaN or infinite.*max_grad_norm"):
+        draw_tokens(scores, torch.full((3,), 0.5, dtype=torch.float64))
 
 
 # ---------------------------------------------------------------------- memory

@@ -124,6 +124,49 @@ def test_what_the_loop_does_not_do_is_left_to_generate(tokenizer, tmp_path, capl
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"num_beams": 2}, "beam_sample"),
+        ({"guidance_scale": 2.0}, "guidance_scale=2.0"),
+        ({"encoder_repetition_penalty": 2.0}, "encoder_repetition_penalty=2.0"),
+    ],
+)
+def test_settings_of_the_models_own_configuration_count(tokenizer, tmp_path, caplog, settings, reason):
+    """`generate` takes what TRL leaves open from there."""
+    found = []
+    for compact in (True, False):
+        model = build_model(tokenizer)
+        model.generation_config.update(**settings)
+        trainer = build_trainer(model, tokenizer, tmp_path, compact_generation=compact)
+        torch.manual_seed(0)
+        caplog.clear()
+        found.append(generated(trainer))
+        assert (reason in caplog.text) == compact
+    assert found[0] == found[1]
+
+
+def test_end_tokens_of_the_settings_end_a_completion(tokenizer, tmp_path):
+    """A completion that ends in one of them is not truncated, as one that ends in the model's own is not."""
+    ends = [tokenizer.eos_token_id, *range(8, 16)]
+    trainer = build_trainer(
+        build_model(tokenizer),
+        tokenizer,
+        tmp_path,
+        generation_kwargs={"eos_token_id": ends},
+        max_steps=1,
+        max_completion_length=5,
+    )
+    seen = []
+    trainer.reward_funcs[0] = lambda completion_ids, **kwargs: seen.extend(completion_ids) or reward(completion_ids)
+    trainer.train()
+    ended = [ids[-1] in ends for ids in seen]
+    assert any(ended) and not all(ended)
+    assert not any(token in ends for ids in seen for token in ids[:-1])
+    (logs, *_) = trainer.state.log_history
+    assert logs["completions/clipped_ratio"] == pytest.approx(1 - sum(ended) / len(ended))
+
+
 @pytest.mark.filterwarnings("ignore:Position ids are not supported")
 def test_virtual_tokens_are_left_to_generate(tokenizer, tmp_path, caplog):
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)

@@ -1,4 +1,4 @@
-"""Rows one after the other: what the model sees of them, how they are packed and spread, and that it happens."""
+"""Rows one after the other: what the model sees of them, how they are packed and spread, and that this happens."""
 
 import copy
 import logging
@@ -16,9 +16,11 @@ from tests.conftest import (
     FixedRollouts,
     SpyTrainer,
     build_model,
+    build_trainer,
     gradient,
     naive_view,
     relative_difference,
+    tiny_sizes,
     train,
     weight_change,
 )
@@ -175,7 +177,10 @@ def test_scoring_is_packed(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "field"),
     [
-        ({"max_tokens_per_forward": 0}, "max_tokens_per_forward must be at least 1, got 0"),
+        *(
+            ({"max_tokens_per_forward": value}, f"forward must be a whole number of at least 1, got {value!r}")
+            for value in (0, -1, 1.5, True, "2048", float("nan"))
+        ),
         ({"max_tokens_per_forward": 9, "padding_free": False}, "max_tokens_per_forward=9 has no effect with padding"),
         ({"max_tokens_per_forward": 9, "skip_inert_compute": False}, "skip_inert_compute=False"),
     ],
@@ -251,6 +256,65 @@ def test_what_the_model_says_is_looked_at(padding_free, tokenizer, tmp_path, cap
     assert trainer._savings.ordering and not trainer._savings.packing
     assert ("packing: attn_implementation='eager'" in caplog.text) == padding_free
     assert find_obstacle(build_model(tokenizer)) is None
+
+
+MOE = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 2, "num_experts_per_tok": 1}
+NO_NOISE = {"router_jitter_noise": 0.0, "input_jitter_noise": 0.0}
+WINDOW = 10
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "reason"),
+    [
+        (
+            "Qwen2Moe",
+            {**MOE, "use_sliding_window": True, "max_window_layers": 2},
+            "sliding window that is in the mask",
+        ),
+        ("Phimoe", {"num_local_experts": 2, **NO_NOISE}, "sliding window that is in the mask"),
+        ("Doge", {"keep_window_size": WINDOW, "hidden_dropout": 0.0}, "a mask that the model changes"),
+    ],
+)
+def test_rows_are_padded_where_only_the_mask_says_what_a_token_reads(
+    name, settings, reason, tokenizer, tmp_path, caplog, monkeypatch
+):
+    """The shortest rows, which are looked at, are shorter than the window, and others are longer."""
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
+    sizes = {**tiny_sizes(tokenizer), "initializer_range": 0.3, "max_position_embeddings": 128}
+    config = getattr(transformers, f"{name}Config")(**{**sizes, "sliding_window": WINDOW, **settings})
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    start, rollouts = copy.deepcopy(model), FixedRollouts(tokenizer)
+    trainer = train(model, tokenizer, rollouts, tmp_path, router_aux_loss_coef=0.0, **CUT)
+    lengths = [len(r.prompt) + len(r.completion) for r in rollouts.latest]
+    assert sorted(lengths)[1] < WINDOW < max(lengths)
+    assert not trainer._savings.packing and reason in caplog.text
+    batch = rollouts.latest
+    entropies, _ = naive_view(start, batch)
+    selected = select(batch, entropies, 0.2, "high_entropy", [[r.row for r in batch]])
+    assert naive_difference(start, model, batch, selected) < 1e-5
+
+
+def test_attention_of_a_models_own_is_found_where_rounding_hides_it(tokenizer, tmp_path, caplog, monkeypatch):
+    """With small weights the rows of Falcon change each other by less than bfloat16 rounds."""
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
+    config = transformers.FalconConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = transformers.FalconForCausalLM(config)
+    trainer = train(model, tokenizer, FixedRollouts(tokenizer), tmp_path, bf16=True, **CUT)
+    assert not trainer._savings.packing
+    assert "FalconForCausalLM does not keep packed rows apart (0 of its 2 layers are told" in caplog.text
+
+
+def test_rows_without_tokens_are_not_looked_at(tokenizer, tmp_path, caplog, monkeypatch):
+    """After a resume on several processes a batch has some, and completions that are masked."""
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
+    trainer = build_trainer(build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, **CUT)
+    trainer._check_rows([[4, 5, 6], [], [7], [8, 9]], [[4, 5], [], [], []])
+    trainer._check_rows([[4] * 20, [], [7]], [[], [], []])
+    assert trainer._savings.padding and trainer._savings.packing and not caplog.text
 
 
 # ---------------------------------------------------------------------- attention
@@ -392,6 +456,13 @@ def test_rows_are_split_and_joined():
     assert not empty["prompt_mask"][1].any() and not empty["completion_mask"][1].any()
     assert empty["advantages"].tolist() == [-0.5, 0.0] and empty["credit_weights"][1].tolist() == [0.0, 0.0, 0.0]
     assert empty["tool_mask"][1].tolist() == [1, 1, 1], "as TRL pads it"
+
+
+def test_a_tensor_whose_padding_is_not_known_is_named():
+    batch = some_batch()
+    first, second = ({**row, "mine": torch.zeros(n)} for row, n in zip(split_rows(batch), (3, 5), strict=False))
+    with pytest.raises(ValueError, match=r"'mine'.*\(3,\) and \(5,\).*batch_layout"):
+        join_rows([first, second], batch)
 
 
 def test_a_row_is_read_up_to_its_last_token_with_a_gradient():

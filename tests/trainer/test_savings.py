@@ -16,11 +16,12 @@ import trl_fork.trainer.lm_head as lm_head
 from tests.conftest import FixedRollouts, SpyTrainer, build_model, relative_difference, train, weight_change
 from tests.oracles import naive_head
 from trl_fork import ForkingGRPOConfig
+from trl_fork.generation.rotary import rescales_with_length
 from trl_fork.ranks import Ranks
 from trl_fork.trainer.batch import LAYOUT, Padding
 from trl_fork.trainer.batching import cut_padding, inert_rows, plan_window, take_rows
 from trl_fork.trainer.metrics import partial_metrics
-from trl_fork.trainer.savings import plan_savings, rescales_with_length
+from trl_fork.trainer.savings import plan_savings
 from trl_fork.trainer.token_credit import TokenCredit
 
 

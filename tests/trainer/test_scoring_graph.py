@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 
-from tests.conftest import FixedRollouts, build_model, train
+from tests.conftest import FixedRollouts, build_model, build_trainer, tiny_sizes, train
 from trl_fork import ForkingGRPOTrainer
 from trl_fork.trainer.scoring_graph import dropout_of
 
@@ -78,8 +79,9 @@ def test_a_batch_without_advantage_has_no_graph(tokenizer, tmp_path):
     [
         ({"num_iterations": 2}, "Set num_iterations=1"),
         ({"steps_per_generation": 2, "per_device_train_batch_size": 16}, "steps_per_generation at most"),
-        ({"padding_free": False}, "one packed pass"),
-        ({"skip_inert_compute": False}, "one packed pass"),
+        ({"padding_free": False}, "one packed pass.*padding_free=False"),
+        ({"skip_inert_compute": False}, "one packed pass.*skip_inert_compute=False"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=5.0"),
         ({"entropy_threshold_scope": "micro_batch"}, "one packed pass.*micro_batch"),
         ({"loss_type": "bnpo"}, "one packed pass.*bnpo"),
     ],
@@ -105,3 +107,28 @@ def test_a_chain_without_scores_has_nothing_to_keep(tokenizer, tmp_path, caplog)
     _, tokens, _ = run(tokenizer, tmp_path, reuse_scoring_graph=True, token_credit="random")
     assert tokens[True] > 0 and "reuse_scoring_graph=True has no effect" in caplog.text
     assert ForkingGRPOTrainer._graph is None
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "attribute"),
+    [
+        ("Starcoder2", {"residual_dropout": 0.1, "embedding_dropout": 0.0}, "residual_dropout"),
+        ("OPT", {"layerdrop": 0.5, "dropout": 0.0, "word_embed_proj_dim": 32}, "layerdrop"),
+        ("Mixtral", {"router_jitter_noise": 0.3, "num_local_experts": 2}, "jitter_noise"),
+    ],
+)
+def test_other_kinds_of_noise_are_found(tokenizer, name, settings, attribute):
+    for share in (0.3, 0.0):
+        noise = {key: share for key in settings if key in ("residual_dropout", "layerdrop", "router_jitter_noise")}
+        config = getattr(transformers, f"{name}Config")(**{**tiny_sizes(tokenizer), **settings, **noise})
+        found = dropout_of(getattr(transformers, f"{name}ForCausalLM")(config))
+        assert found.endswith(attribute) if share else found is None
+
+
+def test_dropout_that_is_set_later_is_refused(tokenizer, tmp_path):
+    trainer = build_trainer(
+        build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, reuse_scoring_graph=True
+    )
+    trainer.model.model.layers[1].self_attn.attention_dropout = 0.1
+    with pytest.raises(ValueError, match=r"dropout \(model\.layers\.1\.self_attn\.attention_dropout\)"):
+        trainer.train()

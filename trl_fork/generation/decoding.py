@@ -18,11 +18,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+)
 from transformers.generation import GenerationMode
 
 from .._logging import logger
 from .key_values import move_rows, with_rows
+from .rotary import rescales_with_length
 from .sampling import draw_tokens
 
 
@@ -42,7 +49,7 @@ class Decoded(NamedTuple):
 
 
 class CannotDecodeError(NotImplementedError):
-    """The model needs something that this loop does not do; nothing has been computed or drawn yet."""
+    """The model needs something that this loop does not do. PyTorch's random numbers have not been drawn from."""
 
 
 _TAKEN = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
@@ -88,6 +95,10 @@ class DecodingLoop:
             input_ids (`torch.LongTensor` of shape `(batch, prompt length)`): The prompts.
         """
         _check(model_kwargs, stopping_criteria)
+        # The settings that the caller has left open are those of the model's own configuration by now.
+        if reason := reason_against(model, generation_config):
+            raise CannotDecodeError(reason)
+        _check_limit_of_cache(model, stopping_criteria.max_length)
         batch = _Batch(self, model, logits_processor, stopping_criteria, generation_config, model_kwargs, input_ids)
         remaining = batch.order
         with getattr(model, "_optimize_model_for_decode", nullcontext)():
@@ -215,6 +226,8 @@ class _Batch:
         inputs = self.model.prepare_inputs_for_generation(
             ids, past_key_values=cache, attention_mask=mask, **placed, **settings, **self.settings
         )
+        if inputs.get("past_key_values") is not cache:
+            raise CannotDecodeError("the model does not go on with its cache")
         return self.model(**inputs, return_dict=True).logits[:, -1]
 
 
@@ -233,6 +246,14 @@ def _check(model_kwargs: dict, stopping_criteria) -> None:
         raise CannotDecodeError("the model has several positions per token")
     if stopping_criteria.max_length is None:
         raise CannotDecodeError("there is no limit of the length")
+
+
+def _check_limit_of_cache(model, longest: int) -> None:
+    """Phi-3 and its kin read all tokens anew once there are more than this, whatever their rotary factors are."""
+    limit = getattr(model.config, "original_max_position_embeddings", None)
+    own = type(model).prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation
+    if own and limit is not None and longest > limit:
+        raise CannotDecodeError(f"the model begins its cache anew after {limit} tokens")
 
 
 def _of_any_rows(processor):
@@ -254,6 +275,7 @@ def reason_against(model, config: GenerationConfig) -> str | None:
     mode = config.get_generation_mode()
     reasons = {
         "the model is an encoder with a decoder": model.config.is_encoder_decoder,
+        "the model's rotary factors change with the length of the batch": rescales_with_length(model.config),
         "the adapter puts virtual tokens before the prompt": getattr(adapter, "is_prompt_learning", False),
         f"the generation mode is {mode.value}": mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH),
         "use_cache is off": config.use_cache is False,

@@ -21,6 +21,9 @@ def draw_tokens(scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
 
     Returns:
         `torch.LongTensor` of shape `(batch,)`: token ids. A token of probability 0 is never drawn.
+
+    Raises:
+        `ValueError`: for a row with NaN or infinity, or without any finite score.
     """
     device = scores.device
     if device.type == "mps":  # has no float64
@@ -33,6 +36,12 @@ def draw_tokens(scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     # In float64 rounding does not let a token of probability 0 through. Sums of blocks are quicker than running sums.
     blocks = masses.sum(-1, dtype=torch.float64).cumsum(-1)
     total = blocks[:, -1:]
+    if not bool(total.isfinite().all()):
+        raise ValueError(
+            "The scores of a token to generate are NaN or infinite: the weights of the model are, or a number "
+            "overflows in its precision. Look at the latest grad_norm and loss, and lower learning_rate or set "
+            "max_grad_norm; with fp16, use bf16."
+        )
     target = _below(uniforms.to(total).unsqueeze(-1) * total, total)
     block = torch.searchsorted(blocks, target, right=True)
     within = masses.gather(1, block.unsqueeze(-1).expand(-1, -1, _BLOCK)).squeeze(1).double().cumsum(-1)

@@ -83,6 +83,7 @@ ATTRIBUTES = (
     "_pending_extra_logs",  # columns that reward functions have added to it since the last generation
     "_tokenizer",
     "aux_loss_enabled",
+    "eos_token_ids",
     "log_completions",
     "loss_type",
     "multi_objective_aggregation",

@@ -214,6 +214,9 @@ def join_rows(rows: list[dict], batch: dict, layout: dict[str, Padding] = LAYOUT
         rows (`list[dict]`): Rows as [`split_rows`] makes them; at least one.
         batch (`dict`): The batch whose other entries the new one gets.
         layout (`dict[str, Padding]`, *optional*): Padding of its tensors.
+
+    Raises:
+        `ValueError`: for rows of several shapes whose padding `layout` does not say.
     """
     joined = dict(batch)
     for key, value in rows[0].items():
@@ -230,6 +233,13 @@ def join_rows(rows: list[dict], batch: dict, layout: dict[str, Padding] = LAYOUT
                 return torch.nn.functional.pad(tensor, sides, value=padding.fill)
 
             values = [padded(tensor) for tensor in values]
+        if len({tensor.shape for tensor in values}) > 1:
+            shapes = sorted({tuple(tensor.shape) for tensor in values})
+            raise ValueError(
+                f"The batch has a tensor {key!r} whose rows differ in shape between processes, {shapes[0]} and "
+                f"{shapes[-1]}, and batch_layout does not say how it is padded. Name it in batch_layout of the "
+                "trainer's class, or set padding_free=False, with which rows stay on their process."
+            )
         joined[key] = torch.stack([tensor.to(batch[key].device) for tensor in values])
     return joined
 

@@ -232,10 +232,10 @@ class ForkingGRPOConfig(GRPOConfig):
         if self.token_credit is not None:  # otherwise the trainer may be given rules as `token_credit_func`
             self.check_contrast_instruction(self.credit)
         limit = self.max_tokens_per_forward
-        if limit is not None and limit < 1:
+        if limit is not None and (type(limit) is not int or limit < 1):
             raise ValueError(
-                f"max_tokens_per_forward must be at least 1, got {limit}: it is the number of tokens of a forward "
-                "pass. Leave it out for what a padded micro-batch would hold."
+                f"max_tokens_per_forward must be a whole number of at least 1, got {limit!r}: it is the number of "
+                "tokens of a forward pass. Leave it out for what a padded micro-batch would hold."
             )
         if limit is not None and not (self.padding_free and self.skip_inert_compute):
             off = "padding_free" if self.skip_inert_compute else "skip_inert_compute"

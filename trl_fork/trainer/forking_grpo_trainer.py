@@ -13,6 +13,7 @@ from trl import GRPOTrainer
 
 from .._logging import logger
 from ..credit import Chain, build_credit
+from ..generation.rotary import rescales_with_length
 from ..ranks import Ranks
 from ._trl import (
     check_attributes,
@@ -45,7 +46,7 @@ from .metrics import partial_metrics
 from .out_of_memory import explain_out_of_memory
 from .packed_attention import find_obstacle, packed_attention
 from .publishing import PublishingMixin
-from .savings import ALL_TOKENS, plan_savings, rescales_with_length
+from .savings import ALL_TOKENS, plan_savings
 from .scoring_graph import SCORED_ROW, ScoringGraphMixin
 from .skipping import EmptyBatchError, SkipsEmptyBatches
 from .telemetry import TelemetryMixin, timed_rollouts
@@ -181,6 +182,7 @@ class ForkingGRPOTrainer(
             refuse_frozen_model(model)
         super().__init__(*call.args[1:], **call.kwargs)
         check_attributes(self)
+        self._add_end_tokens()
         if given.get("processing_class") is None:  # its special tokens were not known before
             check_contrast(args, chain, given | {"processing_class": self.processing_class})
         refuse_frozen_model(self.model)

@@ -45,6 +45,13 @@ class CompactGenerationMixin(TrainerMixin):
         self._decoding_refused = generate.refused
         return completion_ids, log_probs
 
+    def _add_end_tokens(self) -> None:
+        """TRL knows the end tokens of the model, and takes a completion that ends in another one for truncated."""
+        ends = (self.args.generation_kwargs or {}).get("eos_token_id")
+        if self.args.compact_generation and not self.use_vllm and ends is not None:
+            ends = ends if isinstance(ends, list) else [ends]
+            self.eos_token_ids = list(dict.fromkeys([*self.eos_token_ids, *ends]))
+
     def _row_numbers(self, num_rows: int) -> tuple[tuple[int, ...], int]:
         """Name of a call that generates `num_rows` completions on this process, and the number of their first."""
         mode = "train" if self.model.training else "eval"

@@ -25,6 +25,7 @@ except ImportError:
     _VARLEN_TAKES_GROUPS = False
 
 NAME = "trl_fork_packed_sdpa"
+calls_within_rows = 0  # attention layers that have been told in a pass where rows begin, over all passes so far
 # Layers whose output depends on tokens through attention alone, by the mask that transformers gives them.
 _LAYERS = {"full_attention", "sliding_attention"}
 
@@ -41,7 +42,7 @@ def attend_within_rows(
         query, key, value (`torch.Tensor` of shape `(1, heads, tokens, head_dim)`):
             Rows one after the other. Several query heads may share one of the others.
         attention_mask (`torch.Tensor`, *optional*):
-            Not read where rows are given.
+            Where rows are given, the placeholder of [`row_keywords`]: a model that puts more into it is refused.
         dropout, scaling (`float`, *optional*):
             Of the attention probabilities, and of the scores.
         sliding_window (`int`, *optional*):
@@ -50,8 +51,10 @@ def attend_within_rows(
             transformers' `FlashAttentionKwargs`, and what else a model passes.
 
     Raises:
-        `NotImplementedError`: for a position bias, a soft cap or sinks of a packed batch.
+        `NotImplementedError`: for a position bias, a soft cap or sinks of a packed batch, and for what a model puts
+            into its mask alone: a sliding window, or tokens that it leaves out.
     """
+    global calls_within_rows
     starts = keywords.get("cu_seq_lens_q")
     if starts is None:
         return sdpa_attention_forward(
@@ -60,6 +63,11 @@ def attend_within_rows(
     for name in ("position_bias", "softcap", "s_aux"):
         if keywords.get(name) is not None:
             raise NotImplementedError(f"packed rows with {name}")
+    if attention_mask is not None and attention_mask.numel() > 1:
+        raise NotImplementedError("packed rows with a mask that the model changes")
+    if sliding_window is None and _slides(module):
+        raise NotImplementedError("packed rows with a sliding window that is in the mask alone")
+    calls_within_rows += 1
     if query.is_cuda and _VARLEN_TAKES_GROUPS and not dropout:
         if torch.is_autocast_enabled("cuda"):
             query, key, value = (x.to(torch.get_autocast_dtype("cuda")) for x in (query, key, value))
@@ -91,6 +99,15 @@ def attend_within_rows(
         )
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)[None], None
+
+
+def _slides(module) -> bool:
+    """Whether the configuration gives a layer a sliding window."""
+    config = getattr(module, "config", None)
+    if getattr(config, "sliding_window", None) is None:
+        return False
+    kinds, number = getattr(config, "layer_types", None), getattr(module, "layer_idx", None)
+    return kinds is None or (number is not None and kinds[number] == "sliding_attention")
 
 
 def _window(length: int, sliding_window: int | None, device) -> torch.Tensor | None:
@@ -147,6 +164,20 @@ def row_keywords(model, lengths: list[int], device) -> dict | None:
         "max_length_q": longest,
         "max_length_k": longest,
     }
+
+
+def find_untold_layers(model, layers_told: int) -> str | None:
+    """
+    What is wrong if a packed pass has told too few attention layers where rows begin; `None` if nothing is.
+
+    Args:
+        model (`transformers.PreTrainedModel`): The model, not wrapped, in [`packed_attention`].
+        layers_told (`int`): Layers that were told.
+    """
+    config = model.config.get_text_config()
+    if config._attn_implementation != NAME or layers_told >= config.num_hidden_layers:
+        return None
+    return f"{layers_told} of its {config.num_hidden_layers} layers are told where rows begin"
 
 
 def find_obstacle(model) -> str | None:

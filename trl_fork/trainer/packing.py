@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import torch
 
+from . import packed_attention
 from .lm_head import last_wanted_columns, row_sparse_head, wanted_tokens_moved
 from .packed_attention import row_keywords
 from .right_padding import RightPadded
@@ -30,10 +31,13 @@ class Packed:
             The model that TRL would call, wrapped or not.
         unwrapped (`transformers.PreTrainedModel`):
             The same model, for its configuration.
+
+    Attributes:
+        layers_told (`int`): Attention layers that were told, in the latest pass, where rows begin.
     """
 
     def __init__(self, model, unwrapped):
-        self.model, self.unwrapped = model, unwrapped
+        self.model, self.unwrapped, self.layers_told = model, unwrapped, 0
 
     def __call__(self, input_ids, attention_mask, labels, **settings):
         global tokens_packed
@@ -56,6 +60,7 @@ class Packed:
         positions = columns.expand_as(used).flatten()[places]
         positions = positions - used.int().argmax(1).repeat_interleave(counts)
         tokens_packed += len(places)
+        calls_before = packed_attention.calls_within_rows
 
         def pack(values):
             return values.flatten()[places][None]
@@ -68,6 +73,8 @@ class Packed:
                 **keywords,
                 **settings,
             )
+
+        self.layers_told = packed_attention.calls_within_rows - calls_before
 
         def unpack(values):
             if values is None:

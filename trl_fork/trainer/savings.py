@@ -142,18 +142,6 @@ def plan_savings(
     )
 
 
-def rescales_with_length(config) -> bool:
-    """
-    Whether a model's rotary factors change with the length of the padded batch (LongRoPE, dynamic NTK).
-
-    They change at one length, which a run may reach late, and by less than 16 bits can show.
-    """
-    config = config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kinds = [layer.get("rope_type", layer.get("type")) for layer in (rope, *rope.values()) if isinstance(layer, dict)]
-    return bool({"longrope", "dynamic"} & set(kinds))
-
-
 def padding_effect(score, prompt: list[int], completion: list[int], width: int, pad_token_id: int, device) -> float:
     """
     Effect of padding: the difference between a row's scores as it is and padded on the right.

@@ -10,7 +10,7 @@ from .balancing import chunks_needed, default_tokens, spread
 from .batch import GenerationBatch
 from .context import PolicyScores, WithContext, context_of
 from .lm_head import row_sparse_head
-from .packed_attention import packed_attention
+from .packed_attention import find_untold_layers, packed_attention
 from .packing import Packed, fill_pass, packing_effect
 from .right_padding import RightPadded
 from .savings import Savings, padding_effect, rounding, score_by_length
@@ -116,7 +116,9 @@ class ScoringMixin(WithContext, TrainerMixin):
         # A model cannot run beyond its learned positions; the virtual tokens of an adapter take some of them.
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or width
         limit -= getattr(getattr(self.model, "active_peft_config", None), "num_virtual_tokens", None) or 0
-        row = min((list(p) + list(c) for p, c in zip(prompt_ids, completion_ids, strict=True)), key=len)
+        rows = (list(p) + list(c) for p, c in zip(prompt_ids, completion_ids, strict=True))
+        # After a resume there may be rows without tokens, which make the number of rows equal on all processes.
+        row = min(filter(None, rows), key=len)
         row = row[: max(len(row) // 2, 2)]
         score = super()._get_per_token_logps_and_entropies
         with torch.no_grad(), evaluation_mode(self.model):
@@ -148,7 +150,9 @@ class ScoringMixin(WithContext, TrainerMixin):
         """
         mode, device = "train" if self.model.training else "eval", self.accelerator.device
         rows = [(list(prompt), list(ids)) for prompt, ids in zip(prompt_ids, completion_ids, strict=True)]
-        rows = sorted((row for row in rows if row[0] or row[1]), key=lambda row: -len(row[0]) - len(row[1]))
+        # After a resume the completions that were cut off may be masked: then the end of the prompt is compared.
+        rows = [(prompt, ids) if ids else (prompt[:-1], prompt[-1:]) for prompt, ids in rows]
+        rows = sorted((row for row in rows if row[1]), key=lambda row: -len(row[0]) - len(row[1]))
         lengths = [len(prompt) + len(ids) for prompt, ids in rows]
         facts = [*(max(len(row[part]) for row in rows) for part in (0, 1)), sum(lengths), max(lengths)]
         facts = self._ranks.gather_vectors(torch.tensor(facts, device=device))
@@ -161,7 +165,7 @@ class ScoringMixin(WithContext, TrainerMixin):
             return
         self._checked_tokens = room
         score = super()._get_per_token_logps_and_entropies
-        packed, reason = Packed(self.model, self._own(self.model)), ""
+        packed = Packed(self.model, self._own(self.model))
         with torch.no_grad(), evaluation_mode(self.model), self._packed_attention(self.model):
             try:
                 effect = packing_effect(
@@ -173,6 +177,9 @@ class ScoringMixin(WithContext, TrainerMixin):
                     device,
                 )
                 reason = f"its log-probabilities change by {effect:.2g} nats on average"
+                # In 16 bits, rounding would hide what a model with small weights makes of its neighbours.
+                if untold := find_untold_layers(self._own(self.model), packed.layers_told):
+                    effect, reason = float("inf"), untold
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # a model may fail in any way on rows that it was not made for
@@ -180,9 +187,11 @@ class ScoringMixin(WithContext, TrainerMixin):
                     float("inf"),
                     f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}",
                 )
-        effect = float(self._ranks.gather(torch.tensor(effect, device=device)).max())
+        here, effect = effect, float(self._ranks.gather(torch.tensor(effect, device=device)).max())
         if effect > self._rounding():
             name = type(self._own(self.model)).__name__
+            if here <= self._rounding():
+                reason = "on another process"
             self._savings = self._plan_savings(length_shows=False, obstacle_to_packing=f"{name} mixes packed rows")
             if self.accelerator.is_main_process:
                 logger.warning(

@@ -42,6 +42,7 @@ class ScoringGraphMixin(ScoringMixin):
 
     def _scores_for_update(self, output: dict) -> PolicyScores:
         """Scores of a generation batch as [`_starting_policy_scores`] gives them; the graph is kept beside them."""
+        self._refuse_dropout()  # it may have been set since the trainer was built
         live = ~without_advantage(output["advantages"])
         ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
         mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
@@ -88,8 +89,9 @@ class ScoringGraphMixin(ScoringMixin):
         """
         if not self.args.reuse_scoring_graph:
             return
-        dropout = dropout_of(self.model)
         savings = self._savings
+        off = [name for name in ("skip_inert_compute", "padding_free") if not getattr(self.args, name)]
+        reason = f"{off[0]}=False" if off else savings.reasons.get("packing") or savings.reasons.get("ordering")
         obstacles = {
             "several processes synchronise gradients in a forward pass of their own. Train on one": (
                 self.accelerator.num_processes > 1
@@ -97,18 +99,25 @@ class ScoringGraphMixin(ScoringMixin):
             "TRL scores the old log-probabilities of this run by itself, for several updates per batch or vLLM's "
             "correction. Set num_iterations=1, steps_per_generation at most gradient_accumulation_steps and "
             "vllm_importance_sampling_correction=False": old_logps_are_computed(self),
-            f"the model has dropout ({dropout}), which the update applies and the scoring pass does not. Set it to 0, "
-            "such as lora_dropout: 0.0": dropout is not None,
-            "rows must stand in one packed pass, and here they do not "
-            f"({savings.reasons.get('packing') or savings.reasons.get('ordering')})": not self._keeps_graph,
+            f"neftune_noise_alpha={self.args.neftune_noise_alpha} adds noise to the embeddings in the update, and "
+            "the scoring pass has to be without. Leave it out": self.args.neftune_noise_alpha is not None,
+            f"rows must stand in one packed pass, and here they do not ({reason})": not self._keeps_graph,
         }
         for obstacle, holds in obstacles.items():
             if holds:
                 raise ValueError(f"reuse_scoring_graph=True: {obstacle}.")
+        self._refuse_dropout()
         if self.token_credit is None or not self.token_credit.needs_scores:
             logger.warning(
                 "reuse_scoring_graph=True has no effect: no credit rule of this run needs a scoring pass, so there is "
                 "none."
+            )
+
+    def _refuse_dropout(self) -> None:
+        if dropout := dropout_of(self.model):
+            raise ValueError(
+                f"reuse_scoring_graph=True: the model has dropout ({dropout}), which the update applies and the "
+                "scoring pass does not. Set it to 0, such as lora_dropout: 0.0."
             )
 
 
@@ -116,13 +125,12 @@ _DROPOUT = (torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.AlphaDropout)
 
 
 def dropout_of(model: torch.nn.Module) -> str | None:
-    """Name of a module that applies dropout in training; `None` if there is none."""
+    """Name of a module or of its setting that makes a forward pass in training random; `None` if there is none."""
     for name, module in model.named_modules():
         if isinstance(module, _DROPOUT) and module.p > 0:
             return name
-        # Attention layers of transformers hand their share to a function.
-        for attribute in ("attention_dropout", "dropout"):
-            share = getattr(module, attribute, 0.0)
-            if isinstance(share, float) and share > 0:
+        # Layers of transformers hand their share to a function, skip themselves, or shake the input of a router.
+        for attribute, share in vars(module).items():
+            if isinstance(share, float) and share > 0 and ("drop" in attribute or "jitter" in attribute):
                 return f"{name}.{attribute}" if name else attribute
     return None
