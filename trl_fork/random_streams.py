@@ -7,26 +7,27 @@ A generator's stream would depend on how many processes draw from it and on how 
 import torch
 
 
-def place_hashes(
-    seed: int, name: tuple[int, ...], rows: torch.Tensor, tokens: torch.Tensor, device=None
-) -> torch.Tensor:
+def row_hashes(seed: int, name: tuple[int, ...], rows: torch.Tensor) -> torch.Tensor:
     """
-    Hashes of the places of tokens, uniform over the 64-bit integers.
+    Hashes of rows, from which [`token_hashes`] makes those of their tokens.
 
     Args:
         seed (`int`): Seed of the run.
         name (`tuple[int, ...]`): Name of the draw within the run, such as the number of a generation batch.
         rows (`torch.LongTensor` of shape `(batch,)`): Numbers of the rows, over all processes.
-        tokens (`torch.LongTensor` of shape `(seq,)`): Numbers of the tokens within their row.
-        device (`torch.device`, *optional*): Device of the result.
 
     Returns:
-        `torch.LongTensor` of shape `(batch, seq)`.
+        `torch.LongTensor` of shape `(batch,)`.
     """
-    state = torch.tensor(seed, dtype=torch.int64, device=device)
+    state = torch.tensor(seed, dtype=torch.int64, device=rows.device)
     for part in name:
         state = splitmix64(state ^ part)
-    return splitmix64(splitmix64(state ^ rows.to(state))[:, None] ^ tokens.to(state))
+    return splitmix64(state ^ rows)
+
+
+def token_hashes(rows: torch.Tensor, tokens: torch.Tensor | int) -> torch.Tensor:
+    """Hashes of tokens, uniform over the 64-bit integers: of the hashes of their rows and their numbers there."""
+    return splitmix64(rows ^ tokens)
 
 
 def uniforms(hashes: torch.Tensor) -> torch.Tensor:

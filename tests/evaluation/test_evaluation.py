@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from math_verify import LatexExtractionConfig, parse, verify
-from transformers import GenerationConfig
+from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
 from tests.conftest import LETTERS, build_model
 from tests.trainer.test_features import byte_tokenizer
@@ -332,6 +332,23 @@ def test_a_special_token_can_be_a_stop_string(tokenizer):
     )
     assert engine.stop == ["zz"] and engine.stop_ids == [1, 2]
     assert sum(sample.truncated for sample in found) < sum(sample.truncated for sample in free)
+
+
+def test_stop_strings_end_a_completion_of_a_model_that_generate_decodes(tokenizer):
+    """One at a time, each prompt with its own length."""
+    torch.manual_seed(0)
+    model = MambaForCausalLM(
+        MambaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, eos_token_id=1, pad_token_id=0,
+            bos_token_id=None, initializer_range=0.5,
+        )
+    )  # fmt: skip
+    prompts = [[5] * 20, [6, 7]]
+    free = TransformersEngine(model, tokenizer, max_new_tokens=12).generate(prompts, [0, 1])
+    letter = free[1].text[0]
+    found = TransformersEngine(model, tokenizer, max_new_tokens=12, stop=[letter]).generate(prompts, [0, 1])
+    assert found[1] == ("", 1, False)
+    assert found[0].text == free[0].text.split(letter)[0]
 
 
 @pytest.mark.parametrize("stop", [[""], ["a", ""], [3]], ids=str)

@@ -515,3 +515,24 @@ def test_a_pass_without_anything_wanted_is_made_all_the_same(tokenizer):
         outputs = Packed(model, model)(ROWS, mask, torch.full_like(ROWS, -100), fused_lm_head=True)
     assert outputs.log_probs.shape == (4, 6) and not outputs.log_probs.any()
     assert not gradient(model, outputs.log_probs.sum()).any()
+
+
+@pytest.mark.parametrize("equal_counts", [False, True])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
+def test_every_process_has_a_row_in_every_pass(num_ranks, equal_counts):
+    """Whatever the lengths, however many rows are inert, within the number of passes and the size of a padded one."""
+    generator = random.Random(num_ranks)
+    for _ in range(300):
+        window, size = generator.choice([1, 2, 4]), generator.choice([1, 2, 4])
+        lengths = [[generator.choice([3, 50, 100]) for _ in range(window * size)] for _ in range(num_ranks)]
+        inert = [[generator.random() < 0.4 for _ in own] for own in lengths]
+        room = size * max(map(max, lengths))
+        plan = plan_passes(lengths, inert, window, room, equal_counts=equal_counts)
+        assert len(plan.passes) <= window and all(rows for bins in plan.passes for rows in bins)
+        sizes = [max(sum(lengths[rank][row] for rank, row in rows) for rows in bins) for bins in plan.passes]
+        assert max(sizes) == plan.largest
+        assert equal_counts or plan.largest <= room
+        placed = [row for bins in plan.passes for rows in bins for row in rows]
+        assert len(placed) == len(set(placed))
+        live = {(rank, row) for rank, own in enumerate(inert) for row, is_inert in enumerate(own) if not is_inert}
+        assert live <= set(placed)

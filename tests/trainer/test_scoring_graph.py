@@ -132,3 +132,18 @@ def test_dropout_that_is_set_later_is_refused(tokenizer, tmp_path):
     trainer.model.model.layers[1].self_attn.attention_dropout = 0.1
     with pytest.raises(ValueError, match=r"dropout \(model\.layers\.1\.self_attn\.attention_dropout\)"):
         trainer.train()
+
+
+def test_with_a_reference_rows_without_advantage_have_a_graph_too(tokenizer, tmp_path):
+    """The KL term reaches them."""
+    found = []
+    for reuse in (False, True):
+        rollouts = FixedRollouts(tokenizer, rewards=[[0, 1] * 4, *[[0.7] * 8] * 3])
+        change, tokens, _ = run(
+            tokenizer, tmp_path, rollouts=rollouts, reuse_scoring_graph=reuse, lora=True, beta=0.1, max_steps=2,
+            learning_rate=0.1,
+        )  # fmt: skip
+        found.append((change, tokens))
+    (expected, before), (change, after) = found
+    assert (change - expected).norm() / expected.norm() < 2e-6
+    assert sum(after.values()) == sum(before.values()) - before[True]

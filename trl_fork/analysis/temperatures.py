@@ -127,7 +127,6 @@ def decode_with_temperatures(
 def _sample_batch(model, tokenizer, problems, seeds, pair, threshold, max_new_tokens, stop) -> list[dict]:
     stop, special_ids = split_stop(stop, tokenizer)
     ends = sorted({*stop_token_ids(model.generation_config, tokenizer), *special_ids})
-    width = max(len(problem.prompt_ids) for problem in problems)
     completions = complete(
         model,
         [problem.prompt_ids for problem in problems],
@@ -140,7 +139,7 @@ def _sample_batch(model, tokenizer, problems, seeds, pair, threshold, max_new_to
             eos_token_id=ends,
         ),
         logits_processor=[ForkTemperatureLogitsProcessor(threshold, *pair)],
-        stopping_criteria=[StopAtText(tokenizer, stop, width)] if stop else [],
+        stopping_criteria=lambda prompt_length: [StopAtText(tokenizer, stop, prompt_length)] if stop else [],
     )
     texts = [cut_at_stop(text, stop) for text in tokenizer.batch_decode(completions, skip_special_tokens=True)]
     rewards = get_reward_function("accuracy_reward")(

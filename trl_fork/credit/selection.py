@@ -7,7 +7,7 @@ nor tool output, nor of a completion that is left out). Values elsewhere are nev
 
 import torch
 
-from ..random_streams import place_hashes, splitmix64
+from ..random_streams import row_hashes, splitmix64, token_hashes
 from ..ranks import Ranks
 from .pools import BatchPool
 
@@ -103,8 +103,8 @@ def random_priorities(
     Returns:
         `torch.LongTensor` of shape `shape`.
     """
-    rows = torch.arange(first_row, first_row + shape[0])
-    return place_hashes(seed, generation, rows, torch.arange(shape[1]), device)
+    rows = torch.arange(first_row, first_row + shape[0], device=device)
+    return token_hashes(row_hashes(seed, generation, rows)[:, None], torch.arange(shape[1], device=device))
 
 
 def hash_again(priorities: torch.Tensor) -> torch.Tensor:

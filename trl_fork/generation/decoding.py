@@ -12,6 +12,7 @@ own loop.
 """
 
 import copy
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -98,7 +99,8 @@ class DecodingLoop:
         # The settings that the caller has left open are those of the model's own configuration by now.
         if reason := reason_against(model, generation_config):
             raise CannotDecodeError(reason)
-        _check_limit_of_cache(model, stopping_criteria.max_length)
+        # Limits differ between processes, which must take the same way if they wait for each other.
+        _check_limit_of_cache(model, stopping_criteria.max_length if self.synchronize is None else sys.maxsize)
         batch = _Batch(self, model, logits_processor, stopping_criteria, generation_config, model_kwargs, input_ids)
         remaining = batch.order
         with getattr(model, "_optimize_model_for_decode", nullcontext)():
@@ -220,14 +222,14 @@ class _Batch:
 
     def _forward(self, ids, cache, *, mask, positions, **settings) -> torch.Tensor:
         """Logits of the next token, shape `(batch, vocabulary)`."""
-        if self.loop.synchronize is not None:
-            self.loop.synchronize(True)
         placed = {} if self.positions is None else {"position_ids": positions}
         inputs = self.model.prepare_inputs_for_generation(
             ids, past_key_values=cache, attention_mask=mask, **placed, **settings, **self.settings
         )
         if inputs.get("past_key_values") is not cache:
             raise CannotDecodeError("the model does not go on with its cache")
+        if self.loop.synchronize is not None:
+            self.loop.synchronize(True)
         return self.model(**inputs, return_dict=True).logits[:, -1]
 
 

@@ -79,7 +79,10 @@ class TransformersEngine:
         Raises:
             `RuntimeError`: if the device is out of memory, with the remedy.
         """
-        stopping = [StopAtText(self.tokenizer, self.stop, max(map(len, prompts)))] if self.stop else []
+
+        def stopping(prompt_length):
+            return [StopAtText(self.tokenizer, self.stop, prompt_length)] if self.stop else []
+
         try:
             rows = complete(self.model, prompts, seeds, self.config, stopping_criteria=stopping)
         except torch.OutOfMemoryError as error:
@@ -87,7 +90,7 @@ class TransformersEngine:
                 f"Out of memory with {len(prompts)} completions at a time. Run the same command with a smaller "
                 "--batch_size: it continues where it stopped."
             ) from error
-        stopped = stopping[0].ended(rows) if stopping else [False] * len(rows)
+        stopped = stopping(0)[0].ended(rows) if self.stop else [False] * len(rows)
         return [self._sample(*row) for row in zip(rows, stopped, strict=True)]
 
     def _sample(self, ids: list[int], stopped: bool) -> Sample:

@@ -123,4 +123,5 @@ def _exchange(groups: list[list[dict]], plans: list[Plan], ranks: Ranks, layout)
 
 
 def _on_cpu(value):
-    return value.cpu() if isinstance(value, torch.Tensor) else value
+    # A copy: a view would travel with the whole batch.
+    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value

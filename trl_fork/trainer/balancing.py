@@ -119,9 +119,8 @@ def plan_passes(
 
     order = sorted(rows, key=lambda row: (inert[row[0]][row[1]], length(row)))
     active = sum(not inert[rank][row] for rank, row in rows)
-    count = max(active, num_ranks)
-    if equal_counts:
-        count = -(-count // num_ranks) * num_ranks
+    # A multiple of the processes, so that each has a row in every pass: the shortest inert rows fill up.
+    count = -(-max(active, 1) // num_ranks) * num_ranks
     kept = sorted(order[:count], key=lambda row: -length(row))
     sizes = [length(row) for row in kept]
     if equal_counts and num_ranks > 1:
@@ -245,11 +244,12 @@ def join_rows(rows: list[dict], batch: dict, layout: dict[str, Padding] = LAYOUT
 
 
 def no_rows(batch: dict) -> dict:
-    """A batch of the same entries without any row."""
+    """A batch of the same entries without any row, which does not keep the rows of the other in memory."""
     size = len(batch["prompt_ids"])
-    return {
-        key: value[:0]
-        if (isinstance(value, torch.Tensor) and value.dim() > 0) or (isinstance(value, list) and len(value) == size)
-        else value
-        for key, value in batch.items()
-    }
+    empty = dict(batch)
+    for key, value in batch.items():
+        if isinstance(value, torch.Tensor) and value.dim() > 0:
+            empty[key] = value[:0].clone()
+        elif isinstance(value, list) and len(value) == size:
+            empty[key] = []
+    return empty

@@ -42,6 +42,7 @@ class ContrastMixin(WithContext, TrainerMixin):
             for example in inputs
         ]
         prompt_ids = [list(ids) for ids in self._tokenize_prompts(prompts)[0]]  # as TRL makes those of the prompts
+        planned = self._planned_chunks  # those of the batch, which may be scored after its negative prompts
         self._look_at_widths(prompt_ids, output)
         multiple, device = self.pad_to_multiple_of, output["completion_ids"].device
         ids, mask = (
@@ -63,6 +64,7 @@ class ContrastMixin(WithContext, TrainerMixin):
                 output["completion_ids"].size(1),
                 batch_size=chunk,
             )
+        self._planned_chunks = planned
         return log_probs
 
     def _look_at_widths(self, prompt_ids, output):

@@ -214,6 +214,12 @@ class ForkingGRPOTrainer(
         reasons = [f"{name}: {reason}" for name, reason in self._savings.reasons.items() if reason != ALL_TOKENS]
         if reasons and self.accelerator.is_main_process:
             logger.warning(f"skip_inert_compute: not everything can be left out of this run ({'; '.join(reasons)}).")
+        limit, why = args.max_tokens_per_forward, self._savings.reasons
+        if limit is not None and not (self._savings.packing and self._savings.ordering):
+            logger.warning(
+                f"max_tokens_per_forward={limit} does not limit the passes of training here: rows stay in their "
+                f"micro-batches ({why.get('packing') or why.get('ordering')}). per_device_train_batch_size does."
+            )
         self._check_scoring_graph()
         self._generations, self._turns = CallNames(), CallNames()
 
@@ -241,7 +247,10 @@ class ForkingGRPOTrainer(
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         with ExitStack() as self._until_backward_ends:
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            try:
+                loss = super().training_step(model, inputs, num_items_in_batch)
+            finally:
+                self._until_backward_ends = None
         self._health.look_at(loss)
         return loss
 

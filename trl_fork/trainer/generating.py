@@ -9,7 +9,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from .._logging import logger
 from ..generation.decoding import CannotDecodeError, DecodingLoop, reason_against
 from ..generation.stopping import StopAtText, split_stop
-from ..random_streams import place_hashes, uniforms
+from ..random_streams import row_hashes, token_hashes, uniforms
 from ._trl import TrainerMixin, evaluation_mode, generate_replaced
 from .call_names import CallNames
 
@@ -108,18 +108,16 @@ class _Generate:
             return config, []
         tokenizer, ends = self.trainer._tokenizer, config.eos_token_id
         stop, special_ids = split_stop(config.stop_strings, tokenizer)
-        changes = {"stop_strings": None, "eos_token_id": [*(ends if isinstance(ends, list) else [ends]), *special_ids]}
+        ends = {*(ends if isinstance(ends, list) else [ends]), *special_ids} - {None}
+        changes = {"stop_strings": None, "eos_token_id": sorted(ends) or None}
         criteria = [StopAtText(tokenizer, stop, prompt_length)] if stop else []
         return type(config)(**(config.to_dict() | changes)), criteria
 
     def _uniforms(self, device):
         name, first = self.trainer._row_numbers(self.num_rows)
-        seed = self.trainer.args.seed
-
-        def draw(rows, place):
-            return uniforms(place_hashes(seed, name, rows + first, torch.tensor([place], device=device), device))[:, 0]
-
-        return draw
+        rows = torch.arange(first, first + self.num_rows, device=device)
+        hashes = row_hashes(self.trainer.args.seed, name, rows)
+        return lambda rows, place: uniforms(token_hashes(hashes[rows], place))
 
     def _synchronize(self, device):
         """Parameters in parts are put together in every forward pass, by all processes at the same time."""

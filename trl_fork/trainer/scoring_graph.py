@@ -44,6 +44,8 @@ class ScoringGraphMixin(ScoringMixin):
         """Scores of a generation batch as [`_starting_policy_scores`] gives them; the graph is kept beside them."""
         self._refuse_dropout()  # it may have been set since the trainer was built
         live = ~without_advantage(output["advantages"])
+        if not self._savings.inert_rows:  # the KL term reaches every row
+            live = torch.ones_like(live)
         ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
         mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
         length, size = output["completion_ids"].shape[1], self.args.per_device_train_batch_size
@@ -70,6 +72,7 @@ class ScoringGraphMixin(ScoringMixin):
                 if self._savings.head_forward:  # as after a pass that scores these tokens alone
                     log_probs = log_probs.where(with_gradient(inputs["credit_weights"], inputs["advantages"]), 0)
                 return log_probs, entropies, None
+            del graph
         return super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )
