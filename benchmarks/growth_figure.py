@@ -83,5 +83,6 @@ def markdown_table(points):
                 power = f" (^{exponent:.2f})" if exponent is not None else ""
                 cells.append(f"{seconds:.2f}{power}" if seconds is not None else "")
             name = f"{point['value']:,} {TITLES[axis][0].split(',')[0]}"
+            name = name.removesuffix("es") if name == "1 processes" else name
             lines.append(f"| {name} | {point['tokens']:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

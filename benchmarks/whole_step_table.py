@@ -31,7 +31,7 @@ def markdown_table(rows: list[dict], options: dict, device: str) -> str:
     for row in rows:
         seconds = row[row["clock"]]
         cells = [
-            "ours, " * row["arm"].startswith("without") + row["arm"],
+            "ours, " * row["arm"].startswith("with") + row["arm"],
             *(f"{seconds[phase]:.2f}" for phase in (*PHASES, WHOLE)),
             ratio_cell(row),
             f"{training_phase(seconds) / training_phase(floor[row['clock']]):.2f}" if floor else "",

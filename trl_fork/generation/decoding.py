@@ -108,7 +108,7 @@ class DecodingLoop:
                 rows = remaining[: self.max_rows]
                 if self._fits(batch, rows):
                     remaining = remaining[len(rows) :]
-            self._follow_others(batch)
+            self._run_until_all_have_ended(batch)
         return batch.result()
 
     def _fits(self, batch: "_Batch", rows: torch.Tensor) -> bool:
@@ -129,7 +129,7 @@ class DecodingLoop:
         )
         return False
 
-    def _follow_others(self, batch: "_Batch") -> None:
+    def _run_until_all_have_ended(self, batch: "_Batch") -> None:
         if self.synchronize is not None:
             token = batch.input_ids[:1, -1:]
             while self.synchronize(False):

@@ -15,7 +15,7 @@ from .batch import LAYOUT, Padding
 from .batching import cut_padding
 
 
-# On a CPU a larger pass takes more time per token, as it leaves the caches: 10 % more at 2,048, 20 % at 4,096.
+# On a CPU a larger pass takes more time per token, as it leaves the caches.
 _CPU_TOKENS = 1024
 
 Row = tuple[int, int]  # process that has the row, and its number there
@@ -128,39 +128,39 @@ def plan_passes(
     else:
         bins = spread_to_size(sizes, max_tokens, max_passes, num_ranks)
         passes = [bins[i : i + num_ranks] for i in range(0, len(bins), num_ranks)]
-    named = [_stay_at_home([[kept[i] for i in rows] for rows in bins], length) for bins in passes]
+    named = [_assign_processes([[kept[i] for i in rows] for rows in bins], length) for bins in passes]
     return Plan(named, max(sum(map(length, rows)) for bins in named for rows in bins))
 
 
 def _with_equal_counts(sizes: list[int], num_ranks: int, max_passes: int, max_tokens: int) -> list[list[list[int]]]:
     """Rows, longest first, dealt to the processes in turns, and cut into passes at the same places everywhere."""
-    hands: list[list[int]] = [[] for _ in range(num_ranks)]
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
     loads = [0] * num_ranks
     for start in range(0, len(sizes), num_ranks):
         ranks = sorted(range(num_ranks), key=loads.__getitem__)
         for place, rank in enumerate(ranks):  # the longest of these rows goes where there is least so far
-            hands[rank].append(start + place)
+            shares[rank].append(start + place)
             loads[rank] += sizes[start + place]
 
     def cut(room: int) -> list[tuple[int, int]]:
         cuts, first, totals = [], 0, [0] * num_ranks
-        for turn in range(len(hands[0])):
-            added = [sizes[hand[turn]] for hand in hands]
+        for turn in range(len(shares[0])):
+            added = [sizes[share[turn]] for share in shares]
             if turn > first and max(map(sum, zip(totals, added, strict=True))) > room:
                 cuts.append((first, turn))
                 first, totals = turn, [0] * num_ranks
             totals = [total + more for total, more in zip(totals, added, strict=True)]
-        return [*cuts, (first, len(hands[0]))]
+        return [*cuts, (first, len(shares[0]))]
 
     number = min(len(cut(max_tokens)), max_passes)
     low, high = 1, sum(sizes)
     while low < high:  # the least room that makes as few passes: then they are of similar size
         middle = (low + high) // 2
         low, high = (low, middle) if len(cut(middle)) <= number else (middle + 1, high)
-    return [[hand[a:b] for hand in hands] for a, b in cut(low)]
+    return [[share[a:b] for share in shares] for a, b in cut(low)]
 
 
-def _stay_at_home(bins: list[list[Row]], length) -> list[list[Row]]:
+def _assign_processes(bins: list[list[Row]], length) -> list[list[Row]]:
     """One bin for each process, so that few tokens have to move."""
     free, placed = list(range(len(bins))), {}
     for rows in sorted(bins, key=lambda rows: -sum(map(length, rows))):

@@ -74,12 +74,14 @@ class ForkingGRPOConfig(GRPOConfig):
         padding_free (`bool`, *optional*, defaults to `True`):
             Run the model, in scoring and training, on rows that stand one after the other, without padding between
             them. Where rows may move within an optimizer step they are packed to `max_tokens_per_forward` and spread
-            evenly over the processes. It needs `attn_implementation` to be `"sdpa"` or one of flash attention, and a
-            model that keeps packed rows apart: the trainer tries its own rows, and where their scores differ it pads.
+            evenly over the processes. It needs `attn_implementation` to be `"sdpa"`, `"flex_attention"` or one of
+            flash attention, and a model that keeps packed rows apart: the trainer tries its own rows, and where their
+            scores differ it pads.
         max_tokens_per_forward (`int`, *optional*):
             Tokens of prompts and completions in a packed forward pass of one process. By default those of a
             micro-batch padded to the longest prompt and completion of the generation batch,
-            `per_device_train_batch_size * (prompt + completion)`, so that no pass takes more memory than TRL's.
+            `per_device_train_batch_size * (prompt + completion)`, so that no pass takes more memory than TRL's; on a
+            CPU at most 1,024.
         reuse_scoring_graph (`bool`, *optional*, defaults to `False`):
             With one update per generation batch, make it from the graph of the pass that scores the batch, which is
             one forward pass less. On one process, without dropout. The graph of all completions with an advantage is
@@ -165,7 +167,7 @@ class ForkingGRPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "Tokens of prompts and completions in a packed forward pass of one process. By default those of a "
-            "padded micro-batch."
+            "padded micro-batch, on a CPU at most 1,024."
         },
     )
     reuse_scoring_graph: bool = field(

@@ -5,7 +5,7 @@ from transformers import Trainer
 
 
 class EmptyBatchError(Exception):
-    """The micro-batch has no rows. `_prepare_inputs` raises it, and no caller of the trainer sees it."""
+    """The micro-batch has no rows. `_prepare_inputs` raises it, and the step that called it is left out."""
 
 
 class SkipsEmptyBatches(Trainer):
