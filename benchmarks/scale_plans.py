@@ -2,14 +2,14 @@
 Which rows the cards score and train on together, with each of the savings: widths of rows, by micro-batch and card.
 
 A plan is a list of micro-batches, in each of which every card has a list of rows: the tokens that are computed for
-each of them, padding included. Nothing is measured. The order by length is that of the package's own plan; packing and
-balance are the longest first, each to where there is least.
+each of them, padding included. Nothing is measured. The plans are those of the package.
 """
 
 import random
 
 import torch
 
+from trl_fork.trainer.balancing import plan_passes, spread, spread_to_size
 from trl_fork.trainer.batching import plan_window
 
 
@@ -76,31 +76,15 @@ def packed(batch, *, leave_out, balance):
         leave_out (`bool`): Whether rows without gradient are left out.
         balance (`bool`): Whether rows move to the card that has room, or stay where they were generated.
     """
+    if balance:
+        inert = [[leave_out and not is_live for is_live in live] for live in batch.live]
+        plan = plan_passes(batch.lengths, inert, batch.num_batches, batch.budget)
+        return [[[batch.lengths[card][row] for card, row in rows] for rows in bins] for bins in plan.passes]
     shares = [
         [length for length, is_live in zip(lengths, live, strict=True) if is_live or not leave_out]
         for lengths, live in zip(batch.lengths, batch.live, strict=True)
     ]
-    if balance:
-        shares = fill(sorted((length for share in shares for length in share), reverse=True), batch.cards)
-    number = max(1, *(first_fit(share, batch.budget) for share in shares))
-    return list(zip(*(fill(sorted(share, reverse=True), number) for share in shares), strict=True))
-
-
-def fill(lengths, bins):
-    """Longest first, each into the bin with the fewest tokens."""
-    found = [[] for _ in range(bins)]
-    for length in lengths:
-        min(found, key=sum).append(length)
-    return found
-
-
-def first_fit(lengths, budget):
-    """How many bins of this size the lengths take, longest first."""
-    bins: list[int] = []
-    for length in sorted(lengths, reverse=True):
-        place = next((i for i, size in enumerate(bins) if size + length <= budget), None)
-        if place is None:
-            bins.append(length)
-        else:
-            bins[place] += length
-    return len(bins)
+    number = max(len(spread_to_size(share, batch.budget, batch.num_batches)) for share in shares if share)
+    return list(
+        zip(*([[share[row] for row in rows] for rows in spread(share, number)] for share in shares), strict=True)
+    )

@@ -127,13 +127,6 @@ def test_padding():
     assert tokens(scale_plans.ordered(batch, leave_out=True)) < found[2]
 
 
-def test_first_fit():
-    assert scale_plans.first_fit([5, 5, 5, 5], 10) == 2
-    assert scale_plans.first_fit([6, 6, 6, 4], 10) == 3
-    assert scale_plans.first_fit([], 10) == 0
-    assert scale_plans.fill([5, 4, 3, 3], 2) == [[5, 3], [4, 3]]
-
-
 def test_a_phase_waits_for_the_slowest_card_and_the_exchange():
     unit = scale_model.UTILISATION * scale_model.PEAK_OPERATIONS  # operations of a second
     plan = [[[1, 2], [5]], [[1], [1]], [[], []]]
