@@ -305,7 +305,7 @@ def test_attention_of_a_models_own_is_found_where_rounding_hides_it(tokenizer, t
     model = transformers.FalconForCausalLM(config)
     trainer = train(model, tokenizer, FixedRollouts(tokenizer), tmp_path, bf16=True, **CUT)
     assert not trainer._savings.packing
-    assert "FalconForCausalLM does not keep packed rows apart (0 of its 2 layers are told" in caplog.text
+    assert "FalconForCausalLM does not keep packed rows apart (0 of its 2 layers attend within rows" in caplog.text
 
 
 def test_rows_without_tokens_are_not_looked_at(tokenizer, tmp_path, caplog, monkeypatch):

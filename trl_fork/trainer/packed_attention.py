@@ -25,7 +25,7 @@ except ImportError:
     _VARLEN_TAKES_GROUPS = False
 
 NAME = "trl_fork_packed_sdpa"
-calls_within_rows = 0  # attention layers that have been told in a pass where rows begin, over all passes so far
+calls_within_rows = 0  # calls of attention layers that knew where rows begin, over all passes so far
 # Layers whose output depends on tokens through attention alone, by the mask that transformers gives them.
 _LAYERS = {"full_attention", "sliding_attention"}
 
@@ -166,18 +166,18 @@ def row_keywords(model, lengths: list[int], device) -> dict | None:
     }
 
 
-def find_untold_layers(model, layers_told: int) -> str | None:
+def find_other_layers(model, layers_within_rows: int) -> str | None:
     """
-    What is wrong if a packed pass has told too few attention layers where rows begin; `None` if nothing is.
+    Why rows mix if too few attention layers knew where they begin in a packed pass; `None` if enough did.
 
     Args:
         model (`transformers.PreTrainedModel`): The model, not wrapped, in [`packed_attention`].
-        layers_told (`int`): Layers that were told.
+        layers_within_rows (`int`): Layers that knew it.
     """
     config = model.config.get_text_config()
-    if config._attn_implementation != NAME or layers_told >= config.num_hidden_layers:
+    if config._attn_implementation != NAME or layers_within_rows >= config.num_hidden_layers:
         return None
-    return f"{layers_told} of its {config.num_hidden_layers} layers are told where rows begin"
+    return f"{layers_within_rows} of its {config.num_hidden_layers} layers attend within rows"
 
 
 def find_obstacle(model) -> str | None:

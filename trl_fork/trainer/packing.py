@@ -33,11 +33,11 @@ class Packed:
             The same model, for its configuration.
 
     Attributes:
-        layers_told (`int`): Attention layers that were told, in the latest pass, where rows begin.
+        layers_within_rows (`int`): Attention layers that attended within rows in the latest pass.
     """
 
     def __init__(self, model, unwrapped):
-        self.model, self.unwrapped, self.layers_told = model, unwrapped, 0
+        self.model, self.unwrapped, self.layers_within_rows = model, unwrapped, 0
 
     def __call__(self, input_ids, attention_mask, labels, **settings):
         global tokens_packed
@@ -74,7 +74,7 @@ class Packed:
                 **settings,
             )
 
-        self.layers_told = packed_attention.calls_within_rows - calls_before
+        self.layers_within_rows = packed_attention.calls_within_rows - calls_before
 
         def unpack(values):
             if values is None:

@@ -10,7 +10,7 @@ from .balancing import chunks_needed, default_tokens, spread
 from .batch import GenerationBatch
 from .context import PolicyScores, WithContext, context_of
 from .lm_head import row_sparse_head
-from .packed_attention import find_untold_layers, packed_attention
+from .packed_attention import find_other_layers, packed_attention
 from .packing import Packed, fill_pass, packing_effect
 from .right_padding import RightPadded
 from .savings import Savings, padding_effect, rounding, score_by_length
@@ -178,8 +178,8 @@ class ScoringMixin(WithContext, TrainerMixin):
                 )
                 reason = f"its log-probabilities change by {effect:.2g} nats on average"
                 # In 16 bits, rounding would hide what a model with small weights makes of its neighbours.
-                if untold := find_untold_layers(self._own(self.model), packed.layers_told):
-                    effect, reason = float("inf"), untold
+                if others := find_other_layers(self._own(self.model), packed.layers_within_rows):
+                    effect, reason = float("inf"), others
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # a model may fail in any way on rows that it was not made for
