@@ -1,7 +1,6 @@
 """The trainer: a thin adapter between TRL's hooks and the functions of this package."""
 
 import inspect
-import sys
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -26,7 +25,6 @@ from ._trl import (
     warn_of_cast_weights,
     warn_of_truncated_sampling,
 )
-from .arranging import arrange
 from .batch import LAYOUT, GenerationBatch
 from .batch_credit import PRIORITIES, PROGRESS, SCALE, WEIGHTS, BatchCreditMixin
 from .batching import loss_mask, with_gradient
@@ -45,6 +43,7 @@ from .lm_head import row_sparse_head
 from .metrics import partial_metrics
 from .out_of_memory import explain_out_of_memory
 from .packed_attention import find_obstacle, packed_attention
+from .passes import ARRANGED, PassesMixin
 from .publishing import PublishingMixin
 from .savings import ALL_TOKENS, plan_savings
 from .scoring_graph import SCORED_ROW, ScoringGraphMixin
@@ -55,11 +54,11 @@ from .token_credit import TokenCredit, naming_the_step
 
 # What this trainer adds to TRL's batches, for `compute_loss` to take out again. Those with a column per token are in
 # `batch.LAYOUT`.
-_ARRANGED = "rows_arranged"  # marks micro-batches that have been through `arrange`
-_ADDED = (WEIGHTS, PRIORITIES, SCALE, PROGRESS, _ARRANGED, CONTRAST_LOG_PROBS, SCORED_ROW)
+_ADDED = (WEIGHTS, PRIORITIES, SCALE, PROGRESS, ARRANGED, CONTRAST_LOG_PROBS, SCORED_ROW)
 
 
 class ForkingGRPOTrainer(
+    PassesMixin,
     ScoringGraphMixin,
     PublishingMixin,
     ResumableGenerationMixin,
@@ -214,12 +213,7 @@ class ForkingGRPOTrainer(
         reasons = [f"{name}: {reason}" for name, reason in self._savings.reasons.items() if reason != ALL_TOKENS]
         if reasons and self.accelerator.is_main_process:
             logger.warning(f"skip_inert_compute: not everything can be left out of this run ({'; '.join(reasons)}).")
-        limit, why = args.max_tokens_per_forward, self._savings.reasons
-        if limit is not None and not (self._savings.packing and self._savings.ordering):
-            logger.warning(
-                f"max_tokens_per_forward={limit} does not limit the passes of training here: rows stay in their "
-                f"micro-batches ({why.get('packing') or why.get('ordering')}). per_device_train_batch_size does."
-            )
+        self._warn_of_idle_limit()
         self._check_scoring_graph()
         self._generations, self._turns = CallNames(), CallNames()
 
@@ -321,40 +315,12 @@ class ForkingGRPOTrainer(
         if self._savings.padding and not self._checked_width:
             # The batch is from a checkpoint, and nothing has been generated since.
             self._check_rows(*map(self._buffered_tokens, ("prompt", "completion")))
-        if self._savings.padding and _ARRANGED not in inputs:
-            steps = self.args.steps_per_generation
-            window = min(self.args.gradient_accumulation_steps, steps)
-            self._buffered_inputs, largest = arrange(
-                self._buffered_inputs,
-                window,
-                self._savings,
-                WEIGHTS,
-                self._ranks,
-                self.batch_layout,
-                # All rows in one pass: it runs no model.
-                max_tokens=sys.maxsize if self._graph is not None else self.args.max_tokens_per_forward,
-                equal_counts=self.loss_type == "vespo" or self.args.importance_sampling_level == "sequence",
-            )
-            if self._graph is None:
-                self._warn_of_large_passes(largest)
-            self._buffered_inputs = [{**batch, _ARRANGED: True} for batch in self._buffered_inputs]
-            inputs = self._buffered_inputs[self._step % steps]
+        if self._savings.padding and ARRANGED not in inputs:
+            self._arrange_rows()
+            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
         if len(inputs["prompt_ids"]) == 0:
             raise EmptyBatchError
         return inputs
-
-    def _warn_of_large_passes(self, largest: int) -> None:
-        limit = self.args.max_tokens_per_forward
-        if limit is not None and largest > limit and self.accelerator.is_main_process:
-            args = self.args
-            self._warn_once(
-                "large passes",
-                f"max_tokens_per_forward={limit}: step {self.state.global_step} has a pass of {largest} tokens. "
-                f"An optimizer step makes at most {args.gradient_accumulation_steps} passes on a process "
-                "(gradient_accumulation_steps), and a row is not divided. Set gradient_accumulation_steps and "
-                f"steps_per_generation larger and per_device_train_batch_size ({args.per_device_train_batch_size}) "
-                "smaller by the same factor: the gradient is the same. Or lower max_completion_length.",
-            )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         # A new dictionary: TRL keeps the batch for further iterations over it.

@@ -13,6 +13,7 @@ import torch
 
 from .._logging import logger
 from ._trl import old_logps_are_computed
+from .batch_credit import WEIGHTS
 from .batching import with_gradient, without_advantage
 from .context import PolicyScores, context_of
 from .scoring import ScoringMixin
@@ -70,7 +71,7 @@ class ScoringGraphMixin(ScoringMixin):
                     values[rows, :logits_to_keep] for values in (graph.scores.log_probs, graph.scores.entropies)
                 )
                 if self._savings.head_forward:  # as after a pass that scores these tokens alone
-                    log_probs = log_probs.where(with_gradient(inputs["credit_weights"], inputs["advantages"]), 0)
+                    log_probs = log_probs.where(with_gradient(inputs[WEIGHTS], inputs["advantages"]), 0)
                 return log_probs, entropies, None
             del graph
         return super()._get_per_token_logps_and_entropies(
