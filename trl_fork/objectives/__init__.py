@@ -1,0 +1,32 @@
+"""
+Objectives that are not a weighted policy gradient.
+
+This package imports torch, but neither TRL nor a trainer.
+"""
+
+from .trajectory_balance import (
+    LogPartitionFit,
+    balance_loss,
+    balance_residual,
+    effective_sample_size,
+    fit_log_partition,
+    group_log_partition,
+    importance_ratio,
+    log_ratio,
+    proposal_log_partition,
+    proposal_standard_error,
+)
+
+
+__all__ = [
+    "LogPartitionFit",
+    "balance_loss",
+    "balance_residual",
+    "effective_sample_size",
+    "fit_log_partition",
+    "group_log_partition",
+    "importance_ratio",
+    "log_ratio",
+    "proposal_log_partition",
+    "proposal_standard_error",
+]
