@@ -52,7 +52,8 @@ PARTS = (
         "`pytest -m gpu`",
         120,
         60,
-        "-m pytest tests/benchmarks/test_gpu.py -m gpu -q -rfE -W default --disable-warnings -p no:cacheprovider "
+        "-m pytest tests/benchmarks/test_gpu.py tests/benchmarks/test_gpu_rows.py "
+        "-m gpu -q -rfE -W default --disable-warnings -p no:cacheprovider "
         "--timeout 60 --durations 5 --junitxml {output}",
         report="junit",
     ),
