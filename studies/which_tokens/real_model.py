@@ -129,6 +129,7 @@ def run(arm: str, options: argparse.Namespace) -> None:
     training, test = problems()
     test = test[: options.num_test]
     tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).to(device)
     record["accuracy_before"] = accuracy(model, tokenizer, test, device)
 

@@ -346,4 +346,4 @@ def test_page_of_no_gpu_has_no_number():
     assert sum(p.expected for p in gpu.PARTS) <= gpu.BUDGET
     assert all(p.expected < p.limit < gpu.BUDGET for p in gpu.PARTS)
     limits = [float(limit) for p in gpu.PARTS for limit in re.findall(r"--time_limit (\d+)", p.command)]
-    assert len(limits) == 3
+    assert len(limits) == 1
