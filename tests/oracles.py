@@ -225,11 +225,11 @@ def loss(
     return total / divisor + beta * kl / kl_divisor
 
 
-def balance_gap(rollout, log_probs, ref_log_probs, reward: float, beta: float, length_normalized: bool = True) -> float:
+def balance_gap(
+    rollout, log_probs, ref_log_probs, reward: float, beta: float, length_normalized: bool = True
+) -> float:
     """`reward / beta - log(pi / pi_ref)` of a completion, over its valid tokens: the `log Z` that fits it alone."""
-    differences = [
-        (a - b).item() for a, b, ok in zip(log_probs, ref_log_probs, rollout.valid, strict=True) if ok
-    ]
+    differences = [(a - b).item() for a, b, ok in zip(log_probs, ref_log_probs, rollout.valid, strict=True) if ok]
     return reward / beta - sum(differences) / (len(differences) if length_normalized else 1)
 
 
@@ -258,8 +258,8 @@ def balance(
     largest_ratio: float = 10.0,
 ) -> tuple[float, torch.Tensor, list[float], list[float]]:
     """
-    Trajectory balance: `sum w residual^2 / divisor`, and a value whose gradient is the one wanted: that of the loss, in
-    which the gradient of the log-probability of a token is multiplied by its weight. Also the residuals and the
+    Trajectory balance: `sum w residual^2 / divisor`, and a value with the gradient that is wanted: that of the loss,
+    in which the gradient of the log-probability of a token is multiplied by its weight. Also the residuals and the
     importance ratios before they are clipped, of the completions that have a valid token and a reward.
     """
     value, surrogate, residuals, ratios = 0.0, torch.zeros(()), [], []
@@ -276,7 +276,9 @@ def balance(
         scale = 2 * min(ratio, largest_ratio) * residual / (sum(r.valid) if length_normalized else 1) / divisor
         for t, ok in enumerate(r.valid):
             if ok:
-                surrogate = surrogate + scale * (1.0 if weights is None else weights.get((r.row, t), 0.0)) * log_probs[t]
+                surrogate = (
+                    surrogate + scale * (1.0 if weights is None else weights.get((r.row, t), 0.0)) * log_probs[t]
+                )
         value += min(ratio, largest_ratio) * residual**2 / divisor
         residuals.append(residual)
         ratios.append(ratio)

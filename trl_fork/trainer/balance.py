@@ -156,6 +156,11 @@ class BalanceMixin(WithContext, TrainerMixin):
             weights = ratio if weights is None else weights * ratio
         return weights
 
+    def _record(self, mode, metrics):
+        if self._objective is not None:  # a completion without an advantage has a gradient
+            metrics = {name: value for name, value in metrics.items() if name != "forking/inert_row_fraction"}
+        super()._record(mode, metrics)  # type: ignore[misc]  # of `BatchCreditMixin`
+
     def _kl(self, inputs: dict, log_probs: torch.Tensor) -> torch.Tensor:
         """TRL's estimate of the KL divergence from the reference at each token, for the log alone."""
         difference = inputs["ref_per_token_logps"] - log_probs
