@@ -1,6 +1,7 @@
 """Trajectory balance in real training: gradients against the naive objective, what is refused, and resuming."""
 
 import copy
+import logging
 import math
 from contextlib import nullcontext
 
@@ -17,10 +18,22 @@ from tests.conftest import (
     gradient,
     naive_view,
     relative_difference,
+    train,
     weight_change,
 )
-from tests.oracles import balance, credit, gap_at_threshold, group_constants, log_probs_and_entropies, select
+from tests.credit.own_rules import surprisal
+from tests.oracles import (
+    balance,
+    credit,
+    gap_at_threshold,
+    group_constants,
+    informative_batch,
+    log_probs_and_entropies,
+    select,
+)
 from tests.trainer.test_trainer import plain_copy
+from trl_fork import ForkingGRPOConfig
+from trl_fork.trainer.objective_checks import BALANCE_FIELDS
 
 
 BETA = 0.31
@@ -403,3 +416,258 @@ def test_sampling_ratio_of_vllm_weighs_gradients(shape, tokenizer, tmp_path):
         }
 
     check_step(case, 0.2, corrected)
+
+
+# ---------------------------------------------------------------------- rows that move, evaluation, resuming
+
+
+def test_estimates_stay_with_their_rows_in_dynamic_sampling(tokenizer, tmp_path):
+    """Half of the first round is replaced by refills, which have estimates of their own."""
+    rewards = [[0.5] * 8 if n % 2 else [0.1 * i + 0.01 * n for i in range(8)] for n in range(8)]
+    rollouts = FixedRollouts(tokenizer, rewards=rewards, prompts=8)
+    case = Case(
+        tokenizer, tmp_path, rollouts, dynamic_sampling=True, dynamic_sampling_max_rounds=30, top_entropy_quantile=1.0,
+        per_device_train_batch_size=8, gradient_accumulation_steps=4, **OFFLINE,
+    )  # fmt: skip
+    case.trainer.train()
+    assert len(rollouts.generated) > 1
+    batch = informative_batch(rollouts.generated, 8, 4)
+    of_prompt = dict(zip(rollouts.texts, case.constants_of_prompts, strict=True))
+    texts = ["".join(tokenizer.convert_ids_to_tokens(r.prompt)) for r in batch]
+    case.constants = lambda *_: {r.row: of_prompt[text] for r, text in zip(batch, texts, strict=True)}
+    _, surrogate, _, _ = case.expected(case.start, batch, old_log_probs(case.start, batch))
+    assert relative_difference(weight_change(case.start, case.model), gradient(case.start, surrogate)) < 1e-5
+
+
+@pytest.mark.parametrize("generations", [8, 1])
+@pytest.mark.parametrize("partition", [{}, OFFLINE, {"balance_reward": "reward"}], ids=["group", "offline", "reward"])
+def test_evaluation(partition, generations, tokenizer, tmp_path):
+    """On a batch of its own, without a pass of the policy beside that of its loss."""
+    rollouts = OwnRewards(tokenizer)
+    evaluated = {"prompt": rollouts.texts, "log_partition": [0.37 * n - 0.23 for n in range(4)]}
+    case = Case(
+        tokenizer, tmp_path, rollouts, eval_dataset=Dataset.from_dict(evaluated), eval_strategy="steps", eval_steps=1,
+        eval_on_start=True, per_device_eval_batch_size=4 * generations, num_generations_eval=generations, **partition,
+    )  # fmt: skip
+    case.trainer.train()
+    batch = rollouts.generated[0]
+    assert len(batch) == 4 * generations
+    if generations == 1 and "balance_reward" not in partition:  # the only advantage of a group is 0
+        case.row_rewards = lambda batch: {r.row: 0.0 for r in batch}
+    value, _, residuals, _ = case.expected(case.start, batch, old_log_probs(case.start, batch))
+    log = case.trainer.state.log_history[0]
+    assert log["eval_loss"] == pytest.approx(value, rel=1e-4, abs=1e-9)
+    assert log["eval_balance/residual_abs"] == pytest.approx(sum(map(abs, residuals)) / len(batch), abs=1e-5)
+    assert (value == pytest.approx(0, abs=1e-9)) == (generations == 1 and partition != OFFLINE)
+    assert {"eval_kl", "eval_entropy", "eval_balance/log_partition"} <= log.keys()
+    # Two for the step, of the reference and of the policy, and two for each evaluation: of the reference and of its loss
+    assert case.trainer.scoring_passes == 6
+
+
+def resumed(tokenizer, tmp_path, changed=None, **settings):
+    """Models of a run of four steps on one generation batch, and of the same one resumed after the second."""
+    settings = {
+        "per_device_train_batch_size": 8, "steps_per_generation": 4, "gradient_accumulation_steps": 1,
+        "learning_rate": 0.05, "save_strategy": "steps", "save_steps": 1, "max_steps": 4, **settings,
+    }  # fmt: skip
+    whole = Case(tokenizer, tmp_path, **settings)
+    whole.trainer.train()
+    case = Case(tokenizer, tmp_path, **settings | (changed or {}))
+    case.trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    return whole, case
+
+
+@pytest.mark.parametrize("partition", [{}, OFFLINE], ids=["group", "offline"])
+def test_resumed_within_a_generation_batch(partition, tokenizer, tmp_path):
+    whole, case = resumed(tokenizer, tmp_path, **partition)
+    assert case.trainer.scoring_passes == 0 == len(case.rollouts.generated)
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), case.model.parameters(), strict=True))
+    names = [name for name in whole.trainer.state.log_history[3] if name.startswith(("balance/", "kl", "loss"))]
+    logs = [[c.trainer.state.log_history[3][name] for name in names] for c in (whole, case)]
+    assert logs[0] == logs[1] and len(names) == 7
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"length_normalized": False}, "length_normalized was True, is False"),
+        ({"balance_reward": "reward"}, "balance_reward was advantage, is reward"),
+        ({"max_importance_ratio": 5.0}, "max_importance_ratio was 10.0, is 5.0"),
+        ({"objective": "policy_gradient"}, "objective was trajectory_balance, is policy_gradient"),
+    ],
+    ids=str,
+)
+def test_resumed_with_another_objective(changed, message, tokenizer, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        _, case = resumed(tokenizer, tmp_path, changed)
+    assert f"by other settings ({message})" in caplog.text and len(case.rollouts.generated) == 1
+
+
+def test_a_checkpoint_from_before_there_were_objectives(tokenizer, tmp_path):
+    """Its settings are the defaults: the batch that it holds is gone on with."""
+    settings = {
+        "per_device_train_batch_size": 8, "steps_per_generation": 4, "gradient_accumulation_steps": 1,
+        "save_strategy": "steps", "save_steps": 1, "max_steps": 2,
+    }  # fmt: skip
+    train(build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, **settings)
+    path = tmp_path / "run" / "checkpoint-2" / "forking_state_0.pt"
+    state = torch.load(path, weights_only=True)
+    for name in ("objective", *BALANCE_FIELDS):
+        del state["settings"][name]
+    torch.save(state, path)
+    rollouts = FixedRollouts(tokenizer)
+    trainer = build_trainer(build_model(tokenizer), tokenizer, rollouts, tmp_path, **settings | {"max_steps": 3})
+    trainer.train(resume_from_checkpoint=str(path.parent))
+    assert not rollouts.generated
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"objective": "flowrl"},
+            r"objective must be one of \['policy_gradient', 'trajectory_balance'\], got 'flowrl'",
+        ),
+        ({"partition": "learned"}, r"partition must be one of \['group', 'offline'\], got 'learned'"),
+        ({"balance_reward": "rewards"}, r"balance_reward must be one of \['advantage', 'reward'\], got 'rewards'"),
+        ({"length_normalized": "no"}, "length_normalized must be True or False, got 'no'"),
+        ({"max_importance_ratio": 0.2}, "max_importance_ratio must be a number of at least 1, got 0.2"),
+        ({"max_importance_ratio": float("nan")}, "at least 1, got nan"),
+        ({"max_importance_ratio": "10"}, "at least 1, got '10'"),
+        ({"max_importance_ratio": True}, "at least 1, got True"),
+        ({"beta": 0.0}, r"beta must be above 0 with objective='trajectory_balance', got 0.0.*beta=0.0667"),
+        ({"beta": -0.1}, "beta must be above 0"),
+        ({"loss_denominator": "selected"}, r"loss_denominator='selected' is not defined for.*loss_denominator='all'"),
+        (
+            {"loss_denominator": "selected", "top_entropy_quantile": 1.0, "token_credit": "random"},
+            "loss_denominator='selected' is not defined for objective='trajectory_balance'",
+        ),
+        ({"delta": 4.0}, "delta=4.0 does not go with .*max_importance_ratio.*default, None"),
+        ({"off_policy_mask_threshold": 0.5}, "off_policy_mask_threshold=0.5 does not go with"),
+        ({"entropy_coef": 0.01}, "entropy_coef=0.01 does not go with .*beta sets"),
+        ({"use_adaptive_entropy": True}, "use_adaptive_entropy=True does not go with"),
+        ({"importance_sampling_level": "sequence"}, "importance_sampling_level='sequence' .* completion already"),
+        ({"top_p": 0.95}, r"Truncated sampling \(top_p=0.95, .*Set top_p=1.0, top_k=0"),
+        ({"top_k": 20}, r"Truncated sampling .*top_k=20"),
+        ({"min_p": 0.05}, "min_p=0.05"),
+        ({"generation_kwargs": {"top_p": 0.8}}, "top_p=0.8"),
+        ({"generation_kwargs": {"top_k": 5}}, "top_k=5"),
+        ({"generation_kwargs": {"min_p": 0.1}}, "min_p=0.1"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty=1.1 does not go with"),
+        ({"generation_kwargs": {"repetition_penalty": 1.2}}, "repetition_penalty=1.2 does not go with"),
+        ({"generation_kwargs": {"temperature": 0.6}}, r"generation_kwargs: temperature=0.6 .*at temperature=1.0"),
+        ({"vllm_structured_outputs_regex": "[0-9]+"}, r"vllm_structured_outputs_regex='\[0-9\]\+' does not go with"),
+        ({"partition": "offline"}, "balance_reward='advantage' does not go with partition='offline'"),
+        ({**OFFLINE, "sync_ref_model": True}, "sync_ref_model=True does not go with partition='offline'"),
+        (
+            {"balance_reward": "reward", "multi_objective_aggregation": "normalize_then_sum"},
+            "multi_objective_aggregation='normalize_then_sum' has no effect with balance_reward='reward'",
+        ),
+    ],
+    ids=str,
+)
+def test_refused(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **BALANCE | settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"partition": "offline"},
+        {"length_normalized": False},
+        {"balance_reward": "reward"},
+        {"max_importance_ratio": 3.0},
+    ],
+    ids=str,
+)
+def test_what_the_policy_gradient_does_not_read_is_refused(settings, tmp_path):
+    ((name, value),) = settings.items()
+    with pytest.raises(ValueError, match=f"{name}={value!r} has no effect with objective='policy_gradient'"):
+        ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss_denominator": "selected", "top_entropy_quantile": 1.0},  # there is nothing that it could count
+        {"loss_type": "cispo"},
+        {"max_importance_ratio": float("inf")},
+        {"max_importance_ratio": 1},
+        {"sync_ref_model": True},
+        {"dynamic_sampling": True},
+        {"generation_kwargs": {"temperature": 1.0, "top_p": 1.0}},
+        {"multi_objective_aggregation": "normalize_then_sum"},
+    ],
+    ids=str,
+)
+def test_accepted(settings, tmp_path):
+    ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **BALANCE | settings)
+
+
+def test_a_rule_of_the_user_is_refused_beside_the_selected_denominator(tokenizer, tmp_path):
+    settings = {"top_entropy_quantile": 1.0, "loss_denominator": "selected", "token_credit_func": surprisal}
+    with pytest.raises(ValueError, match="loss_denominator='selected' is not defined for objective='trajectory_bal"):
+        Case(tokenizer, tmp_path, **settings)
+
+
+COLUMN_FAULTS = {
+    "missing": (None, r"DATA \(columns \['prompt'\]\): partition='offline' needs a column 'log_partition'"),
+    "none": ([0.1, None, 0.3, 0.4], "DATA: row 1, column 'log_partition': log_partition is None"),
+    "not finite": ([0.1, 0.2, math.nan, 0.4], "DATA: row 2, .* log_partition is nan"),
+    "infinite": ([0.1, 0.2, 0.3, -math.inf], "DATA: row 3, .* log_partition is -inf"),
+    "text": (["0.1", "0.2", "0.3", "0.4"], "DATA: row 0, .* log_partition is '0.1'"),
+    "truth": ([True, False, True, False], "DATA: row 0, .* log_partition is True"),
+    "list": ([[0.1], [0.2], [0.3], [0.4]], r"DATA: row 0, .* log_partition is \[0.1\]"),
+}
+
+
+def with_column(rollouts, values):
+    return rollouts.dataset if values is None else rollouts.dataset.add_column("log_partition", values)
+
+
+@pytest.mark.parametrize("fault", COLUMN_FAULTS)
+def test_a_faulty_column_is_refused_before_a_model_is_loaded(fault, tokenizer, tmp_path):
+    values, message = COLUMN_FAULTS[fault]
+    rollouts = OwnRewards(tokenizer)
+    good, bad = with_column(rollouts, [0.1, 0.2, 0.3, 0.4]), with_column(rollouts, values)
+    for name, data in (
+        ("train_dataset", {"train_dataset": bad}),
+        ("eval_dataset", {"train_dataset": good, "eval_dataset": bad}),
+        ("own", {"train_dataset": good, "eval_dataset": {"other": good, "own": bad}}),
+    ):
+        with pytest.raises(ValueError, match=message.replace("DATA", name)) as error:
+            build_trainer("no/model", tokenizer, rollouts, tmp_path, **BALANCE, **OFFLINE, **data)
+        assert "`trl-fork partition` writes the column" in str(error.value)
+
+
+def test_streams_and_columns_that_would_be_removed(tokenizer, tmp_path):
+    rollouts = OwnRewards(tokenizer)
+    good, bad = (with_column(rollouts, [0.1, 0.2, value, 0.4]) for value in (0.3, None))
+    with pytest.raises(ValueError, match="remove_unused_columns is set, and would take 'log_partition' out of train_"):
+        Case(tokenizer, tmp_path, **OFFLINE, train_dataset=good, remove_unused_columns=True)
+    with pytest.raises(
+        ValueError, match=r"train_dataset \(columns \['prompt'\]\): partition='offline' needs a column"
+    ):
+        Case(tokenizer, tmp_path, **OFFLINE, train_dataset=rollouts.dataset.to_iterable_dataset())
+    Case(tokenizer, tmp_path, **OFFLINE, train_dataset=good.to_iterable_dataset()).trainer.train()
+    case = Case(tokenizer, tmp_path, **OFFLINE, train_dataset=bad.to_iterable_dataset())
+    with pytest.raises(
+        ValueError, match=r"Step 0, process 0, row \d+ of the batch, prompt '.*': log_partition is None"
+    ):
+        case.trainer.train()
+    # Tensors, as of a data set in another format
+    case = Case(tokenizer, tmp_path, **OFFLINE, train_dataset=good.with_format("torch"))
+    case.constants_of_prompts = [0.1, 0.2, 0.3, 0.4]
+    check_step(case, 0.2)
+
+
+def test_images_are_refused(tokenizer, tmp_path):
+    rollouts = OwnRewards(tokenizer)
+    data = rollouts.dataset.add_column("image", [None] * 4)
+    with pytest.raises(NotImplementedError, match="objective='trajectory_balance' has not been tested with image"):
+        build_trainer("no/model", tokenizer, rollouts, tmp_path, **BALANCE, train_dataset=data)
