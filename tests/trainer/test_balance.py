@@ -460,7 +460,7 @@ def test_evaluation(partition, generations, tokenizer, tmp_path):
     assert log["eval_balance/residual_abs"] == pytest.approx(sum(map(abs, residuals)) / len(batch), abs=1e-5)
     assert (value == pytest.approx(0, abs=1e-9)) == (generations == 1 and partition != OFFLINE)
     assert {"eval_kl", "eval_entropy", "eval_balance/log_partition"} <= log.keys()
-    # Two for the step, of the reference and of the policy, and two for each evaluation: of the reference and of its loss
+    # Of the reference and of the policy, for the step, and in each evaluation, where that of the policy is the loss's
     assert case.trainer.scoring_passes == 6
 
 
