@@ -9,6 +9,8 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from trl import TrlParser
 
 from tests.conftest import (
     FixedRollouts,
@@ -18,6 +20,7 @@ from tests.conftest import (
     gradient,
     naive_view,
     relative_difference,
+    tiny_sizes,
     train,
     weight_change,
 )
@@ -671,3 +674,54 @@ def test_images_are_refused(tokenizer, tmp_path):
     data = rollouts.dataset.add_column("image", [None] * 4)
     with pytest.raises(NotImplementedError, match="objective='trajectory_balance' has not been tested with image"):
         build_trainer("no/model", tokenizer, rollouts, tmp_path, **BALANCE, train_dataset=data)
+
+
+# ---------------------------------------------------------------------- other models, the card, the command line
+
+
+def test_auxiliary_loss_has_the_scale_that_it_has_beside_the_policy_gradient(tokenizer, tmp_path):
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "gate"], init_lora_weights=False)
+    torch.manual_seed(0)
+    sizes = {"moe_intermediate_size": 16, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2}
+    start = Qwen3MoeForCausalLM(Qwen3MoeConfig(**tiny_sizes(tokenizer), **sizes, initializer_range=0.3))
+
+    def change(coefficient, **settings):
+        torch.manual_seed(1)
+        trainer = train(
+            copy.deepcopy(start), tokenizer, OwnRewards(tokenizer), tmp_path, router_aux_loss_coef=coefficient,
+            peft_config=adapter, per_device_train_batch_size=16, gradient_accumulation_steps=2, **settings,
+        )  # fmt: skip
+        assert ("aux_loss" in trainer.state.log_history[0]) == (coefficient > 0)
+        return torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad])
+
+    added = [change(0.5, **settings) - change(0.0, **settings) for settings in (BALANCE, {})]
+    assert relative_difference(*added) < 1e-3
+
+
+def test_the_card_names_the_objective(tokenizer, tmp_path):
+    case = Case(tokenizer, tmp_path, top_entropy_quantile=0.2)
+    case.trainer.create_model_card()
+    text = (tmp_path / "run" / "README.md").read_text()
+    for words in (
+        "The objective is trajectory balance ([FlowRL](https://huggingface.co/papers/2509.15207)) with an estimate of "
+        "the partition function from each group",
+        "The gradient sees ", "| `objective` | `trajectory_balance` |", "| `beta` | `0.31` |", "zhu2025flowrl",
+        "| `partition` | `group` |",
+    ):  # fmt: skip
+        assert words in text
+    assert "epsilon" not in text and "loss_type" not in text
+    plain = build_trainer(build_model(tokenizer), tokenizer, OwnRewards(tokenizer), tmp_path)
+    plain.create_model_card()
+    text = (tmp_path / "run" / "README.md").read_text()
+    assert "objective" not in text and "flowrl" not in text.lower() and "epsilon" in text
+
+
+def test_command_line(tmp_path):
+    command = (
+        f"--output_dir {tmp_path} --use_cpu true --bf16 false --objective trajectory_balance --beta 0.0667 "
+        "--loss_denominator all --length_normalized false --balance_reward reward --partition offline "
+        "--max_importance_ratio 5"
+    )
+    (args,) = TrlParser(ForkingGRPOConfig).parse_args_and_config(command.split())
+    assert (args.objective, args.length_normalized, args.max_importance_ratio) == ("trajectory_balance", False, 5.0)
+    assert (args.partition, args.balance_reward, args.beta) == ("offline", "reward", 0.0667)

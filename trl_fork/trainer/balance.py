@@ -41,7 +41,11 @@ class BalanceMixin(WithContext, TrainerMixin):
             self._objective = kind(**{field.name: getattr(self.args, field.name) for field in fields(kind)})
             if isinstance(self.processing_class, ProcessorMixin):  # not known before it was loaded
                 _refuse_images(self.args.objective)
-            self._pass_metrics = {"train": PassMetrics(), "eval": PassMetrics()}
+        self._pass_metrics = {"train": PassMetrics(), "eval": PassMetrics()}
+
+    def train(self, *args, **kwargs):
+        self._pass_metrics = {"train": PassMetrics(), "eval": PassMetrics()}  # an error may have ended a step halfway
+        return super().train(*args, **kwargs)
 
     @property
     def _partition_of_groups(self) -> bool:

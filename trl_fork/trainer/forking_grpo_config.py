@@ -184,7 +184,7 @@ class ForkingGRPOConfig(GRPOConfig):
         metadata={"help": "Upper clipping bound (DAPO's clip-higher). None uses the value of epsilon."},
     )
     objective: str = field(
-        default=POLICY_GRADIENT,
+        default="policy_gradient",
         metadata={
             "help": "'policy_gradient' (TRL's loss) or 'trajectory_balance' (FlowRL, DISA: match the distribution of "
             "the reference times exp(reward / beta)).",

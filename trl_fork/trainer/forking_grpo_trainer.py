@@ -80,7 +80,8 @@ class ForkingGRPOTrainer(
     The loss is TRL's own, for any `loss_type`. Its policy term is multiplied by weights: zero at tokens that are not
     selected, `N / K` at the `K` of `N` valid tokens that are, so that TRL's division by `N` becomes one by `K` (paper
     section 5.1, Eq. 6 of v2). The KL term, the entropy bonus and the auxiliary loss keep TRL's scale.
-    [`ForkingGRPOConfig`] sets which tokens are selected, with what weight and over which pool.
+    [`ForkingGRPOConfig`] sets which tokens are selected, with what weight and over which pool. With
+    `objective="trajectory_balance"` the loss is [`~objectives.TrajectoryBalance`], and the weights multiply gradients.
 
     With `top_entropy_quantile=1.0`, `epsilon_high=None`, `skip_inert_compute=False` and `compact_generation=False`
     this is `GRPOTrainer`, bit for bit.
@@ -102,7 +103,8 @@ class ForkingGRPOTrainer(
         `ValueError`: for a data set, tokenizer or model that cannot be trained with, see
             [`~trainer.checks.check_training_data`], [`~trainer.checks.check_tokenizer`] and
             [`~trainer.checks.refuse_frozen_model`]; for negative prompts that are missing or that no rule reads, see
-            [`~trainer.contrast.check_contrast`].
+            [`~trainer.contrast.check_contrast`]; for estimates of `log Z` that are missing, see
+            [`~trainer.balance.check_balance`].
         `NotImplementedError`: for image-text models, and where unsloth has replaced TRL's loss.
         `ImportError`: if the installed TRL has moved the methods this trainer overrides.
 
