@@ -338,6 +338,25 @@ def test_completions_that_cannot_be_scored_are_left_out(reward, infinite, tokeni
     assert len(counted) == 28 - 7 * len(infinite)
 
 
+def test_weights_of_reward_functions(tokenizer, tmp_path):
+    case = Case(tokenizer, tmp_path, balance_reward="reward", reward_weights=[0.4])
+    case.row_rewards = lambda batch: {r.row: 0.4 * r.reward for r in batch}
+    check_step(case, 0.2)
+
+
+@pytest.mark.parametrize("partition", [{}, OFFLINE], ids=["group", "offline"])
+def test_a_batch_of_which_nothing_counts_changes_nothing(partition, tokenizer, tmp_path):
+    rollouts = OwnRewards(tokenizer)
+    for ids in rollouts.completions.values():
+        ids[-1] = 7
+    case = Case(tokenizer, tmp_path, rollouts, mask_truncated_completions=True, **partition)
+    case.trainer.train()
+    assert not any(any(r.valid) for r in case.batch)
+    assert not weight_change(case.start, case.model).any()
+    log = case.trainer.state.log_history[0]
+    assert log["loss"] == 0 == log["grad_norm"] and "balance/residual_mean" not in log
+
+
 # ---------------------------------------------------------------------- several updates
 
 
@@ -561,7 +580,11 @@ def test_a_checkpoint_from_before_there_were_objectives(tokenizer, tmp_path):
         ({"generation_kwargs": {"top_k": 5}}, "top_k=5"),
         ({"generation_kwargs": {"min_p": 0.1}}, "min_p=0.1"),
         ({"repetition_penalty": 1.1}, "repetition_penalty=1.1 does not go with"),
-        ({"generation_kwargs": {"repetition_penalty": 1.2}}, "repetition_penalty=1.2 does not go with"),
+        ({"generation_kwargs": {"repetition_penalty": 1.2}}, "generation_kwargs: repetition_penalty=1.2 does not go"),
+        ({"generation_kwargs": {"typical_p": 0.9}}, "generation_kwargs: typical_p=0.9 does not go with"),
+        ({"generation_kwargs": {"do_sample": False}}, "generation_kwargs: do_sample=False does not go with"),
+        ({"generation_kwargs": {"min_tokens": 3}}, "generation_kwargs: min_tokens=3 does not go with"),
+        ({"generation_kwargs": {"logit_bias": {7: -100.0}}}, "generation_kwargs: logit_bias={7: -100.0} does not go"),
         ({"generation_kwargs": {"temperature": 0.6}}, r"generation_kwargs: temperature=0.6 .*at temperature=1.0"),
         ({"vllm_structured_outputs_regex": "[0-9]+"}, r"vllm_structured_outputs_regex='\[0-9\]\+' does not go with"),
         ({"partition": "offline"}, "balance_reward='advantage' does not go with partition='offline'"),
@@ -603,7 +626,7 @@ def test_what_the_policy_gradient_does_not_read_is_refused(settings, tmp_path):
         {"max_importance_ratio": 1},
         {"sync_ref_model": True},
         {"dynamic_sampling": True},
-        {"generation_kwargs": {"temperature": 1.0, "top_p": 1.0}},
+        {"generation_kwargs": {"temperature": 1.0, "top_p": 1.0, "do_sample": True, "stop_strings": ["x"]}},
         {"multi_objective_aggregation": "normalize_then_sum"},
     ],
     ids=str,
