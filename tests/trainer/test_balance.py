@@ -26,7 +26,9 @@ from tests.conftest import (
 )
 from tests.credit.own_rules import surprisal
 from tests.oracles import (
+    Rollout,
     balance,
+    balance_gap,
     credit,
     gap_at_threshold,
     group_constants,
@@ -199,12 +201,10 @@ SETTINGS = [
     {"length_normalized": False},
     {"length_normalized": False, "balance_reward": "reward"},
     {"balance_reward": "reward"},
-    {"balance_reward": "reward", "scale_rewards": "none"},
     OFFLINE,
     {**OFFLINE, "length_normalized": False, "padding_free": False},
     {"loss_type": "grpo"},
     {"loss_type": "bnpo", "padding_free": False},
-    {"loss_type": "cispo"},
     {"entropy_threshold_scope": "sequence"},
     {"max_tokens_per_forward": 60},
     {"gradient_checkpointing": True},
@@ -336,6 +336,48 @@ def test_completions_that_cannot_be_scored_are_left_out(reward, infinite, tokeni
     check_step(case, 0.2)
     counted = [value for value in rewards_of(case.batch).values() if value is not None]
     assert len(counted) == 28 - 7 * len(infinite)
+
+
+@pytest.mark.parametrize(
+    "credit_rule", [{"top_entropy_quantile": 0.2}, {"token_credit": "tests.credit.own_rules.surprisal"}], ids=str
+)
+def test_the_target_is_a_stationary_point_whatever_tokens_are_selected(credit_rule, tokenizer, tmp_path):
+    """Rewards for which the model is the target; and others, for which it is not."""
+    changes = []
+    for name, extra in (("at", 0.0), ("beside", 0.01)):
+        rollouts = OwnRewards(tokenizer)
+        case = Case(tokenizer, tmp_path / name, rollouts, **OFFLINE, **credit_rule)
+        for n, text in enumerate(rollouts.texts):
+            for i in range(8):
+                r = Rollout(tokenizer(text)["input_ids"], rollouts.completions[text, i], 0.0, n, 8 * n + i)
+                own, ref = old_log_probs(case.start, [r])[r.row], case.ref_log_probs([r])[r.row]
+                ratio = -balance_gap(r, own, ref, 0.0, BETA)
+                rollouts.rewards[text, i] = BETA * (case.constants_of_prompts[n] + ratio) + extra * (i - 3)
+        case.trainer.train()
+        changes.append(weight_change(case.start, case.model).norm().item())
+    assert changes[0] < 1e-4 * changes[1] and changes[1] > 1e-3
+
+
+class Warmer(torch.nn.Module):
+    """A model whose logits are divided by a temperature."""
+
+    def __init__(self, model, temperature):
+        super().__init__()
+        self.model, self.temperature = model, temperature
+
+    def forward(self, **inputs):
+        outputs = self.model(**inputs)
+        outputs.logits = outputs.logits / self.temperature
+        return outputs
+
+
+def test_temperature(tokenizer, tmp_path):
+    """That of the samples: policy and reference are the distributions that they come from."""
+    case = Case(tokenizer, tmp_path, temperature=1.7, top_entropy_quantile=1.0)
+    case.trainer.train()
+    policy, case.reference = Warmer(case.start, 1.7), Warmer(case.reference, 1.7)
+    _, surrogate, _, _ = case.expected(policy, case.batch, old_log_probs(policy, case.batch))
+    assert relative_difference(weight_change(case.start, case.model), gradient(case.start, surrogate)) < 1e-5
 
 
 def test_weights_of_reward_functions(tokenizer, tmp_path):
