@@ -52,16 +52,16 @@ class BalanceMixin(WithContext, TrainerMixin):
         return self._objective is not None and self.args.partition == "group"
 
     def _generate_and_score_completions(self, inputs):
+        if self._objective is None or self.args.partition != "offline":
+            return super()._generate_and_score_completions(inputs)
+        where = f"Step {self.state.global_step}, process {self.accelerator.process_index}"
+        # Before the rows are generated, as the rows of a stream have not been looked at
+        estimates = [
+            log_partition_of(example, f"{where}, row {row} of the batch, prompt {str(example.get('prompt'))[:60]!r}")
+            for row, example in enumerate(inputs)
+        ]
         output = super()._generate_and_score_completions(inputs)
-        if self._objective is not None and self.args.partition == "offline":
-            where = f"Step {self.state.global_step}, process {self.accelerator.process_index}"
-            output[LOG_PARTITION] = torch.tensor(
-                [
-                    log_partition_of(example, f"{where}, row {row} of the batch, prompt {_start(example)}")
-                    for row, example in enumerate(inputs)
-                ],
-                device=output["completion_ids"].device,
-            )
+        output[LOG_PARTITION] = torch.tensor(estimates, device=output["completion_ids"].device)
         return output
 
     def _prepare_balance(self, output: dict, scores: PolicyScores | None) -> None:
@@ -179,10 +179,6 @@ class BalanceMixin(WithContext, TrainerMixin):
         if mode == "eval" or self.accelerator.sync_gradients:
             for name, value in self._pass_metrics[mode].result(self._ranks).items():
                 self._metrics[mode][name].append(value)
-
-
-def _start(example: dict) -> str:
-    return repr(str(example.get("prompt"))[:60])
 
 
 def check_balance(args, given: dict) -> None:
