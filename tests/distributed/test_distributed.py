@@ -474,7 +474,8 @@ def test_equals_one_process(engine, scenario, two_processes, one_process):
         assert {pair for pair in pairs[0] if pair[0] in rows[0]} == {pair for pair in pairs[1] if pair[0] in rows[1]}
     assert two.loss == pytest.approx(one.loss, abs=1e-5)
     # What a random selection logs is averaged over micro-batches, and depends on the cut.
-    prefixes = ("eval_loss", "reward", "eval_reward", "balance/residual_abs", "balance/log_partition")
+    prefixes = ("eval_loss", "reward", "eval_reward")
+    prefixes += tuple(f"{mode}balance/{name}" for mode in ("", "eval_") for name in ("residual_abs", "log_partition"))
     prefixes += ("random" not in scenario) * ("forking/", "eval_forking/")
     for found, expected in zip(two.log_history, one.log_history, strict=True):
         names = [name for name in expected if name.startswith(prefixes)]

@@ -123,6 +123,8 @@ SCENARIOS = {
         "objective": "trajectory_balance",
         "beta": 0.31,
         "loss_denominator": "all",
+        "eval_strategy": "steps",
+        "eval_steps": 1,
     },
     "evaluation": {
         "micro_batch": 8,
