@@ -32,7 +32,7 @@ from .batching import loss_mask, with_gradient
 from .call_names import CallNames
 from .callbacks import GenerationCallback
 from .checkpoints import ResumableGenerationMixin
-from .checks import check_rollouts, check_tokenizer, check_training_data, refuse_frozen_model
+from .checks import check_processing_class, check_rollouts, check_training_data, refuse_frozen_model
 from .completions_table import CompletionMarks, CompletionsTableMixin
 from .context import PolicyScores, context_of
 from .contrast import CONTRAST_LOG_PROBS, ContrastMixin, check_contrast
@@ -171,7 +171,7 @@ class ForkingGRPOTrainer(
         check_contrast(args, chain, given)
         check_balance(args, given)
         if given.get("processing_class") is not None:  # checked before a large model is loaded
-            _check_processing_class(given["processing_class"], given.get("train_dataset"), chain)
+            check_processing_class(given["processing_class"], given.get("train_dataset"), chain)
         if chain is not None and args.importance_sampling_level == "sequence":
             logger.warning(
                 "importance_sampling_level='sequence': the ratio of a completion averages over all of its tokens, so "
@@ -191,7 +191,7 @@ class ForkingGRPOTrainer(
         if given.get("processing_class") is None:  # its special tokens were not known before
             check_contrast(args, chain, given | {"processing_class": self.processing_class})
         refuse_frozen_model(self.model)
-        _check_processing_class(self.processing_class, self.train_dataset, chain)
+        check_processing_class(self.processing_class, self.train_dataset, chain)
         warn_of_cast_weights(self)
         warn_of_truncated_sampling(self)
         self._ranks = Ranks(self.accelerator)
@@ -424,14 +424,3 @@ def _chain_of(token_credit_func, args: ForkingGRPOConfig) -> Chain:
     args.check_windows(chain)
     check_objective(args, chain)
     return chain
-
-
-def _check_processing_class(processing_class, dataset, chain: Chain | None) -> None:
-    if chain is not None and isinstance(processing_class, ProcessorMixin):
-        raise NotImplementedError(
-            "Image-text models are not supported with top_entropy_quantile < 1.0 yet: the selection has not been "
-            "tested with image inputs. To train on text alone pass a tokenizer, processing_class="
-            "AutoTokenizer.from_pretrained(...), or set text_only (--text_only true of `trl-fork train`); or set "
-            "top_entropy_quantile=1.0."
-        )
-    check_tokenizer(processing_class, dataset)
