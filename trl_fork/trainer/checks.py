@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
@@ -11,6 +12,7 @@ from transformers import ProcessorMixin
 from trl import is_conversational
 
 from .._logging import logger
+from ..credit import Chain
 from ..data.columns import REWARD_ARGUMENTS, misleading_columns, place
 
 
@@ -56,8 +58,7 @@ def check_training_data(
                 "incomplete batches are dropped: there would be no step at all. Lower per_device_train_batch_size, "
                 "gradient_accumulation_steps or steps_per_generation, raise num_generations, or add data."
             )
-    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-    for name, data in {"train_dataset": dataset, **evaluated}.items():
+    for name, data in named_datasets(dataset, eval_dataset):
         if not isinstance(data, Dataset) or len(data) == 0:
             continue
         _check_prompts(name, data)
@@ -69,6 +70,12 @@ def check_training_data(
                     f"remove_unused_columns is set, and would take {needed} out of {name}, which the reward function "
                     f"'{_title(function)}' needs. Set remove_unused_columns to false."
                 )
+
+
+def named_datasets(train_dataset, eval_dataset) -> list[tuple[str, Any]]:
+    """The data sets of a trainer, of which there may be several for evaluation, with their names in errors."""
+    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    return [(name, data) for name, data in {"train_dataset": train_dataset, **evaluated}.items() if data is not None]
 
 
 def _check_prompts(name: str, dataset: Dataset) -> None:
@@ -222,6 +229,18 @@ def check_tokenizer(processing_class, dataset, plain_prompts: str = "give prompt
             f"and would be wrapped a second time: {content[:60]!r}. Write it as a message without them, or "
             f"{plain_prompts}."
         )
+
+
+def check_processing_class(processing_class, dataset, chain: Chain | None) -> None:
+    """[`check_tokenizer`], and the refusal of a processor of images beside credit rules."""
+    if chain is not None and isinstance(processing_class, ProcessorMixin):
+        raise NotImplementedError(
+            "Image-text models are not supported with top_entropy_quantile < 1.0 yet: the selection has not been "
+            "tested with image inputs. To train on text alone pass a tokenizer, processing_class="
+            "AutoTokenizer.from_pretrained(...), or set text_only (--text_only true of `trl-fork train`); or set "
+            "top_entropy_quantile=1.0."
+        )
+    check_tokenizer(processing_class, dataset)
 
 
 def _openings(processing_class, tokenizer) -> list[str]:

@@ -4,13 +4,13 @@ import copy
 from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
 
-from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import GRPOConfig
 
 from ..credit import POOLS, TOKEN_SELECTIONS, Chain, Random, TopFraction, build_credit
-from ..credit.pools import is_at_loss_time
 from ..credit.presets import preset_instruction
 from ..data.yaml_values import json_value
+from .objective_checks import BALANCE_REWARDS, OBJECTIVE_NAMES, PARTITIONS, POLICY_GRADIENT, check_objective
+from .setting_checks import check_dynamic_sampling_settings, check_passes, check_precision, check_rules
 
 
 # Losses whose denominator counts tokens, so that it can count the selected ones instead. The others divide by the
@@ -63,6 +63,33 @@ class ForkingGRPOConfig(GRPOConfig):
             the losses that count tokens: `"dapo"`, `"bnpo"`, `"cispo"` and `"vespo"`.
         epsilon_high (`float`, *optional*, defaults to `0.28`):
             Upper clipping bound (DAPO's clip-higher, as in the paper's section 5.2). `None` uses `epsilon`.
+
+        > Parameters of the objective
+
+        objective (`str`, *optional*, defaults to `"policy_gradient"`):
+            `"policy_gradient"`: TRL's loss. `"trajectory_balance"`: match the distribution
+            `pi_ref(y) exp(reward / beta) / Z` in place of maximising the reward, so that several ways to a reward are
+            kept (FlowRL, https://huggingface.co/papers/2509.15207; DISA, https://huggingface.co/papers/2605.17295).
+            The loss is the mean over completions of `w * (log Z + log(pi / pi_ref) - reward / beta) ** 2`. `beta` is
+            TRL's, the KL coefficient, and has to be above 0: FlowRL's 15 is `beta=0.0667`. Credit rules multiply the
+            gradient of each token's log-probability, never the residual, so `loss_denominator` has to be `"all"`
+            beside them. `loss_type`, `epsilon` and `epsilon_high` are not read. A group with one reward is trained on
+            as well: its completions move to the shares that they have under the reference. With `dynamic_sampling`
+            such groups are replaced.
+        partition (`str`, *optional*, defaults to `"group"`):
+            Estimate of `log Z`. `"group"`: the mean of `reward / beta - log(pi / pi_ref)` over the completions of a
+            group, by the policy that starts the generation batch. `"offline"`: the column `log_partition` of the data,
+            as `trl-fork partition` writes it.
+        length_normalized (`bool`, *optional*, defaults to `True`):
+            Whether `log(pi / pi_ref)` is a mean over the tokens of a completion (FlowRL), or their sum. The mean moves
+            the target: it is `pi_ref(y) exp(|y| (reward / beta - c))`, with `c` in the place of `log Z`.
+        balance_reward (`str`, *optional*, defaults to `"advantage"`):
+            The reward of that loss. `"advantage"`: TRL's advantage (FlowRL). `"reward"`: the weighted sum of the
+            reward functions, for which `scale_rewards` is not read. `partition="offline"` needs it. A completion that
+            no function could score is left out.
+        max_importance_ratio (`float`, *optional*, defaults to `10.0`):
+            Largest `w`, the probability of a completion by the policy over that by the policy that wrote it; at
+            least 1.
 
         > Parameters that control the work
 
@@ -155,6 +182,41 @@ class ForkingGRPOConfig(GRPOConfig):
         default=0.28,
         metadata={"help": "Upper clipping bound (DAPO's clip-higher). None uses the value of epsilon."},
     )
+    objective: str = field(
+        default="policy_gradient",
+        metadata={
+            "help": "'policy_gradient' (TRL's loss) or 'trajectory_balance' (FlowRL, DISA: match the distribution of "
+            "the reference times exp(reward / beta)).",
+            "choices": list(OBJECTIVE_NAMES),
+        },
+    )
+    partition: str = field(
+        default="group",
+        metadata={
+            "help": "Trajectory balance: log Z from the 'group' of a completion, or 'offline' from the column "
+            "log_partition of the data, as `trl-fork partition` writes it.",
+            "choices": list(PARTITIONS),
+        },
+    )
+    length_normalized: bool = field(
+        default=True,
+        metadata={"help": "Trajectory balance: the log-ratio to the reference is a mean over tokens, not their sum."},
+    )
+    balance_reward: str = field(
+        default="advantage",
+        metadata={
+            "help": "Trajectory balance: the 'advantage' of a completion is its reward, or the weighted sum of its "
+            "rewards ('reward', which partition 'offline' needs).",
+            "choices": list(BALANCE_REWARDS),
+        },
+    )
+    max_importance_ratio: float = field(
+        default=10.0,
+        metadata={
+            "help": "Trajectory balance: largest weight of a completion, its probability by the policy over that by "
+            "the policy that wrote it."
+        },
+    )
     skip_inert_compute: bool = field(
         default=True,
         metadata={"help": "Leave out work whose gradient is exactly zero."},
@@ -233,36 +295,9 @@ class ForkingGRPOConfig(GRPOConfig):
         self.check_credit(self.credit)
         if self.token_credit is not None:  # otherwise the trainer may be given rules as `token_credit_func`
             self.check_contrast_instruction(self.credit)
-        limit = self.max_tokens_per_forward
-        if limit is not None and (type(limit) is not int or limit < 1):
-            raise ValueError(
-                f"max_tokens_per_forward must be a whole number of at least 1, got {limit!r}: it is the number of "
-                "tokens of a forward pass. Leave it out for what a padded micro-batch would hold."
-            )
-        if limit is not None and not (self.padding_free and self.skip_inert_compute):
-            off = "padding_free" if self.skip_inert_compute else "skip_inert_compute"
-            raise ValueError(
-                f"max_tokens_per_forward={limit} has no effect with {off}=False: only rows without padding are packed "
-                f"to a number of tokens. Leave it out, or set {off}=True."
-            )
-        if self.dynamic_sampling_max_rounds < 1:
-            raise ValueError(
-                f"dynamic_sampling_max_rounds must be at least 1, got {self.dynamic_sampling_max_rounds}: the first "
-                "round generates the batch itself."
-            )
-        if self.dynamic_sampling and self.scale_rewards == "batch":
-            raise ValueError(
-                "scale_rewards='batch' does not go with dynamic_sampling=True: the standard deviation of the batch "
-                "would be that of the groups that were kept, so that advantages depend on what was dropped. Set "
-                "scale_rewards to 'group' (as the paper) or 'none'."
-            )
-        if self.dynamic_sampling and self.multi_objective_aggregation == "normalize_then_sum":
-            raise ValueError(
-                "multi_objective_aggregation='normalize_then_sum' does not go with dynamic_sampling=True: it "
-                "standardises advantages over the batch, so that they depend on what was dropped. Set "
-                "'sum_then_normalize'."
-            )
-        self._check_precision()
+        check_passes(self)
+        check_dynamic_sampling_settings(self)
+        check_precision(self)
         super().__post_init__()
         if self.scale_rewards not in SCALES:  # TRL checks this only after the first generation
             raise ValueError(
@@ -270,6 +305,7 @@ class ForkingGRPOConfig(GRPOConfig):
                 f"{self.scale_rewards!r}."
             )
         self.check_windows(self.credit)
+        check_objective(self, self.credit)
 
     def __getstate__(self):
         # `training_args.bin` is this object, pickled. It lies in every checkpoint and is pushed to the Hub.
@@ -335,7 +371,7 @@ class ForkingGRPOConfig(GRPOConfig):
             `ValueError`: naming the setting, its value, the rule and the remedy.
         """
         if chain is not None:
-            self._check_rules(chain)
+            check_rules(self, chain)
         if chain is not None and self.loss_denominator == "selected" and self.loss_type not in TOKEN_COUNT_LOSSES:
             raise ValueError(
                 f"loss_denominator='selected' is not defined for loss_type={self.loss_type!r}, which does not divide "
@@ -343,7 +379,8 @@ class ForkingGRPOConfig(GRPOConfig):
                 f"the losses that count tokens: {list(TOKEN_COUNT_LOSSES)}."
             )
         # `epsilon_high=None` without a selection is plain GRPOTrainer, which is left alone.
-        if self.loss_type == "cispo" and (self.epsilon_high is not None or chain is not None):
+        read = self.objective == POLICY_GRADIENT
+        if read and self.loss_type == "cispo" and (self.epsilon_high is not None or chain is not None):
             bound = self.epsilon if self.epsilon_high is None else self.epsilon_high
             if bound < 1:
                 raise ValueError(
@@ -377,52 +414,6 @@ class ForkingGRPOConfig(GRPOConfig):
                 f"contrast_instruction={instruction!r} is set, but nothing reads the log-probabilities after a "
                 f"negative prompt: {rules}. Leave it out, or set token_credit to a rule that needs "
                 "contrast_log_probs, such as the preset 'gcpo'."
-            )
-
-    def _check_rules(self, chain: Chain) -> None:
-        chain.check_pool(self.entropy_threshold_scope)
-        at_loss_time = is_at_loss_time(self.entropy_threshold_scope)
-        if at_loss_time and (names := [rule.name for rule in chain.rules if "contrast_log_probs" in rule.needs]):
-            raise ValueError(
-                f"entropy_threshold_scope={self.entropy_threshold_scope!r} does not go with the credit rules {names}: "
-                "their log-probabilities after a negative prompt are of the policy that starts the generation batch, "
-                "and that scope takes those of the current policy. Set entropy_threshold_scope to 'batch' or "
-                "'sequence'."
-            )
-        if chain.scheduled and self.max_steps <= 0:
-            raise ValueError(
-                f"max_steps must be set with a schedule of token_credit, got {self.max_steps}: the weights depend on "
-                "global_step / max_steps, and a number of epochs would make them depend on the size of the data set. "
-                f"Set max_steps, or take a constant in the rules {chain.describe()}."
-            )
-        uncounted = [rule.name for rule in chain.rules if not rule.counted]
-        if uncounted and self.loss_type == "bnpo" and self.loss_denominator == "selected":
-            raise ValueError(
-                f"loss_type='bnpo' does not go with loss_denominator='selected' and the credit rules {uncounted}, "
-                "which the denominator does not count: a micro-batch's loss is divided by its weights. Set "
-                "loss_type='dapo', or loss_denominator='all'."
-            )
-        if chain.selects:
-            return
-        for name, value, conflicts in (
-            ("entropy_coef", self.entropy_coef, self.entropy_coef != 0.0),
-            ("use_adaptive_entropy", self.use_adaptive_entropy, self.use_adaptive_entropy),
-            ("importance_sampling_level", self.importance_sampling_level, self.importance_sampling_level != "token"),
-        ):
-            if conflicts:
-                raise ValueError(
-                    f"{name}={value!r} does not go with credit rules {chain.describe()}, whose weights differ from "
-                    "token to token: TRL would weight the entropy bonus by them too, and a ratio of a whole "
-                    "completion reaches every token. Leave it at its default, or take a rule that selects tokens."
-                )
-
-    def _check_precision(self):
-        # transformers checks this too, but its message names neither the option nor TRL's default of bf16.
-        bf16 = self.bf16 if self.bf16 is not None else not self.fp16
-        if bf16 and not (self.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()):
-            raise ValueError(
-                "bf16, the default, needs a GPU that computes in it, and there is none here. To train on the CPU set "
-                "use_cpu to true and bf16 to false (--use_cpu true --bf16 false); on an older GPU, bf16 to false."
             )
 
     def check_windows(self, chain: Chain | None) -> None:

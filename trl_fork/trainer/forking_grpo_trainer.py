@@ -25,13 +25,14 @@ from ._trl import (
     warn_of_cast_weights,
     warn_of_truncated_sampling,
 )
+from .balance import BalanceMixin, check_balance
 from .batch import LAYOUT, GenerationBatch
 from .batch_credit import PRIORITIES, PROGRESS, SCALE, WEIGHTS, BatchCreditMixin
 from .batching import loss_mask, with_gradient
 from .call_names import CallNames
 from .callbacks import GenerationCallback
 from .checkpoints import ResumableGenerationMixin
-from .checks import check_rollouts, check_tokenizer, check_training_data, refuse_frozen_model
+from .checks import check_processing_class, check_rollouts, check_training_data, refuse_frozen_model
 from .completions_table import CompletionMarks, CompletionsTableMixin
 from .context import PolicyScores, context_of
 from .contrast import CONTRAST_LOG_PROBS, ContrastMixin, check_contrast
@@ -41,6 +42,7 @@ from .generating import CompactGenerationMixin
 from .health import HealthCallback
 from .lm_head import row_sparse_head
 from .metrics import partial_metrics
+from .objective_checks import check_objective
 from .out_of_memory import explain_out_of_memory
 from .packed_attention import find_obstacle, packed_attention
 from .passes import ARRANGED, PassesMixin
@@ -64,6 +66,7 @@ class ForkingGRPOTrainer(
     ResumableGenerationMixin,
     DynamicSamplingMixin,
     ContrastMixin,
+    BalanceMixin,
     TelemetryMixin,
     CompletionsTableMixin,
     BatchCreditMixin,
@@ -77,7 +80,8 @@ class ForkingGRPOTrainer(
     The loss is TRL's own, for any `loss_type`. Its policy term is multiplied by weights: zero at tokens that are not
     selected, `N / K` at the `K` of `N` valid tokens that are, so that TRL's division by `N` becomes one by `K` (paper
     section 5.1, Eq. 6 of v2). The KL term, the entropy bonus and the auxiliary loss keep TRL's scale.
-    [`ForkingGRPOConfig`] sets which tokens are selected, with what weight and over which pool.
+    [`ForkingGRPOConfig`] sets which tokens are selected, with what weight and over which pool. With
+    `objective="trajectory_balance"` the loss is [`~objectives.TrajectoryBalance`], and the weights multiply gradients.
 
     With `top_entropy_quantile=1.0`, `epsilon_high=None`, `skip_inert_compute=False` and `compact_generation=False`
     this is `GRPOTrainer`, bit for bit.
@@ -99,7 +103,8 @@ class ForkingGRPOTrainer(
         `ValueError`: for a data set, tokenizer or model that cannot be trained with, see
             [`~trainer.checks.check_training_data`], [`~trainer.checks.check_tokenizer`] and
             [`~trainer.checks.refuse_frozen_model`]; for negative prompts that are missing or that no rule reads, see
-            [`~trainer.contrast.check_contrast`].
+            [`~trainer.contrast.check_contrast`]; for estimates of `log Z` that are missing, see
+            [`~trainer.balance.check_balance`].
         `NotImplementedError`: for image-text models, and where unsloth has replaced TRL's loss.
         `ImportError`: if the installed TRL has moved the methods this trainer overrides.
 
@@ -164,8 +169,9 @@ class ForkingGRPOTrainer(
             given.get("environment_factory"),
         )
         check_contrast(args, chain, given)
+        check_balance(args, given)
         if given.get("processing_class") is not None:  # checked before a large model is loaded
-            _check_processing_class(given["processing_class"], given.get("train_dataset"), chain)
+            check_processing_class(given["processing_class"], given.get("train_dataset"), chain)
         if chain is not None and args.importance_sampling_level == "sequence":
             logger.warning(
                 "importance_sampling_level='sequence': the ratio of a completion averages over all of its tokens, so "
@@ -185,7 +191,7 @@ class ForkingGRPOTrainer(
         if given.get("processing_class") is None:  # its special tokens were not known before
             check_contrast(args, chain, given | {"processing_class": self.processing_class})
         refuse_frozen_model(self.model)
-        _check_processing_class(self.processing_class, self.train_dataset, chain)
+        check_processing_class(self.processing_class, self.train_dataset, chain)
         warn_of_cast_weights(self)
         warn_of_truncated_sampling(self)
         self._ranks = Ranks(self.accelerator)
@@ -198,6 +204,8 @@ class ForkingGRPOTrainer(
                 ranks=self._ranks,
             )
             let_weights_apply(self)
+        self._init_objective()
+        self._needs_scores = self._partition_of_groups or (chain is not None and self.token_credit.needs_scores)
         self._init_checkpoints()
         self._init_dynamic_sampling()
         if self.rollout_func is not None:
@@ -208,7 +216,8 @@ class ForkingGRPOTrainer(
             self._marks = CompletionMarks(self.args.generation_batch_size)
             self.add_callback(self._marks)
         # Rules that read nothing and leave nothing out are GRPO, which stays TRL's to the last bit.
-        self._differs_from_trl = args.skip_inert_compute or (chain is not None and bool(chain.sparse or chain.needs))
+        reads = chain is not None and bool(chain.sparse or chain.needs)
+        self._differs_from_trl = args.skip_inert_compute or reads or self._objective is not None
         self._savings = self._plan_savings(rescales_with_length(self.model.config))
         reasons = [f"{name}: {reason}" for name, reason in self._savings.reasons.items() if reason != ALL_TOKENS]
         if reasons and self.accelerator.is_main_process:
@@ -252,7 +261,7 @@ class ForkingGRPOTrainer(
         mode = "train" if self.model.training else "eval"
         credit = self.token_credit
         # In evaluation the entropies of the evaluation pass itself are those of the policy that is evaluated.
-        scores_needed = mode == "train" and credit is not None and credit.needs_scores
+        scores_needed = mode == "train" and self._needs_scores
         reused = [] if scores_needed and old_logps_are_computed(self) else None
         with self._within(old_policy_scores=reused):
             output = super()._generate_and_score_completions(inputs)
@@ -266,8 +275,9 @@ class ForkingGRPOTrainer(
             if "priorities" in credit.chain.needs:
                 output[PRIORITIES] = self._priorities(mode, output)
             if mode == "train" and not credit.at_loss_time:
-                output[WEIGHTS] = self._batch_weights(output, scores)
+                output[WEIGHTS] = self._batch_weights(output, scores if credit.needs_scores else None)
                 output.pop(PRIORITIES, None)
+        self._prepare_balance(output, scores)
         self._show_batch(mode, output, scores)
         if mode == "train":
             output.pop(CONTRAST_LOG_PROBS, None)  # the weights are made of it
@@ -412,15 +422,5 @@ def _chain_of(token_credit_func, args: ForkingGRPOConfig) -> Chain:
     chain = build_credit(token_credit_func)
     args.check_credit(chain)
     args.check_windows(chain)
+    check_objective(args, chain)
     return chain
-
-
-def _check_processing_class(processing_class, dataset, chain: Chain | None) -> None:
-    if chain is not None and isinstance(processing_class, ProcessorMixin):
-        raise NotImplementedError(
-            "Image-text models are not supported with top_entropy_quantile < 1.0 yet: the selection has not been "
-            "tested with image inputs. To train on text alone pass a tokenizer, processing_class="
-            "AutoTokenizer.from_pretrained(...), or set text_only (--text_only true of `trl-fork train`); or set "
-            "top_entropy_quantile=1.0."
-        )
-    check_tokenizer(processing_class, dataset)
