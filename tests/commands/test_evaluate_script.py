@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from tests.conftest import build_model
 from tests.trainer.test_features import byte_tokenizer
 from trl_fork.commands import evaluate as script
+from trl_fork.commands import sampling
 from trl_fork.data.loading import final_answer
 from trl_fork.data.prompt_file import find_prompt, save_prompt
 from trl_fork.generation.engines import TransformersEngine, check_model_path, load_model, load_tokenizer
@@ -186,12 +187,12 @@ def test_a_killed_run_continues(model, reference, tmp_path, monkeypatch, capsys)
 
     generated = []
 
-    class Spy(script.TransformersEngine):
+    class Spy(sampling.TransformersEngine):
         def generate(self, prompts, seeds):
             generated.extend(seeds)
             return super().generate(prompts, seeds)
 
-    monkeypatch.setattr(script, "TransformersEngine", Spy)
+    monkeypatch.setattr(sampling, "TransformersEngine", Spy)
     after = run(model, output)
     assert len(generated) == len(set(generated)) == SAMPLES - len(before)
     assert f"{len(before)} samples are in" in capsys.readouterr().out
