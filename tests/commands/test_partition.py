@@ -5,7 +5,7 @@ import math
 import os
 import shlex
 import shutil
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +25,13 @@ from trl_fork.data.prompt_file import encode_prompt
 
 BETA, SAMPLES, LIMIT = 0.4, 6, 14
 ROWS = [
-    {"question": f"{n} + 1?", "answer": str(n + 1), "note": f"é {n}", "level": None if n == 3 else n, "log_partition": 9}
+    {
+        "question": f"{n} + 1?",
+        "answer": str(n + 1),
+        "note": f"é {n}",
+        "level": None if n == 3 else n,
+        "log_partition": 9,
+    }
     for n in range(6)
 ]
 
@@ -40,7 +46,7 @@ def files(tmp_path_factory):
     def text(row, answer, end):
         message = [{"role": "user", "content": row["question"]}]
         prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        return (prompt + rf"\boxed{{{answer}}}{end}").ljust(0)
+        return prompt + rf"\boxed{{{answer}}}{end}"
 
     for name, right in (("model", 1), ("proposal", 3)):
         model = build_model(tokenizer, max_position_embeddings=256, initializer_range=0.05)
@@ -52,8 +58,13 @@ def files(tmp_path_factory):
 
 def words_of(files, output, **changes):
     options = {
-        **{"model": files / "model", "dataset": files / "rows.jsonl", "output": output, "num_samples": SAMPLES},
-        **{"beta": BETA, "max_new_tokens": LIMIT, "batch_size": 8},
+        "model": files / "model",
+        "dataset": files / "rows.jsonl",
+        "output": output,
+        "num_samples": SAMPLES,
+        "beta": BETA,
+        "max_new_tokens": LIMIT,
+        "batch_size": 8,
         **changes,
     }
     return [str(word) for name, value in options.items() if value is not None for word in (f"--{name}", value)]
@@ -253,14 +264,13 @@ def test_another_beta_samples_and_scores_nothing(files, tmp_path):
     run(tmp_path, tmp_path / "out", **settings, ridge=20)
     run(tmp_path, tmp_path / "out", **settings, ridge=1)
     assert (tmp_path / "out" / "data.jsonl").read_bytes() == first
-    for change, was in (
-        ({"temperature": 0.5}, "temperature was 1.0, is now 0.5"),
-        ({"num_samples": 4}, f"num_samples was {SAMPLES}, is now 4"),
-        ({"proposal_model": None}, r"proposal_model was '.*', is now None"),
-        ({"instruction": "{question} Think."}, r"instruction was None, is now"),
+    with pytest.raises(ValueError, match=r"out holds samples with other settings: .*another --output") as raised:
+        run(tmp_path, tmp_path / "out", temperature=0.5, num_samples=4, instruction="{question} Think.")
+    for was in (
+        *("temperature was 1.0, is now 0.5", f"num_samples was {SAMPLES}, is now 4", "instruction was None, is now"),
+        f"proposal_model was '{tmp_path / 'proposal'}', is now None",
     ):
-        with pytest.raises(ValueError, match=f"out holds samples with other settings: .*{was}.*another --output"):
-            run(tmp_path, tmp_path / "out", **{**settings, **change})
+        assert was in str(raised.value)
 
 
 @pytest.mark.parametrize("width", [32, 3])
@@ -358,7 +368,9 @@ def test_the_training_reads_the_prompts_that_were_sampled(files, tmp_path, optio
     data = load_training_set(given["--dataset_name"], **passed)
     assert all(isinstance(value, float) for value in data["log_partition"])
     assert {name: given[f"--{name}"] for name in ("objective", "partition", "balance_reward", "loss_denominator")} == {
-        **{"objective": "trajectory_balance", "partition": "offline", "balance_reward": "reward"},
+        "objective": "trajectory_balance",
+        "partition": "offline",
+        "balance_reward": "reward",
         "loss_denominator": "all",
     }
     assert given["--beta"] == str(BETA) and given["--max_completion_length"] == str(LIMIT)
@@ -373,7 +385,7 @@ def test_rows_that_are_equal_are_sampled_once_and_unreadable_ones_are_left_out(f
     assert written[0]["log_partition"] == written[2]["log_partition"]
     assert (summary["num_rows"], summary["num_prompts"]) == (3, 2)
     assert "1 of 4 rows are left out" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="--ridge 1.0: a regression needs 3 different problems"):
+    with pytest.raises(ValueError, match=r"--ridge 1\.0: a regression needs 3 different problems"):
         run(files, tmp_path / "other", dataset=tmp_path / "rows.jsonl", ridge=1)
     (tmp_path / "bad.jsonl").write_text(json.dumps({**ROWS[2], "answer": "see proof"}) + "\n")
     with pytest.raises(ValueError, match="none has a solution that math-verify can read"):
@@ -416,15 +428,8 @@ def test_stop_texts_and_template_arguments_reach_the_training(files, tmp_path):
 )
 def test_options_that_are_refused(changes, message, capsys):
     with pytest.raises(SystemExit):
-        script.parse_arguments(words_of(SimpleNamespace(__truediv__=None) if False else PathLike(), "out", **changes))
+        script.parse_arguments(words_of(Path("nowhere"), "out", **changes))
     assert message in capsys.readouterr().err
-
-
-class PathLike:
-    """A folder that nothing looks into."""
-
-    def __truediv__(self, name):
-        return f"nowhere/{name}"
 
 
 def test_models_that_are_refused_before_sampling(files, tmp_path):
@@ -436,9 +441,9 @@ def test_models_that_are_refused_before_sampling(files, tmp_path):
         run(files, tmp_path / "out", proposal_model=tmp_path / "other")
     with pytest.raises(ValueError, match=r"--max_new_tokens 250 .* but --model .* has 256 positions. Set .* at most"):
         run(files, tmp_path / "out", max_new_tokens=250)
-    build_model(byte_tokenizer(), max_position_embeddings=48).save_pretrained(tmp_path / "short")
+    build_model(byte_tokenizer(), max_position_embeddings=32).save_pretrained(tmp_path / "short")
     byte_tokenizer().save_pretrained(tmp_path / "short")
-    with pytest.raises(ValueError, match=r"but --proposal_model .*short' has 48 positions"):
+    with pytest.raises(ValueError, match=r"but --proposal_model .*short' has 32 positions"):
         run(files, tmp_path / "out", proposal_model=tmp_path / "short")
     with pytest.raises(ValueError, match=r"There is no folder .*nowhere"):
         run(files, tmp_path / "out", model=files / "nowhere")
