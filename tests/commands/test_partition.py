@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 from tests.commands.test_evaluate_script import teach
 from tests.conftest import build_model
 from tests.trainer.test_features import byte_tokenizer
+from trl_fork.commands import dispatch, sampling
 from trl_fork.commands import partition as script
-from trl_fork.commands import sampling
 from trl_fork.data.loading import load_training_set
 from trl_fork.data.prompt_file import encode_prompt
 
@@ -377,6 +377,19 @@ def test_the_training_reads_the_prompts_that_were_sampled(files, tmp_path, optio
     assert given["--temperature"] == "1.0" and given["--length_normalized"] == "true"
 
 
+def test_the_command_that_it_prints_trains(files, tmp_path):
+    rows, _, summary = run(files, tmp_path / "out")
+    words = shlex.split(summary["next"])
+    small = "--max_steps 2 --use_cpu true --bf16 false --report_to none --save_strategy no --disable_tqdm true"
+    small += f" --logging_steps 1 --per_device_train_batch_size {SAMPLES} --num_generations {SAMPLES}"
+    small += " --gradient_accumulation_steps 1"
+    assert dispatch.main([*words[words.index("train") :], *small.split()]) == 0
+    history = json.loads((tmp_path / "out" / "model" / "trainer_state.json").read_text())["log_history"]
+    logged = [entry["balance/log_partition"] for entry in history if "balance/log_partition" in entry]
+    values = [row["log_partition"] for row in rows]  # a batch is one prompt
+    assert len(logged) == 2 and all(min(abs(value - one) for one in values) < 1e-4 for value in logged)
+
+
 def test_rows_that_are_equal_are_sampled_once_and_unreadable_ones_are_left_out(files, tmp_path, capsys):
     rows = [ROWS[0], ROWS[1], {**ROWS[0], "note": "again"}, {**ROWS[2], "answer": "see proof"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -452,6 +465,6 @@ def test_models_that_are_refused_before_sampling(files, tmp_path):
     shutil.copytree(files / "model", tmp_path / "base")
     (tmp_path / "base" / "chat_template.jinja").unlink()
     base.save_pretrained(tmp_path / "base")
-    with pytest.raises(ValueError, match=r"no chat_template .* --prompt_template"):
+    with pytest.raises(ValueError, match=r"no chat_template .*--prompt_template"):
         run(files, tmp_path / "out", model=tmp_path / "base")
     assert not (tmp_path / "out").exists()

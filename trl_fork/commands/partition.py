@@ -256,7 +256,7 @@ def print_summary(options: argparse.Namespace, numbers: dict) -> None:
         "K": str(numbers["num_samples"]),
         "pass rate": shown(numbers["mean_pass_rate"], ".2%"),
         "none right": str(numbers["num_prompts_without_right_sample"]),
-        "log Z": shown(numbers["mean_log_partition"], ".3f"),
+        "log_partition": shown(numbers["mean_log_partition"], ".3f"),
         "ESS": shown(numbers["median_effective_sample_size"], ".2f"),
         "s.e.": shown(numbers["median_standard_error"], ".3f"),
         "mean length": shown(numbers["mean_length"], ",.0f"),
