@@ -242,7 +242,7 @@ def test_lora_adapter(model, reference, tmp_path):
 
 def test_compare_loads_no_model(model, reference, tmp_path, capsys, monkeypatch):
     run(model, tmp_path / "b", seed=1)
-    monkeypatch.setattr(script, "load_model", None)
+    monkeypatch.setattr(sampling, "load_model", None)
     paths = [str(path / "results.json") for path in (reference, tmp_path / "b")]
     capsys.readouterr()
     script.run(script.parse_arguments(["--compare", *paths]))
