@@ -383,7 +383,7 @@ class StandInLLM:
         )
         for sample in samples:
             reason = "length" if sample.truncated else "stop"
-            output = SimpleNamespace(text=sample.text, token_ids=[0] * sample.length, finish_reason=reason)
+            output = SimpleNamespace(text=sample.text, token_ids=list(sample.ids), finish_reason=reason)
             yield SimpleNamespace(outputs=[output])
 
 

@@ -5,7 +5,10 @@ import math
 import os
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from scipy.optimize import brentq
 from transformers import AutoModelForCausalLM
 
-from tests.commands.test_evaluate_script import teach
+from tests.commands.test_evaluate_script import ROOT, StandInLLM, teach
 from tests.conftest import build_model
 from tests.trainer.test_features import byte_tokenizer
 from trl_fork.commands import dispatch, sampling
@@ -70,10 +73,13 @@ def words_of(files, output, **changes):
     return [str(word) for name, value in options.items() if value is not None for word in (f"--{name}", value)]
 
 
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def run(files, output, **changes):
     script.run(script.parse_arguments(words_of(files, output, **changes)))
-    rows = [json.loads(line) for line in (output / "data.jsonl").read_text().splitlines()]
-    samples = [json.loads(line) for line in (output / "completions.jsonl").read_text().splitlines()]
+    rows, samples = read(output / "data.jsonl"), read(output / "completions.jsonl")
     by_prompt = {}
     for sample in sorted(samples, key=lambda sample: sample["sample"]):
         by_prompt.setdefault((sample["prompt"], sample["solution"]), []).append(sample)
@@ -206,6 +212,38 @@ def test_a_lora_adapter_as_proposal(files, tmp_path):
     assert all(row["effective_sample_size"] == pytest.approx(SAMPLES) for row in rows)  # a new adapter changes nothing
     with pytest.raises(ValueError, match="holds an adapter, not a model"):
         run(files, tmp_path / "other", model=tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("proposal", [None, "proposal"])
+def test_vllm_samples(files, tmp_path, monkeypatch, proposal):
+    """With an engine that gives what transformers would, the column is the same."""
+    vllm, request = ModuleType("vllm"), ModuleType("vllm.lora.request")
+    vllm.LLM, vllm.SamplingParams, request.LoRARequest = StandInLLM, SimpleNamespace, lambda *fields: fields
+    for name, module in {"vllm": vllm, "vllm.lora": ModuleType("vllm.lora"), request.__name__: request}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    settings = {"proposal_model": files / proposal} if proposal else {}
+    rows = [run(files, tmp_path / engine, engine=engine, **settings)[0] for engine in ("vllm", "transformers")]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.distributed
+def test_two_processes_write_what_one_does(files, tmp_path):
+    settings = {"proposal_model": files / "proposal", "num_samples": 24, "ridge": 1}  # several files of scores
+    run(files, tmp_path / "one", **settings)
+    words = [*words_of(files, tmp_path / "two", **settings), "--num_processes", "2", "--cpu"]
+    done = subprocess.run(
+        [sys.executable, "-m", "trl_fork", "partition", *words, "--main_process_port", "0"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert done.stdout.count("Partition functions") == 1
+    one, two = (read(tmp_path / name / "data.jsonl") for name in ("one", "two"))
+    for row, other in zip(one, two, strict=True):
+        assert row["log_partition"] == pytest.approx(other["log_partition"], abs=1e-5)
+        assert row["effective_sample_size"] == pytest.approx(other["effective_sample_size"], rel=1e-3)
 
 
 class Stopped(Exception):
@@ -349,11 +387,14 @@ def prompts_of(name, **options):
         {"prompt_template": "Q:\n{question} ({question})\nA:\n"},
         {"prompt_template": "paper"},
         {"solution_column": "other", "prompt_column": "again"},
+        {"prompt_column": "chat"},
     ],
     ids=lambda options: " ".join(options) or "none",
 )
 def test_the_training_reads_the_prompts_that_were_sampled(files, tmp_path, options):
-    rows = [{**row, "other": r"11\sqrt{2}", "again": f" {row['question']}\n"} for row in ROWS]
+    chat = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    more = [{"again": f" {row['question']}\n", "chat": chat.format(row["question"])} for row in ROWS]
+    rows = [{**row, "other": r"11\sqrt{2}", **another} for row, another in zip(ROWS, more, strict=True)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     before = prompts_of(tmp_path / "rows.jsonl", **options)
     _, by_prompt, summary = run(files, tmp_path / "out", dataset=tmp_path / "rows.jsonl", num_samples=1, **options)
@@ -435,6 +476,7 @@ def test_stop_texts_and_template_arguments_reach_the_training(files, tmp_path):
         ({"seed": -1}, "--seed must be at least 0"),
         ({"length_normalized": "maybe"}, "argument --length_normalized: Truthy value expected: got maybe"),
         ({"base_model": "m"}, "--base_model is that of an adapter given as --proposal_model"),
+        ({"dataset": "out/data.jsonl"}, "--dataset out/data.jsonl is the file that would be written"),
         ({"betta": 1}, "there is no option --betta; did you mean --beta?"),
         ({"beta": 0, "top_p": 0.5}, "2 settings cannot be taken:"),
     ],

@@ -112,10 +112,10 @@ def write_data(path: Path, data: PartitionData, columns: dict[str, list[float | 
         data ([`PartitionData`]): The data.
         columns (`dict`): Values of each problem by the name of their column.
     """
-    with replacing(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+    with replacing(path) as unfinished, open(unfinished, "w") as file:
         for row, place in zip(data.rows, data.places, strict=True):
             values = {name: column[place] for name, column in columns.items()}
-            file.write(json.dumps({**row, **values}, ensure_ascii=False) + "\n")
+            file.write(json.dumps({**row, **values}) + "\n")
 
 
 def next_command(options: argparse.Namespace, data: PartitionData) -> str:

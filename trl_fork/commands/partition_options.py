@@ -127,6 +127,11 @@ def problems_of(options: argparse.Namespace) -> list[str]:
             )
     if not 0 <= options.seed < 2**63:
         problems.append(f"--seed must be at least 0 and below 2**63, got {options.seed}: choose another")
+    if Path(options.dataset).resolve() == (Path(options.output) / "data.jsonl").resolve():
+        problems.append(
+            f"--dataset {options.dataset} is the file that would be written: give the data that it was made of, with "
+            "which its samples are used again, or another --output"
+        )
     if options.stop and not all(options.stop):
         problems.append("--stop: an empty text would end every sample before it has begun. Leave it out")
     if options.base_model and not options.proposal_model:
