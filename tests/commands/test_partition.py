@@ -35,7 +35,7 @@ ROWS = [
         "level": None if n == 3 else n,
         "log_partition": 9,
     }
-    for n in range(6)
+    for n in (0, 1, 2, 3, 4, 50)  # prompts of two lengths
 ]
 
 
@@ -200,6 +200,20 @@ def test_a_proposal_that_is_the_reference_weighs_all_samples_alike(files, tmp_pa
     assert copied == plain and all(row["effective_sample_size"] == SAMPLES for row in copied)
     options = script.parse_arguments(words_of(files, tmp_path / "out", proposal_model=f"{files / 'model'}/"))
     assert options.proposal_model is None
+
+
+def test_completions_end_where_those_of_the_reference_would(files, tmp_path):
+    """Whatever ends those of the proposal model elsewhere; and the reference's own end tokens do."""
+    before = run(files, tmp_path / "before", proposal_model=files / "proposal")[0]
+    brace = byte_tokenizer().convert_tokens_to_ids("}")
+    for name in ("model", "proposal"):
+        shutil.copytree(files / name, tmp_path / name)
+        path = tmp_path / name / "generation_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [brace]}))
+    assert run(files, tmp_path / "theirs", proposal_model=tmp_path / "proposal")[0] == before
+    _, samples, _ = run(files, tmp_path / "ours", model=tmp_path / "model", proposal_model=files / "proposal")
+    completions = [sample["completion_ids"] for rows in samples.values() for sample in rows]
+    assert any(ids[-1] == brace for ids in completions) and not any(brace in ids[:-1] for ids in completions)
 
 
 def test_a_lora_adapter_as_proposal(files, tmp_path):
