@@ -24,6 +24,7 @@ from trl_fork.commands import dispatch, sampling
 from trl_fork.commands import partition as script
 from trl_fork.data.loading import load_training_set
 from trl_fork.data.prompt_file import encode_prompt
+from trl_fork.generation.engines import TransformersEngine, end_token_ids
 
 
 BETA, SAMPLES, LIMIT = 0.4, 6, 14
@@ -214,6 +215,18 @@ def test_completions_end_where_those_of_the_reference_would(files, tmp_path):
     _, samples, _ = run(files, tmp_path / "ours", model=tmp_path / "model", proposal_model=files / "proposal")
     completions = [sample["completion_ids"] for rows in samples.values() for sample in rows]
     assert any(ids[-1] == brace for ids in completions) and not any(brace in ids[:-1] for ids in completions)
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_end_tokens_of_a_model_that_is_not_loaded(files, tmp_path, file):
+    shutil.copytree(files / "model", tmp_path / "model")
+    if file == "config.json":
+        (tmp_path / "model" / "generation_config.json").unlink()
+    path = tmp_path / "model" / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [99, 50]}))
+    tokenizer = byte_tokenizer()
+    engine = TransformersEngine(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), tokenizer)
+    assert end_token_ids(str(tmp_path / "model"), tokenizer) == engine.stop_ids == [tokenizer.eos_token_id, 50, 99]
 
 
 def test_a_lora_adapter_as_proposal(files, tmp_path):

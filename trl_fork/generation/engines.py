@@ -309,11 +309,11 @@ def base_of_adapter(name: str, base_model: str | None = None) -> str | None:
 
 def end_token_ids(name: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """
-    Token ids that end a completion of a model that is not loaded: those of its `generation_config.json`, if it has
-    one, and that of its tokenizer.
+    Token ids that end a completion of a model that is not loaded: those of its `generation_config.json`, or without
+    one of its `config.json`, and that of its tokenizer.
     """
     try:
         config = GenerationConfig.from_pretrained(name)
     except OSError:
-        config = GenerationConfig()
+        config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(name))
     return stop_token_ids(config, tokenizer)
