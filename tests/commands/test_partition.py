@@ -1,5 +1,6 @@
 """`trl-fork partition`: its columns against a computation by hand from the samples that it kept."""
 
+import contextlib
 import json
 import math
 import os
@@ -63,7 +64,7 @@ def files(tmp_path_factory):
 def words_of(files, output, **changes):
     options = {
         "model": files / "model",
-        "dataset": files / "rows.jsonl",
+        "dataset": "rows.jsonl",  # from that folder: seeds of samples depend on the name
         "output": output,
         "num_samples": SAMPLES,
         "beta": BETA,
@@ -79,7 +80,8 @@ def read(path):
 
 
 def run(files, output, **changes):
-    script.run(script.parse_arguments(words_of(files, output, **changes)))
+    with contextlib.chdir(files):
+        script.run(script.parse_arguments(words_of(files, output, **changes)))
     rows, samples = read(output / "data.jsonl"), read(output / "completions.jsonl")
     by_prompt = {}
     for sample in sorted(samples, key=lambda sample: sample["sample"]):
@@ -128,7 +130,8 @@ def test_of_the_reference(files, tmp_path, capsys):
             rf"\boxed{{{source['answer']}}}" in sample["completion"] for sample in samples
         ]
         lengths = [sample["length"] for sample in samples]
-        for sample in samples:  # the end token counts
+        for sample in (each for each in samples if "\ufffd" not in each["completion"]):  # bytes that are no text
+            # A byte is a token, and the end token counts.
             assert sample["length"] == len(sample["completion"].encode()) + (not sample["truncated"])
         constant, error = naive_constant([0.0] * SAMPLES, right, lengths, BETA, True)
         rates.append(sum(right) / SAMPLES)
@@ -192,6 +195,35 @@ def test_of_a_proposal_model(files, tmp_path, normalized):
         assert row["pass_rate"] == pytest.approx((weights * right).sum() / weights.sum(), abs=1e-4)
     assert truncated and min(sizes) < SAMPLES - 0.5, "every weight would do"
     assert summary["median_effective_sample_size"] == pytest.approx(np.median(sizes), rel=1e-3)
+
+
+@pytest.mark.parametrize("proposal", [False, True])
+def test_against_the_sum_over_all_completions(tmp_path, proposal):
+    """Of one token, ended or cut off, which are few enough to be listed."""
+    tokenizer, rows = byte_tokenizer(), ROWS[:5]
+    tokenizer.add_tokens([rf"\boxed{{{digit}}}" for digit in range(10)])
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = [encode_prompt(tokenizer, [{"role": "user", "content": row["question"]}])[0] for row in rows]
+    for name, times in (("model", 1), ("proposal", 4)):
+        model = build_model(tokenizer, max_position_embeddings=256, initializer_range=0.05)
+        texts = [
+            rf"{prompt}\boxed{{{answer}}}<|im_end|>"
+            for prompt, row in zip(prompts, rows, strict=True)
+            for answer in (*times * [row["answer"]], *"789")
+        ]
+        teach(model, tokenizer, texts, tmp_path / name, steps=40, learning_rate=1e-2)
+    settings = {"proposal_model": tmp_path / "proposal"} if proposal else {}
+    written, _, _ = run(tmp_path, tmp_path / "out", num_samples=800, max_new_tokens=1, batch_size=800, **settings)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    for row, prompt in zip(written, prompts, strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([tokenizer(prompt)["input_ids"]])).logits[0, -1].double()
+        right = logits.softmax(-1)[tokenizer.convert_tokens_to_ids(rf"\boxed{{{row['answer']}}}")].item()
+        exact = math.log(1 - right + right * math.exp(1 / BETA))
+        assert 0.01 < right < 0.6 and row["log_partition_standard_error"] < 0.2
+        assert abs(row["log_partition"] - exact) < 4 * row["log_partition_standard_error"]
+        assert row["pass_rate"] == pytest.approx(right, abs=0.1)
+        assert (row["effective_sample_size"] > 799) != proposal
 
 
 def test_a_proposal_that_is_the_reference_weighs_all_samples_alike(files, tmp_path):
@@ -264,6 +296,7 @@ def test_two_processes_write_what_one_does(files, tmp_path):
         capture_output=True,
         text=True,
         timeout=250,
+        cwd=files,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert done.stdout.count("Partition functions") == 1
@@ -475,7 +508,8 @@ def test_rows_that_are_equal_are_sampled_once_and_unreadable_ones_are_left_out(f
 
 def test_stop_texts_and_template_arguments_reach_the_training(files, tmp_path):
     words = words_of(files, tmp_path / "out", num_samples=2, chat_template_kwargs='{"enable_thinking": false}')
-    script.run(script.parse_arguments([*words, "--stop", "}", "x y"]))
+    with contextlib.chdir(files):
+        script.run(script.parse_arguments([*words, "--stop", "}", "x y"]))
     command = shlex.split(json.loads((tmp_path / "out" / "summary.json").read_text())["next"])
     assert json.loads(command[command.index("--chat_template_kwargs") + 1]) == {"enable_thinking": False}
     assert json.loads(command[command.index("--generation_kwargs") + 1]) == {"stop_strings": ["}", "x y"]}
