@@ -548,6 +548,12 @@ def test_options_that_are_refused(changes, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_an_output_that_is_a_file_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        script.parse_arguments(words_of(Path("nowhere"), __file__))
+    assert "test_partition.py is a file, and must be a folder: name another" in capsys.readouterr().err
+
+
 def test_models_that_are_refused_before_sampling(files, tmp_path):
     other = byte_tokenizer()
     other.add_tokens(["<more>"])

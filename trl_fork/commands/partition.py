@@ -121,11 +121,11 @@ def load_models_tokenizer(options: argparse.Namespace):
 def check_positions(options: argparse.Namespace, problems: list[Problem]) -> None:
     """Refuse completions that one of the models has no positions for, before the first is sampled."""
     longest = max(len(problem.prompt_ids) for problem in problems)
-    for option in ("model", "proposal_model"):
+    for option, base_model in (("model", None), ("proposal_model", options.base_model)):
         name = getattr(options, option)
         if name is None:
             continue
-        config = AutoConfig.from_pretrained(base_of_adapter(name, None) or name).get_text_config()
+        config = AutoConfig.from_pretrained(base_of_adapter(name, base_model) or name).get_text_config()
         limit = getattr(config, "max_position_embeddings", None)
         if limit is not None and longest + options.max_new_tokens > limit:
             raise ValueError(

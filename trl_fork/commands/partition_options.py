@@ -127,6 +127,8 @@ def problems_of(options: argparse.Namespace) -> list[str]:
             )
     if not 0 <= options.seed < 2**63:
         problems.append(f"--seed must be at least 0 and below 2**63, got {options.seed}: choose another")
+    if Path(options.output).is_file():
+        problems.append(f"--output {options.output} is a file, and must be a folder: name another")
     if Path(options.dataset).resolve() == (Path(options.output) / "data.jsonl").resolve():
         problems.append(
             f"--dataset {options.dataset} is the file that would be written: give the data that it was made of, with "
