@@ -26,6 +26,7 @@ from trl_fork.commands import partition as script
 from trl_fork.data.loading import load_training_set
 from trl_fork.data.prompt_file import encode_prompt
 from trl_fork.generation.engines import TransformersEngine, end_token_ids
+from trl_fork.rewards.grading import GradingPool
 
 
 BETA, SAMPLES, LIMIT = 0.4, 6, 14
@@ -59,6 +60,18 @@ def files(tmp_path_factory):
         answers += [(row, other, end) for row in ROWS for other, end in (("7", "<|im_end|>"), ("8", ", 8, 8, 8"))]
         teach(model, tokenizer, [text(*each) for each in answers], path / name, steps=60, learning_rate=1e-2)
     return path
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with GradingPool() as pool:
+        yield pool
+
+
+@pytest.fixture(autouse=True)
+def one_pool(pool, monkeypatch):
+    """One for all runs: its workers take longer to start than a run does."""
+    monkeypatch.setattr(script, "GradingPool", lambda: contextlib.nullcontext(pool))
 
 
 def words_of(files, output, **changes):
