@@ -74,6 +74,7 @@ TINY_RUN = {
 SMALL = {
     "train.py": "--use_cpu true --bf16 false --max_steps 1 --max_completion_length 8 --save_steps 1 --report_to none",
     "evaluate.py": "--num_samples 2 --max_new_tokens 8 --limit 2",
+    "partition.py": "--num_samples 2 --max_new_tokens 8 --limit 8",
     "analyze.py": "--min_token_count 5 --num_samples 2 --max_new_tokens 8 --limit 2",
     "benchmark_step.py": "--groups 2 --max_length 24 --repeats 1",
     "whole_step.py": "--groups 2 --max_length 24 --repeats 1 --workload 'equal lengths' --arm ours --skip memory",
