@@ -713,6 +713,30 @@ def test_a_faulty_column_is_refused_before_a_model_is_loaded(fault, tokenizer, t
         assert "`trl-fork partition` writes the column" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "then", "now"),
+    [("beta", 0.5, 0.31), ("length_normalized", False, "True"), ("temperature", 0.8, "1.0")],
+)
+def test_a_column_for_other_settings_is_refused(name, then, now, tokenizer, tmp_path):
+    assert BETA == 0.31
+    rollouts = OwnRewards(tokenizer)
+    settings = {"beta": BETA, "length_normalized": True, "temperature": 1.0}
+    good = with_column(rollouts, [0.1, 0.2, 0.3, 0.4])
+    right, wrong = (
+        good.add_column("log_partition_settings", [settings, settings, third, settings])
+        for third in (settings, {**settings, name: then})
+    )
+    Case(tokenizer, tmp_path, **OFFLINE, train_dataset=right)
+    message = rf"row 2, .* log_partition was estimated for {name}={then}, and {name} is {now}\. Set {name}={then}, or"
+    with pytest.raises(ValueError, match=f"train_dataset: {message}"):
+        build_trainer("no/model", tokenizer, rollouts, tmp_path, **BALANCE, **OFFLINE, train_dataset=wrong)
+    with pytest.raises(ValueError, match=f"eval_dataset: {message}"):
+        Case(tokenizer, tmp_path, **OFFLINE, train_dataset=right, eval_dataset=wrong)
+    stream = Case(tokenizer, tmp_path, **OFFLINE, train_dataset=wrong.to_iterable_dataset())
+    with pytest.raises(ValueError, match=rf"of the batch, .* log_partition was estimated for {name}={then}"):
+        stream.trainer.train()
+
+
 def test_streams_and_columns_that_would_be_removed(tokenizer, tmp_path):
     rollouts = OwnRewards(tokenizer)
     good, bad = (with_column(rollouts, [0.1, 0.2, value, 0.4]) for value in (0.3, None))

@@ -33,6 +33,7 @@ from .._files import write_json
 from ..analysis.prompt_states import kept_prompt_states
 from ..analysis.responses import Response
 from ..analysis.score_store import ScoreStore
+from ..data.columns import LOG_PARTITION
 from ..evaluation.metrics import Problem
 from ..evaluation.partition import (
     DEFINITIONS,
@@ -46,7 +47,7 @@ from ..evaluation.tables import print_table
 from ..generation.engines import base_of_adapter, check_model_path, end_token_ids, load_model, load_tokenizer
 from ..rewards.grading import GradingPool
 from .launch import launch
-from .partition_data import LOG_PARTITION, PartitionData, load_partition_data, next_command, write_data
+from .partition_data import PartitionData, load_partition_data, next_command, write_data
 from .partition_options import DATA_ARGUMENTS, make_partition_parser, parse_partition
 from .sampling import SETTINGS, sample_problems, settings_of, start
 from .training_inputs import refuse_adapter
@@ -222,7 +223,8 @@ def finish(
         "log_partition_standard_error": estimate.standard_error,
         **columns,
     }
-    write_data(output / "data.jsonl", data, {name: without_nan(values) for name, values in columns.items()})
+    settings = {name: getattr(options, name) for name in ("beta", "length_normalized", "temperature")}
+    write_data(output / "data.jsonl", data, {name: without_nan(values) for name, values in columns.items()}, settings)
     command = next_command(options, data)
     write_json(
         output / "summary.json",

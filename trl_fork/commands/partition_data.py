@@ -11,7 +11,14 @@ from pathlib import Path
 from accelerate import PartialState
 
 from .._files import replacing
-from ..data.columns import SOLUTION_COLUMNS, column_names, get_value, pick_column
+from ..data.columns import (
+    LOG_PARTITION,
+    LOG_PARTITION_SETTINGS,
+    SOLUTION_COLUMNS,
+    column_names,
+    get_value,
+    pick_column,
+)
 from ..data.loading import final_answer, load_training_set
 from ..data.math_datasets import PAPER_PROMPT
 from ..data.prompt_file import encode_prompt
@@ -22,9 +29,9 @@ from .program import program
 from .sampling import report_unread_arguments
 
 
-LOG_PARTITION = "log_partition"
 COLUMNS = (
-    *(LOG_PARTITION, "pass_rate", "effective_sample_size", "log_partition_standard_error", "log_partition_estimate"),
+    *(LOG_PARTITION, LOG_PARTITION_SETTINGS, "pass_rate", "effective_sample_size"),
+    *("log_partition_standard_error", "log_partition_estimate"),
 )
 
 
@@ -103,7 +110,7 @@ def load_partition_data(options: argparse.Namespace, tokenizer, pool: GradingPoo
     return PartitionData(rows, list(problems.values()), places, _options_of(options, data))
 
 
-def write_data(path: Path, data: PartitionData, columns: dict[str, list[float | None]]) -> None:
+def write_data(path: Path, data: PartitionData, columns: dict[str, list[float | None]], settings: dict) -> None:
     """
     Write the rows with further columns, one JSON object a line.
 
@@ -111,11 +118,12 @@ def write_data(path: Path, data: PartitionData, columns: dict[str, list[float | 
         path (`Path`): The file.
         data ([`PartitionData`]): The data.
         columns (`dict`): Values of each problem by the name of their column.
+        settings (`dict`): Those of the training that the estimates are for, which every row says.
     """
     with replacing(path) as unfinished, open(unfinished, "w") as file:
         for row, place in zip(data.rows, data.places, strict=True):
             values = {name: column[place] for name, column in columns.items()}
-            file.write(json.dumps({**row, **values}) + "\n")
+            file.write(json.dumps({**row, **values, LOG_PARTITION_SETTINGS: settings}) + "\n")
 
 
 def next_command(options: argparse.Namespace, data: PartitionData) -> str:
