@@ -108,6 +108,7 @@ def tables(parts: dict) -> list[str]:
         "step_inert": step_table,
         "step": step_table,
         "whole_step": whole_step_table,
+        "decoding": decoding_table,
         "memory": step_table,
         "lora": step_table,
     }
@@ -171,6 +172,27 @@ def whole_step_table(numbers: dict) -> str:
     if not numbers["rows"]:
         return "Nothing was measured."
     return markdown_table(numbers["rows"], numbers["options"], numbers["device"])
+
+
+def decoding_table(numbers: dict) -> str:
+    lines = [
+        "Milliseconds of a forward pass over one token of every row: at lengths that are new, at the same lengths "
+        "again, and with a row less at every step. `python -m benchmarks.decoding_step --help` says more.",
+        "",
+        "| Rows | Cache | First | Again | First, fewer | Again, fewer | Kernels |",
+        "|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in numbers["rows"]:
+        cudnn = {True: ", with cuDNN", False: ", without cuDNN", None: ""}[row.get("cudnn")]
+        reason = f" ({row['reason']})" if "reason" in row else ""
+        cells = [
+            str(row["rows"]),
+            row["cache"] + cudnn + reason,
+            *(f"{row[name]:.1f}" if name in row else "" for name in ("first", "again", "first_fewer", "again_fewer")),
+            "" if row.get("launches") is None else f"{row['launches']:,}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def write() -> None:

@@ -66,6 +66,14 @@ PARTS = (
         "--shape tiny --groups 2 --micro_batch 8 --max_length 16",
     ),
     Part(
+        "decoding",
+        "a step of decoding, by cache and attention",
+        50,
+        30,
+        "-m benchmarks.decoding_step --shape qwen3-0.6b --rows 16 128 --output {output}",
+        "--shape tiny --rows 2 --steps 4",
+    ),
+    Part(
         "step_inert",
         "a step without its rollout, long tail, 40 % of the groups inert",
         105,
