@@ -24,8 +24,8 @@ from tests.snippets import ROOT
 
 
 WRITE = (  # benchmarks write their options, and with them the place of their output
-    "-c \"import json, sys; open(sys.argv[1], 'w').write(json.dumps(dict(rows=1, output=sys.argv[1]))); print('done')\" "
-    "{output}"
+    "-c \"import json, sys; open(sys.argv[1], 'w').write(json.dumps(dict(rows=1, output=sys.argv[1]))); "
+    "print('done')\" {output}"
 )
 # Starts a process of its own, writes both numbers and what it has measured so far, and hangs.
 HANG = (

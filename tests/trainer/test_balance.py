@@ -626,6 +626,10 @@ def test_a_checkpoint_from_before_there_were_objectives(tokenizer, tmp_path):
         ({"generation_kwargs": {"typical_p": 0.9}}, "generation_kwargs: typical_p=0.9 does not go with"),
         ({"generation_kwargs": {"do_sample": False}}, "generation_kwargs: do_sample=False does not go with"),
         ({"generation_kwargs": {"min_tokens": 3}}, "generation_kwargs: min_tokens=3 does not go with"),
+        (
+            {"generation_kwargs": {"forced_eos_token_id": 1}},
+            "generation_kwargs: forced_eos_token_id=1 does not go with",
+        ),
         ({"generation_kwargs": {"logit_bias": {7: -100.0}}}, "generation_kwargs: logit_bias={7: -100.0} does not go"),
         ({"generation_kwargs": {"temperature": 0.6}}, r"generation_kwargs: temperature=0.6 .*at temperature=1.0"),
         ({"vllm_structured_outputs_regex": "[0-9]+"}, r"vllm_structured_outputs_regex='\[0-9\]\+' does not go with"),

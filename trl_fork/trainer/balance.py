@@ -41,10 +41,13 @@ class BalanceMixin(WithContext, TrainerMixin):
             self._objective = kind(**{field.name: getattr(self.args, field.name) for field in fields(kind)})
             if isinstance(self.processing_class, ProcessorMixin):  # not known before it was loaded
                 _refuse_images(self.args.objective)
+        self._forget_passes()
+
+    def _forget_passes(self):
         self._pass_metrics = {"train": PassMetrics(), "eval": PassMetrics()}
 
     def train(self, *args, **kwargs):
-        self._pass_metrics = {"train": PassMetrics(), "eval": PassMetrics()}  # an error may have ended a step halfway
+        self._forget_passes()  # an error may have ended a step halfway
         return super().train(*args, **kwargs)
 
     @property
@@ -55,7 +58,7 @@ class BalanceMixin(WithContext, TrainerMixin):
         if self._objective is None or self.args.partition != "offline":
             return super()._generate_and_score_completions(inputs)
         where = f"Step {self.state.global_step}, process {self.accelerator.process_index}"
-        # Before the rows are generated, as the rows of a stream have not been looked at
+        # The rows of a stream have not been looked at yet, and an error is cheaper before their completions exist.
         estimates = []
         for row, example in enumerate(inputs):
             place = f"{where}, row {row} of the batch, prompt {str(example.get('prompt'))[:60]!r}"

@@ -17,7 +17,9 @@ BALANCE_FIELDS = ("partition", "length_normalized", "balance_reward", "max_impor
 _SAMPLING = {
     "do_sample": True,
     "num_beams": 1,
+    "num_beam_groups": 1,
     "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
     "typical_p": 1.0,
@@ -28,6 +30,8 @@ _SAMPLING = {
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
     "min_tokens": 0,
     **dict.fromkeys(("bad_words_ids", "bad_words", "suppress_tokens", "begin_suppress_tokens", "sequence_bias")),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "force_words_ids", "constraints")),
+    **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config", "penalty_alpha", "dola_layers")),
     **dict.fromkeys(("logit_bias", "allowed_token_ids", "structured_outputs", "logits_processor")),
 }
 
