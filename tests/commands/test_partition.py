@@ -514,7 +514,7 @@ def test_rows_that_are_equal_are_sampled_once_and_unreadable_ones_are_left_out(f
     assert [row["note"] for row in written] == ["é 0", "é 1", "again"] and len(by_prompt) == 2
     assert written[0]["log_partition"] == written[2]["log_partition"]
     assert (summary["num_rows"], summary["num_prompts"]) == (3, 2)
-    assert "1 of 4 rows are left out" in capsys.readouterr().out
+    assert "1 of 4 problems are left out" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"--ridge 1\.0: a regression needs 3 different problems"):
         run(files, tmp_path / "other", dataset=tmp_path / "rows.jsonl", ridge=1)
     (tmp_path / "bad.jsonl").write_text(json.dumps({**ROWS[2], "answer": "see proof"}) + "\n")
