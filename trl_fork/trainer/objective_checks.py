@@ -35,6 +35,11 @@ _SAMPLING = {
     **dict.fromkeys(("logit_bias", "allowed_token_ids", "structured_outputs", "logits_processor")),
 }
 
+_OTHER_SAMPLES = (
+    "does not go with objective='trajectory_balance': completions would come from another distribution than the "
+    "policy, whose probabilities are compared with those of the reference"
+)
+
 
 def check_objective(args, chain: Chain | None) -> None:
     """
@@ -119,12 +124,28 @@ def _check_balance(args, chain: Chain | None) -> None:
         _check_offline(args)
 
 
+def check_model_sampling(generation_config, args) -> None:
+    """
+    Refuse what a model's own `generation_config` adds to the settings of the run, where `generate` samples.
+
+    Args:
+        generation_config ([`~transformers.GenerationConfig`]): That of the model.
+        args ([`ForkingGRPOConfig`]): The configuration. What it says itself, `generate` takes.
+
+    Raises:
+        `ValueError`: naming the value and the remedy.
+    """
+    for name in _SAMPLING.keys() - {"do_sample", "repetition_penalty", *(args.generation_kwargs or {})}:
+        value = getattr(generation_config, name, None)
+        if value not in (None, _SAMPLING[name]):
+            raise ValueError(
+                f"The model's generation_config has {name}={value!r}, which {_OTHER_SAMPLES}. Take it out of "
+                "generation_config.json."
+            )
+
+
 def _check_sampling(args) -> None:
-    reason = (
-        "does not go with objective='trajectory_balance': completions would come from another distribution than the "
-        "policy, whose probabilities are compared with those of the reference"
-    )
-    kwargs = args.generation_kwargs or {}
+    reason, kwargs = _OTHER_SAMPLES, args.generation_kwargs or {}
     if truncates_sampling(args):
         values = {name: kwargs.get(name, getattr(args, name)) for name in ("top_p", "top_k", "min_p")}
         found = ", ".join(f"{name}={value}" for name, value in values.items())
