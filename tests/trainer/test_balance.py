@@ -3,7 +3,6 @@
 import copy
 import logging
 import math
-import re
 from contextlib import nullcontext
 
 import pytest
@@ -627,10 +626,6 @@ def test_a_checkpoint_from_before_there_were_objectives(tokenizer, tmp_path):
         ({"generation_kwargs": {"typical_p": 0.9}}, "generation_kwargs: typical_p=0.9 does not go with"),
         ({"generation_kwargs": {"do_sample": False}}, "generation_kwargs: do_sample=False does not go with"),
         ({"generation_kwargs": {"min_tokens": 3}}, "generation_kwargs: min_tokens=3 does not go with"),
-        (
-            {"generation_kwargs": {"forced_eos_token_id": 1}},
-            "generation_kwargs: forced_eos_token_id=1 does not go with",
-        ),
         ({"generation_kwargs": {"logit_bias": {7: -100.0}}}, "generation_kwargs: logit_bias={7: -100.0} does not go"),
         ({"generation_kwargs": {"temperature": 0.6}}, r"generation_kwargs: temperature=0.6 .*at temperature=1.0"),
         ({"vllm_structured_outputs_regex": "[0-9]+"}, r"vllm_structured_outputs_regex='\[0-9\]\+' does not go with"),
@@ -761,27 +756,6 @@ def test_streams_and_columns_that_would_be_removed(tokenizer, tmp_path):
     case = Case(tokenizer, tmp_path, **OFFLINE, train_dataset=good.with_format("torch"))
     case.constants_of_prompts = [0.1, 0.2, 0.3, 0.4]
     check_step(case, 0.2)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("no_repeat_ngram_size", 3), ("typical_p", 0.9), ("suppress_tokens", [7])]
-)
-def test_what_a_model_adds_to_sampling_is_refused(name, value, tokenizer, tmp_path):
-    """`generate` takes open values from the model's own configuration; a rollout function does not call it."""
-    settings = BALANCE | {"peft_config": LoraConfig(target_modules="all-linear")}
-
-    def build(value, own_prompts):
-        model = build_model(tokenizer)
-        setattr(model.generation_config, name, value)
-        build_trainer(model, tokenizer, OwnRewards(tokenizer), tmp_path, own_prompts=own_prompts, **settings)
-
-    message = (
-        rf"generation_config has {name}={re.escape(repr(value))}, which does not go with .*generation_config.json"
-    )
-    with pytest.raises(ValueError, match=message):
-        build(value, own_prompts=False)
-    build(None, own_prompts=False)
-    build(value, own_prompts=True)
 
 
 def test_images_are_refused(tokenizer, tmp_path):

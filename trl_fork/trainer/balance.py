@@ -14,7 +14,6 @@ from .batching import loss_mask
 from .checks import named_datasets
 from .context import PolicyScores, WithContext
 from .metrics import weighted_sum
-from .objective_checks import check_model_sampling
 from .partition_column import check_partition_column, check_partition_settings, log_partition_of
 from .pass_metrics import PassMetrics
 
@@ -42,15 +41,10 @@ class BalanceMixin(WithContext, TrainerMixin):
             self._objective = kind(**{field.name: getattr(self.args, field.name) for field in fields(kind)})
             if isinstance(self.processing_class, ProcessorMixin):  # not known before it was loaded
                 _refuse_images(self.args.objective)
-            if not self.use_vllm and self.rollout_func is None:
-                check_model_sampling(getattr(self.model, "generation_config", None), self.args)
-        self._forget_passes()
-
-    def _forget_passes(self):
         self._pass_metrics = {"train": PassMetrics(), "eval": PassMetrics()}
 
     def train(self, *args, **kwargs):
-        self._forget_passes()  # an error may have ended a step halfway
+        self._pass_metrics = {"train": PassMetrics(), "eval": PassMetrics()}  # an error may have ended a step halfway
         return super().train(*args, **kwargs)
 
     @property

@@ -17,9 +17,7 @@ BALANCE_FIELDS = ("partition", "length_normalized", "balance_reward", "max_impor
 _SAMPLING = {
     "do_sample": True,
     "num_beams": 1,
-    "num_beam_groups": 1,
     "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
     "typical_p": 1.0,
@@ -30,15 +28,8 @@ _SAMPLING = {
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
     "min_tokens": 0,
     **dict.fromkeys(("bad_words_ids", "bad_words", "suppress_tokens", "begin_suppress_tokens", "sequence_bias")),
-    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "force_words_ids", "constraints")),
-    **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config", "penalty_alpha", "dola_layers")),
     **dict.fromkeys(("logit_bias", "allowed_token_ids", "structured_outputs", "logits_processor")),
 }
-
-_OTHER_SAMPLES = (
-    "does not go with objective='trajectory_balance': completions would come from another distribution than the "
-    "policy, whose probabilities are compared with those of the reference"
-)
 
 
 def check_objective(args, chain: Chain | None) -> None:
@@ -124,28 +115,12 @@ def _check_balance(args, chain: Chain | None) -> None:
         _check_offline(args)
 
 
-def check_model_sampling(generation_config, args) -> None:
-    """
-    Refuse what a model's own `generation_config` adds to the settings of the run, where `generate` samples.
-
-    Args:
-        generation_config ([`~transformers.GenerationConfig`]): That of the model.
-        args ([`ForkingGRPOConfig`]): The configuration. What it says itself, `generate` takes.
-
-    Raises:
-        `ValueError`: naming the value and the remedy.
-    """
-    for name in _SAMPLING.keys() - {"do_sample", "repetition_penalty", *(args.generation_kwargs or {})}:
-        value = getattr(generation_config, name, None)
-        if value not in (None, _SAMPLING[name]):
-            raise ValueError(
-                f"The model's generation_config has {name}={value!r}, which {_OTHER_SAMPLES}. Take it out of "
-                "generation_config.json."
-            )
-
-
 def _check_sampling(args) -> None:
-    reason, kwargs = _OTHER_SAMPLES, args.generation_kwargs or {}
+    reason = (
+        "does not go with objective='trajectory_balance': completions would come from another distribution than the "
+        "policy, whose probabilities are compared with those of the reference"
+    )
+    kwargs = args.generation_kwargs or {}
     if truncates_sampling(args):
         values = {name: kwargs.get(name, getattr(args, name)) for name in ("top_p", "top_k", "min_p")}
         found = ", ".join(f"{name}={value}" for name, value in values.items())
