@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import griffe
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from trl import ModelConfig
+from trl import GRPOConfig, ModelConfig
 
 from docs import build_api
 from tests.conftest import FixedRollouts, build_model, build_tokenizer, train
@@ -174,6 +174,14 @@ def test_metrics_page_names_what_is_logged(tmp_path):
     missing = {key for key in logged if not any(fnmatch(key, name) for name in named)}
     assert len(logged) > 12 and not missing
     assert {name for name in named if "*" not in name} <= logged
+
+
+def test_every_argument_of_the_package_is_in_its_table():
+    own = {field.name: field.default for field in fields(ForkingGRPOConfig)}
+    for name in {field.name for field in fields(GRPOConfig)}:
+        own.pop(name, None)
+    table = re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", (ROOT / "docs" / "train.md").read_text(), re.MULTILINE)
+    assert len(own) > 15 and {(name, str(default)) for name, default in own.items()} <= set(table)
 
 
 def test_options_exist():

@@ -23,7 +23,10 @@ from benchmarks import gpu, gpu_environment, gpu_page
 from tests.snippets import ROOT
 
 
-WRITE = "-c \"import sys; open(sys.argv[1], 'w').write('{{\\\"rows\\\": 1}}'); print('done')\" {output}"
+WRITE = (  # benchmarks write their options, and with them the place of their output
+    "-c \"import json, sys; open(sys.argv[1], 'w').write(json.dumps(dict(rows=1, output=sys.argv[1]))); "
+    "print('done')\" {output}"
+)
 # Starts a process of its own, writes both numbers and what it has measured so far, and hangs.
 HANG = (
     "-c \"import os, subprocess, sys, time; child = subprocess.Popen(['sleep', '600']); "
@@ -66,7 +69,7 @@ def test_a_part_that_fails_or_hangs_costs_only_itself(tmp_path, monkeypatch):
     assert time.monotonic() - start < 40
     assert [record["status"] for record in records.values()] == ["ok", "failed", "failed", "timeout", "ok"]
     assert kept == [[p.name for p in parts[: n + 1]] for n in range(5)]
-    assert records["first"]["numbers"] == records["last"]["numbers"] == {"rows": 1}
+    assert records["first"]["numbers"] == records["last"]["numbers"] == {"rows": 1, "output": "OUTPUT"}
     assert records["first"]["tail"] == "done\n"
     assert "RuntimeError: 2" in records["fails"]["tail"] and records["fails"]["numbers"] is None
     assert 3 <= records["hangs"]["seconds"] < 10

@@ -4,6 +4,7 @@ import logging
 import time
 
 import pytest
+from peft import LoraConfig
 
 import trl_fork.trainer.telemetry as telemetry
 from tests.conftest import FixedRollouts, SpyTrainer, build_model, train
@@ -59,7 +60,7 @@ def test_times_add_up_to_the_step(tokenizer, tmp_path):
     assert tokens == pytest.approx(logs[1]["num_tokens"], rel=1e-3)
 
 
-def watch(tokenizer, tmp_path, caplog, monkeypatch, entropies):
+def watch(tokenizer, tmp_path, caplog, monkeypatch, entropies, **settings):
     """Warnings of a run whose logged entropies are the given ones."""
     monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
 
@@ -73,7 +74,7 @@ def watch(tokenizer, tmp_path, caplog, monkeypatch, entropies):
     with caplog.at_level(logging.WARNING):
         train(
             build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, Told, max_steps=len(entropies),
-            learning_rate=0.0,
+            learning_rate=0.0, **settings,
         )  # fmt: skip
     return [record.message for record in caplog.records if record.message.startswith("Step ")]
 
@@ -85,9 +86,26 @@ def watch(tokenizer, tmp_path, caplog, monkeypatch, entropies):
         ([0.6, 2.3, 2.5, 9.0], "exploded, from 0.600 nats at the first log to 2.500"),
     ],
 )
-def test_entropy_that_leaves_its_range_is_told_once(entropies, word, tokenizer, tmp_path, caplog, monkeypatch):
-    (message,) = watch(tokenizer, tmp_path, caplog, monkeypatch, entropies=entropies)
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({}, "epsilon_high"),
+        (
+            {
+                "objective": "trajectory_balance", "beta": 0.1, "loss_denominator": "all",
+                "peft_config": LoraConfig(target_modules="all-linear"),
+            },
+            "higher beta",
+        ),
+    ],
+    ids=["policy gradient", "trajectory balance"],
+)  # fmt: skip
+def test_entropy_that_leaves_its_range_is_told_once(
+    settings, remedy, entropies, word, tokenizer, tmp_path, caplog, monkeypatch
+):
+    (message,) = watch(tokenizer, tmp_path, caplog, monkeypatch, entropies=entropies, **settings)
     assert message.startswith("Step 3: ") and word in message and "Resume from an earlier checkpoint" in message
+    assert remedy in message and ("epsilon_high" in message) == (not settings)
 
 
 def test_healthy_entropy_is_not_talked_about(tokenizer, tmp_path, caplog, monkeypatch):

@@ -26,7 +26,14 @@ from ..generation.engines import load_tokenizer
 from ..rewards.grading import GradingPool
 from .launch import add_launch_arguments, launch
 from .options import OptionParser
-from .sampling import report_unread_arguments, sample_problems, settings_of, start
+from .sampling import (
+    add_engine_arguments,
+    report_unread_arguments,
+    rows_with_solution,
+    sample_problems,
+    settings_of,
+    start,
+)
 
 
 def make_parser() -> OptionParser:
@@ -39,15 +46,8 @@ def make_parser() -> OptionParser:
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--top_p", type=float, default=1.0, help="nucleus sampling (default: %(default)s)")
     parser.add_argument("--max_new_tokens", type=int, default=20480, help="limit of a sample (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--limit", type=int, help="only the first problems of each data set")
-    parser.add_argument("--batch_size", type=int, help="samples at a time (default: 32; with vLLM 1024)")
-    parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
-    parser.add_argument(
-        "--dtype", default="auto", help="dtype of the weights, such as bfloat16 (default: the checkpoint's)"
-    )
-    parser.add_argument("--attn_implementation", help="of transformers, such as flash_attention_2")
-    parser.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs of vLLM (default: %(default)s)")
+    add_engine_arguments(parser)
     add_prompt_arguments(parser)
     parser.add_argument("--compare", nargs=2, metavar="RESULTS", help="print two results.json side by side, and stop")
     add_launch_arguments(parser)
@@ -130,13 +130,8 @@ def load_problems(
             solution_column=options.solution_column,
         )
         data = data.select(range(min(options.limit or len(data), len(data))))
-        readable = [verdict.reward is not None for verdict in pool.grade([""] * len(data), data["solution"])]
-        if not all(readable):
-            PartialState().print(
-                f"{name}: {readable.count(False)} of {len(data)} problems are left out, because math-verify cannot "
-                f"read their solution (the first: {data['solution'][readable.index(False)]!r})."
-            )
-        for row in (row for row, keep in zip(data, readable, strict=True) if keep):
+        for number in rows_with_solution(name, data["solution"], pool):
+            row = data[number]
             is_conversation = not isinstance(row["prompt"], str)
             has_conversations |= is_conversation
             if is_conversation and tokenizer.chat_template is None:

@@ -33,7 +33,7 @@ from .._files import write_json
 from ..analysis.prompt_states import kept_prompt_states
 from ..analysis.responses import Response
 from ..analysis.score_store import ScoreStore
-from ..data.columns import LOG_PARTITION
+from ..data.columns import LOG_PARTITION, PARTITION_SETTINGS
 from ..evaluation.metrics import Problem
 from ..evaluation.partition import (
     DEFINITIONS,
@@ -203,8 +203,12 @@ def finish(
         ref_log_probs, proposal_log_probs, rewards, options.beta, lengths if options.length_normalized else None
     )
     numbers = summarize_partition(estimate, rewards, samples, num_rows=len(data.rows))
-    log_partition = estimate.log_partition
-    columns = {"log_partition_estimate": estimate.log_partition} if options.ridge is not None else {}
+    columns = {
+        LOG_PARTITION: estimate.log_partition,
+        "pass_rate": estimate.pass_rate,
+        "effective_sample_size": estimate.effective_sample_size,
+        "log_partition_standard_error": estimate.standard_error,
+    }
     if options.ridge is not None:
         states = kept_prompt_states(
             output / "prompt_states.npz",
@@ -214,16 +218,12 @@ def finish(
             dtype=options.dtype,
             max_batch_tokens=options.max_batch_tokens,
         )
-        log_partition, numbers["leave_one_out_r2"] = ridge_predictions(states, log_partition, options.ridge)
-    numbers["mean_log_partition"] = float(log_partition.mean())
-    columns = {
-        LOG_PARTITION: log_partition,
-        "pass_rate": estimate.pass_rate,
-        "effective_sample_size": estimate.effective_sample_size,
-        "log_partition_standard_error": estimate.standard_error,
-        **columns,
-    }
-    settings = {name: getattr(options, name) for name in ("beta", "length_normalized", "temperature")}
+        columns["log_partition_estimate"] = estimate.log_partition
+        columns[LOG_PARTITION], numbers["leave_one_out_r2"] = ridge_predictions(
+            states, estimate.log_partition, options.ridge
+        )
+    numbers["mean_log_partition"] = float(columns[LOG_PARTITION].mean())
+    settings = {name: getattr(options, name) for name in PARTITION_SETTINGS}
     write_data(output / "data.jsonl", data, {name: without_nan(values) for name, values in columns.items()}, settings)
     command = next_command(options, data)
     write_json(

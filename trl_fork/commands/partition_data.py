@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 
-from accelerate import PartialState
-
 from .._files import replacing
 from ..data.columns import (
     LOG_PARTITION,
@@ -26,7 +24,7 @@ from ..evaluation.metrics import Problem
 from ..rewards.grading import GradingPool
 from ..trainer.checks import check_tokenizer
 from .program import program
-from .sampling import report_unread_arguments
+from .sampling import report_unread_arguments, rows_with_solution
 
 
 COLUMNS = (
@@ -77,29 +75,18 @@ def load_partition_data(options: argparse.Namespace, tokenizer, pool: GradingPoo
         data.select(range(min(1, len(data)))),
         plain_prompts='set prompt_template, a plain text (--prompt_template "Question: {question} Answer:", or paper)',
     )
-    readable = [
-        isinstance(solution, str) and verdict.reward is not None
-        for solution, verdict in zip(
-            data["solution"], pool.grade([""] * len(data), [str(each) for each in data["solution"]]), strict=True
-        )
-    ]
-    if not any(readable):
+    readable = rows_with_solution(options.dataset, data["solution"], pool)
+    if not readable:
         raise ValueError(
             f"--dataset {options.dataset!r}: of {len(data)} rows, none has a solution that math-verify can read, and "
             "samples are graded by it. Name the column of the answers in --solution_column."
-        )
-    if not all(readable):
-        PartialState().print(
-            f"{options.dataset}: {readable.count(False)} of {len(data)} rows are left out, because math-verify cannot "
-            f"read their solution (the first: {data['solution'][readable.index(False)]!r})."
         )
     rows: list[dict] = []
     places: list[int] = []
     problems: dict[str, Problem] = {}
     numbers: dict[str, int] = {}
-    for number, row in enumerate(data):
-        if not readable[number]:
-            continue
+    for number in readable:
+        row = data[number]
         text, ids = encode_prompt(tokenizer, row["prompt"], options.chat_template_kwargs)
         name = hashlib.sha256(f"{text}\0{row['solution']}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
         problems.setdefault(name, Problem(options.dataset, name, text, ids, row["solution"]))

@@ -9,6 +9,7 @@ from transformers.hf_argparser import string_to_bool
 from ..data.prompt_file import add_chat_template_argument
 from .launch import add_launch_arguments
 from .options import OptionParser
+from .sampling import add_engine_arguments
 
 
 # Data and prompts by the names of `trl-fork train`, all of which the samples depend on.
@@ -51,16 +52,9 @@ def make_partition_parser(description: str | None) -> OptionParser:
         default=20480,
         help="limit of a sample: max_completion_length of the training (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--limit", type=int, help="only the first rows of the data")
-    parser.add_argument("--batch_size", type=int, help="samples at a time (default: 32; with vLLM 1024)")
     parser.add_argument("--max_batch_tokens", type=int, default=16384, help="tokens of a scoring batch")
-    parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
-    parser.add_argument(
-        "--dtype", default="auto", help="dtype of the weights, such as bfloat16 (default: the checkpoint's)"
-    )
-    parser.add_argument("--attn_implementation", help="of transformers, such as flash_attention_2")
-    parser.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs of vLLM (default: %(default)s)")
+    add_engine_arguments(parser)
     group = parser.add_argument_group("data and prompts, as in the training, by the names of trl-fork train")
     group.add_argument("--dataset_config", help="configuration of a Hub data set")
     group.add_argument("--dataset_train_split", default="train", help="split (default: %(default)s)")

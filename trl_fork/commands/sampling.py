@@ -38,6 +38,33 @@ def start(options: argparse.Namespace) -> PartialState:
     return state
 
 
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of [`build_engine`] and [`sample_problems`] that say how samples are made, and not of what."""
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, help="samples at a time (default: 32; with vLLM 1024)")
+    parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
+    parser.add_argument(
+        "--dtype", default="auto", help="dtype of the weights, such as bfloat16 (default: the checkpoint's)"
+    )
+    parser.add_argument("--attn_implementation", help="of transformers, such as flash_attention_2")
+    parser.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs of vLLM (default: %(default)s)")
+
+
+def rows_with_solution(dataset: str, solutions: Sequence[str | None], pool: GradingPool) -> list[int]:
+    """Numbers of the rows whose solution the grader can read; how many are left out is printed."""
+    verdicts = pool.grade([""] * len(solutions), [str(solution) for solution in solutions])
+    readable = [
+        isinstance(solution, str) and verdict.reward is not None
+        for solution, verdict in zip(solutions, verdicts, strict=True)
+    ]
+    if not all(readable):
+        PartialState().print(
+            f"{dataset}: {readable.count(False)} of {len(readable)} problems are left out, because math-verify cannot "
+            f"read their solution (the first: {solutions[readable.index(False)]!r})."
+        )
+    return [number for number, keep in enumerate(readable) if keep]
+
+
 def report_unread_arguments(options: argparse.Namespace, template: str) -> None:
     """Print which `chat_template_kwargs` the template does not read: a misspelled one has no effect."""
     if unread := [name for name in options.chat_template_kwargs or () if not re.search(rf"\b{name}\b", template)]:

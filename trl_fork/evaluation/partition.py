@@ -78,11 +78,9 @@ def estimate_partition(
     """
     arguments = (ref_log_probs, proposal_log_probs, rewards, beta, lengths)
     log_weights = ref_log_probs.double() - proposal_log_probs.double()
-    log_partition = proposal_log_partition(*arguments)
-    single = log_weights.shape[-1] < 2  # torch would warn of it
     return PartitionEstimate(
-        log_partition=log_partition,
-        standard_error=torch.full_like(log_partition, torch.nan) if single else proposal_standard_error(*arguments),
+        log_partition=proposal_log_partition(*arguments),
+        standard_error=proposal_standard_error(*arguments),
         effective_sample_size=effective_sample_size(log_weights),
         pass_rate=(log_weights.softmax(-1) * rewards.double()).sum(-1),
     )

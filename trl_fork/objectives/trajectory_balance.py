@@ -37,7 +37,7 @@ def balance_residual(
     log_ratios: torch.Tensor, rewards: torch.Tensor, log_partition: torch.Tensor, beta: float
 ) -> torch.Tensor:
     """
-    `log_partition + log_ratio - reward / beta` (FlowRL, its Eq. 4 with a group or offline estimate of `log Z`).
+    `log_partition + log_ratio - reward / beta`: 0 at the target.
 
     Args:
         log_ratios (`torch.Tensor` of shape `(batch,)`): See [`log_ratio`].
@@ -175,7 +175,7 @@ def proposal_standard_error(
     log_weights, tilts, lengths_ = _as_doubles(ref_log_probs, proposal_log_probs, rewards, beta, lengths)
     constant = proposal_log_partition(ref_log_probs, proposal_log_probs, rewards, beta, lengths)
     terms = (log_weights + lengths_ * (tilts - constant[..., None])).exp()
-    if terms.shape[-1] == 1:
+    if terms.shape[-1] == 1:  # `std` would warn of it
         return torch.full_like(constant, torch.nan)
     return terms.std(-1) / terms.shape[-1] ** 0.5 / (lengths_ * terms).mean(-1)
 

@@ -55,7 +55,7 @@ class BalanceMixin(WithContext, TrainerMixin):
         if self._objective is None or self.args.partition != "offline":
             return super()._generate_and_score_completions(inputs)
         where = f"Step {self.state.global_step}, process {self.accelerator.process_index}"
-        # Before the rows are generated, as the rows of a stream have not been looked at
+        # The rows of a stream have not been looked at yet, and an error is cheaper before their completions exist.
         estimates = []
         for row, example in enumerate(inputs):
             place = f"{where}, row {row} of the batch, prompt {str(example.get('prompt'))[:60]!r}"

@@ -6,6 +6,7 @@ import torch
 from transformers import TrainerCallback
 
 from .._logging import WarnsOnce
+from .objective_checks import POLICY_GRADIENT
 
 
 # Fraction of the mean entropy at the first log. Without entropy control, a run that has used 73 % of its entropy has
@@ -42,18 +43,21 @@ class HealthCallback(WarnsOnce, TrainerCallback):
         first = next((entry["entropy"] for entry in state.log_history if entry.get("entropy") is not None), None)
         if entropy is None or first is None:
             return
+        clips = args.objective == POLICY_GRADIENT  # the others do not read epsilon_high
         if entropy < COLLAPSE * first:
             self._warn_once(
                 "entropy",
                 f"Step {state.global_step}: the entropy of the policy has collapsed, from {first:.3f} nats at the "
                 f"first log to {entropy:.3f}. It samples nearly the same completions again and again, and learns "
-                "little from them. Resume from an earlier checkpoint with a higher epsilon_high or temperature or a "
-                "lower learning_rate, or with a few more prompts that it solves sometimes.",
+                "little from them. Resume from an earlier checkpoint with a higher "
+                f"{'epsilon_high' if clips else 'beta'} or temperature or a lower learning_rate, or with a few more "
+                "prompts that it solves sometimes.",
             )
         elif entropy > max(EXPLOSION[0] * first, EXPLOSION[1]):
             self._warn_once(
                 "entropy",
                 f"Step {state.global_step}: the entropy of the policy has exploded, from {first:.3f} nats at the "
                 f"first log to {entropy:.3f}. Look at some completions (log_completions: true): at this level they "
-                "are usually noise. Resume from an earlier checkpoint with a lower learning_rate or epsilon_high.",
+                "are usually noise. Resume from an earlier checkpoint with a lower learning_rate or "
+                f"{'epsilon_high' if clips else 'a higher beta'}.",
             )

@@ -5,7 +5,7 @@ from numbers import Real
 
 from datasets import Dataset, IterableDataset
 
-from ..data.columns import LOG_PARTITION, LOG_PARTITION_SETTINGS, place
+from ..data.columns import LOG_PARTITION, LOG_PARTITION_SETTINGS, PARTITION_SETTINGS, place
 
 
 _REMEDY = f"`trl-fork partition` writes the column {LOG_PARTITION!r}; or set partition='group'"
@@ -46,7 +46,7 @@ def check_partition_settings(settings: dict | None, args, where: str) -> None:
     Raises:
         `ValueError`: naming the setting and both of its values.
     """
-    for name in ("beta", "length_normalized", "temperature"):
+    for name in PARTITION_SETTINGS:
         then = settings.get(name) if isinstance(settings, dict) else None
         now = getattr(args, name)
         if then is not None and not isclose(then, now, rel_tol=1e-6):
