@@ -4,6 +4,7 @@ Objectives that are not a weighted policy gradient.
 This package imports torch, but neither TRL nor a trainer.
 """
 
+from .losses import OBJECTIVES, LossInputs, LossOutputs, TrajectoryBalance, with_weighted_gradient
 from .trajectory_balance import (
     LogPartitionFit,
     balance_loss,
@@ -19,7 +20,11 @@ from .trajectory_balance import (
 
 
 __all__ = [
+    "OBJECTIVES",
     "LogPartitionFit",
+    "LossInputs",
+    "LossOutputs",
+    "TrajectoryBalance",
     "balance_loss",
     "balance_residual",
     "effective_sample_size",
@@ -29,4 +34,5 @@ __all__ = [
     "log_ratio",
     "proposal_log_partition",
     "proposal_standard_error",
+    "with_weighted_gradient",
 ]

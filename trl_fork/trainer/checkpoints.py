@@ -45,6 +45,11 @@ _SETTINGS = (
     "max_tokens_per_forward",
     "dynamic_sampling",
     "contrast_instruction",
+    "objective",
+    "partition",
+    "length_normalized",
+    "balance_reward",
+    "max_importance_ratio",
 )
 
 
@@ -143,7 +148,8 @@ class ResumableGenerationMixin(WithContext, TrainerMixin):
             if name in self._resumable:
                 self._resumable[name].load_state_dict(part)
         now = self._generation_settings()
-        then = state["settings"]
+        # A setting that the version that saved it did not have is at its default.
+        then = {name: getattr(type(self.args), name, None) for name in _SETTINGS} | state["settings"]
         changed = [
             f"{name} was {then.get(name)}, is {now.get(name)}"
             for name in {**then, **now}

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
@@ -56,8 +57,7 @@ def check_training_data(
                 "incomplete batches are dropped: there would be no step at all. Lower per_device_train_batch_size, "
                 "gradient_accumulation_steps or steps_per_generation, raise num_generations, or add data."
             )
-    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-    for name, data in {"train_dataset": dataset, **evaluated}.items():
+    for name, data in named_datasets(dataset, eval_dataset):
         if not isinstance(data, Dataset) or len(data) == 0:
             continue
         _check_prompts(name, data)
@@ -69,6 +69,12 @@ def check_training_data(
                     f"remove_unused_columns is set, and would take {needed} out of {name}, which the reward function "
                     f"'{_title(function)}' needs. Set remove_unused_columns to false."
                 )
+
+
+def named_datasets(train_dataset, eval_dataset) -> list[tuple[str, Any]]:
+    """The data sets of a trainer, of which there may be several for evaluation, with their names in errors."""
+    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    return [(name, data) for name, data in {"train_dataset": train_dataset, **evaluated}.items() if data is not None]
 
 
 def _check_prompts(name: str, dataset: Dataset) -> None:

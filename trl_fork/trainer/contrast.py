@@ -7,6 +7,7 @@ from ..credit import Chain
 from ..data.columns import place
 from ..data.contrast import CONTRAST_COLUMN, contrast_prompt_of, pattern_of
 from ._trl import TrainerMixin, pad
+from .checks import named_datasets
 from .context import WithContext
 
 
@@ -116,13 +117,8 @@ def check_contrast(args, chain: Chain | None, given: dict) -> None:
                 "take other rules."
             )
     tokenizer = getattr(given.get("processing_class"), "tokenizer", given.get("processing_class"))
-    for name, dataset in _datasets(given.get("train_dataset"), given.get("eval_dataset")):
+    for name, dataset in named_datasets(given.get("train_dataset"), given.get("eval_dataset")):
         check_negative_prompts(name, dataset, args, tokenizer)
-
-
-def _datasets(train_dataset, eval_dataset):
-    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-    return [(name, data) for name, data in {"train_dataset": train_dataset, **evaluated}.items() if data is not None]
 
 
 def check_negative_prompts(name: str, dataset, args, tokenizer) -> None:

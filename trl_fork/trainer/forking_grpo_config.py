@@ -11,6 +11,7 @@ from ..credit import POOLS, TOKEN_SELECTIONS, Chain, Random, TopFraction, build_
 from ..credit.pools import is_at_loss_time
 from ..credit.presets import preset_instruction
 from ..data.yaml_values import json_value
+from .objective_checks import BALANCE_REWARDS, OBJECTIVE_NAMES, PARTITIONS, POLICY_GRADIENT, check_objective
 
 
 # Losses whose denominator counts tokens, so that it can count the selected ones instead. The others divide by the
@@ -63,6 +64,33 @@ class ForkingGRPOConfig(GRPOConfig):
             the losses that count tokens: `"dapo"`, `"bnpo"`, `"cispo"` and `"vespo"`.
         epsilon_high (`float`, *optional*, defaults to `0.28`):
             Upper clipping bound (DAPO's clip-higher, as in the paper's section 5.2). `None` uses `epsilon`.
+
+        > Parameters of the objective
+
+        objective (`str`, *optional*, defaults to `"policy_gradient"`):
+            `"policy_gradient"`: TRL's loss. `"trajectory_balance"`: match the distribution
+            `pi_ref(y) exp(reward / beta) / Z` in place of maximising the reward, so that several ways to a reward are
+            kept (FlowRL, https://huggingface.co/papers/2509.15207; DISA, https://huggingface.co/papers/2605.17295).
+            The loss is the mean over completions of `w * (log Z + log(pi / pi_ref) - reward / beta) ** 2`. `beta` is
+            TRL's, the KL coefficient, and has to be above 0: FlowRL's 15 is `beta=0.0667`. Credit rules multiply the
+            gradient of each token's log-probability, never the residual, so `loss_denominator` has to be `"all"`
+            beside them. `loss_type`, `epsilon` and `epsilon_high` are not read. A group with one reward is trained on
+            as well: its completions move to the shares that they have under the reference. With `dynamic_sampling`
+            such groups are replaced.
+        partition (`str`, *optional*, defaults to `"group"`):
+            Estimate of `log Z`. `"group"`: the mean of `reward / beta - log(pi / pi_ref)` over the completions of a
+            group, by the policy that starts the generation batch. `"offline"`: the column `log_partition` of the data,
+            as `trl-fork partition` writes it.
+        length_normalized (`bool`, *optional*, defaults to `True`):
+            Whether `log(pi / pi_ref)` is a mean over the tokens of a completion (FlowRL), or their sum. The mean moves
+            the target: it is `pi_ref(y) exp(|y| (reward / beta - c))`, with `c` in the place of `log Z`.
+        balance_reward (`str`, *optional*, defaults to `"advantage"`):
+            The reward of that loss. `"advantage"`: TRL's advantage (FlowRL). `"reward"`: the weighted sum of the
+            reward functions, for which `scale_rewards` is not read. `partition="offline"` needs it. A completion that
+            no function could score is left out.
+        max_importance_ratio (`float`, *optional*, defaults to `10.0`):
+            Largest `w`, the probability of a completion by the policy over that by the policy that wrote it; at
+            least 1.
 
         > Parameters that control the work
 
@@ -154,6 +182,41 @@ class ForkingGRPOConfig(GRPOConfig):
     epsilon_high: float | None = field(
         default=0.28,
         metadata={"help": "Upper clipping bound (DAPO's clip-higher). None uses the value of epsilon."},
+    )
+    objective: str = field(
+        default=POLICY_GRADIENT,
+        metadata={
+            "help": "'policy_gradient' (TRL's loss) or 'trajectory_balance' (FlowRL, DISA: match the distribution of "
+            "the reference times exp(reward / beta)).",
+            "choices": list(OBJECTIVE_NAMES),
+        },
+    )
+    partition: str = field(
+        default="group",
+        metadata={
+            "help": "Trajectory balance: log Z from the 'group' of a completion, or 'offline' from the column "
+            "log_partition of the data, as `trl-fork partition` writes it.",
+            "choices": list(PARTITIONS),
+        },
+    )
+    length_normalized: bool = field(
+        default=True,
+        metadata={"help": "Trajectory balance: the log-ratio to the reference is a mean over tokens, not their sum."},
+    )
+    balance_reward: str = field(
+        default="advantage",
+        metadata={
+            "help": "Trajectory balance: the 'advantage' of a completion is its reward, or the weighted sum of its "
+            "rewards ('reward', which partition 'offline' needs).",
+            "choices": list(BALANCE_REWARDS),
+        },
+    )
+    max_importance_ratio: float = field(
+        default=10.0,
+        metadata={
+            "help": "Trajectory balance: largest weight of a completion, its probability by the policy over that by "
+            "the policy that wrote it."
+        },
     )
     skip_inert_compute: bool = field(
         default=True,
@@ -270,6 +333,7 @@ class ForkingGRPOConfig(GRPOConfig):
                 f"{self.scale_rewards!r}."
             )
         self.check_windows(self.credit)
+        check_objective(self, self.credit)
 
     def __getstate__(self):
         # `training_args.bin` is this object, pickled. It lies in every checkpoint and is pushed to the Hub.
@@ -343,7 +407,8 @@ class ForkingGRPOConfig(GRPOConfig):
                 f"the losses that count tokens: {list(TOKEN_COUNT_LOSSES)}."
             )
         # `epsilon_high=None` without a selection is plain GRPOTrainer, which is left alone.
-        if self.loss_type == "cispo" and (self.epsilon_high is not None or chain is not None):
+        read = self.objective == POLICY_GRADIENT
+        if read and self.loss_type == "cispo" and (self.epsilon_high is not None or chain is not None):
             bound = self.epsilon if self.epsilon_high is None else self.epsilon_high
             if bound < 1:
                 raise ValueError(

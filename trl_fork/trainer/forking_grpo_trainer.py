@@ -25,6 +25,7 @@ from ._trl import (
     warn_of_cast_weights,
     warn_of_truncated_sampling,
 )
+from .balance import BalanceMixin, check_balance
 from .batch import LAYOUT, GenerationBatch
 from .batch_credit import PRIORITIES, PROGRESS, SCALE, WEIGHTS, BatchCreditMixin
 from .batching import loss_mask, with_gradient
@@ -41,6 +42,7 @@ from .generating import CompactGenerationMixin
 from .health import HealthCallback
 from .lm_head import row_sparse_head
 from .metrics import partial_metrics
+from .objective_checks import check_objective
 from .out_of_memory import explain_out_of_memory
 from .packed_attention import find_obstacle, packed_attention
 from .passes import ARRANGED, PassesMixin
@@ -64,6 +66,7 @@ class ForkingGRPOTrainer(
     ResumableGenerationMixin,
     DynamicSamplingMixin,
     ContrastMixin,
+    BalanceMixin,
     TelemetryMixin,
     CompletionsTableMixin,
     BatchCreditMixin,
@@ -164,6 +167,7 @@ class ForkingGRPOTrainer(
             given.get("environment_factory"),
         )
         check_contrast(args, chain, given)
+        check_balance(args, given)
         if given.get("processing_class") is not None:  # checked before a large model is loaded
             _check_processing_class(given["processing_class"], given.get("train_dataset"), chain)
         if chain is not None and args.importance_sampling_level == "sequence":
@@ -198,6 +202,8 @@ class ForkingGRPOTrainer(
                 ranks=self._ranks,
             )
             let_weights_apply(self)
+        self._init_objective()
+        self._needs_scores = self._partition_of_groups or (chain is not None and self.token_credit.needs_scores)
         self._init_checkpoints()
         self._init_dynamic_sampling()
         if self.rollout_func is not None:
@@ -208,7 +214,8 @@ class ForkingGRPOTrainer(
             self._marks = CompletionMarks(self.args.generation_batch_size)
             self.add_callback(self._marks)
         # Rules that read nothing and leave nothing out are GRPO, which stays TRL's to the last bit.
-        self._differs_from_trl = args.skip_inert_compute or (chain is not None and bool(chain.sparse or chain.needs))
+        reads = chain is not None and bool(chain.sparse or chain.needs)
+        self._differs_from_trl = args.skip_inert_compute or reads or self._objective is not None
         self._savings = self._plan_savings(rescales_with_length(self.model.config))
         reasons = [f"{name}: {reason}" for name, reason in self._savings.reasons.items() if reason != ALL_TOKENS]
         if reasons and self.accelerator.is_main_process:
@@ -252,7 +259,7 @@ class ForkingGRPOTrainer(
         mode = "train" if self.model.training else "eval"
         credit = self.token_credit
         # In evaluation the entropies of the evaluation pass itself are those of the policy that is evaluated.
-        scores_needed = mode == "train" and credit is not None and credit.needs_scores
+        scores_needed = mode == "train" and self._needs_scores
         reused = [] if scores_needed and old_logps_are_computed(self) else None
         with self._within(old_policy_scores=reused):
             output = super()._generate_and_score_completions(inputs)
@@ -266,8 +273,9 @@ class ForkingGRPOTrainer(
             if "priorities" in credit.chain.needs:
                 output[PRIORITIES] = self._priorities(mode, output)
             if mode == "train" and not credit.at_loss_time:
-                output[WEIGHTS] = self._batch_weights(output, scores)
+                output[WEIGHTS] = self._batch_weights(output, scores if credit.needs_scores else None)
                 output.pop(PRIORITIES, None)
+        self._prepare_balance(output, scores)
         self._show_batch(mode, output, scores)
         if mode == "train":
             output.pop(CONTRAST_LOG_PROBS, None)  # the weights are made of it
@@ -412,6 +420,7 @@ def _chain_of(token_credit_func, args: ForkingGRPOConfig) -> Chain:
     chain = build_credit(token_credit_func)
     args.check_credit(chain)
     args.check_windows(chain)
+    check_objective(args, chain)
     return chain
 
 

@@ -16,7 +16,8 @@ from .token_credit import TokenCredit
 # This reason is not logged: the run trains on all tokens and keeps TRL's metrics of all tokens.
 ALL_TOKENS = "all tokens are trained on, and TRL's metrics are of all of them"
 
-# Sums over tokens, divided by a count of the generation batch, do not depend on how micro-batches are cut
+# Sums over tokens, divided by a count of the generation batch, do not depend on how micro-batches are cut; nor does
+# trajectory balance, a sum over completions.
 _BATCH_COUNT_LOSSES = ("cispo", "dapo", "vespo")
 
 
@@ -84,6 +85,7 @@ def plan_savings(
 
     window = min(args.gradient_accumulation_steps, args.steps_per_generation)
     at_loss_time = credit is not None and credit.at_loss_time
+    balance = args.objective == "trajectory_balance"
     bonus = args.entropy_coef != 0.0 or args.use_adaptive_entropy
     padding = allowed(
         "padding",
@@ -109,19 +111,24 @@ def plan_savings(
             f"entropy_threshold_scope='{args.entropy_threshold_scope}' pools the rows of a micro-batch",
         ),
         (args.steps_per_generation % window != 0, "an optimizer step spans parts of generation batches"),
-        (args.loss_type not in _BATCH_COUNT_LOSSES, f"loss_type='{args.loss_type}' averages over each micro-batch"),
+        (
+            not (balance or args.loss_type in _BATCH_COUNT_LOSSES),
+            f"loss_type='{args.loss_type}' averages over each micro-batch",
+        ),
         (bonus, "the entropy bonus averages over each micro-batch"),
         (auxiliary_loss, "the auxiliary loss averages over each micro-batch"),
     )
     inert = allowed(
         "inert_rows",
         (not ordering, reasons.get("ordering", "")),
+        (balance, "trajectory balance has a gradient without an advantage"),
         (args.beta != 0.0, "the KL term (beta) reaches every token"),
         (credit is None, ALL_TOKENS),
     )
     head_forward = allowed(
         "head_forward",
         (image_inputs, "image inputs are not supported"),
+        (balance, "the residual of trajectory balance reads every token"),
         (args.beta != 0.0, "the KL term (beta) reaches every token"),
         (bonus, "the entropy bonus is not logged over selected tokens alone"),
         (args.importance_sampling_level != "token", "a sequence-level ratio reads every token"),

@@ -40,12 +40,13 @@ class ScoringGraphMixin(ScoringMixin):
     """Scores the rows that have an advantage with their graph, and takes the update's log-probabilities from it."""
 
     _graph: ScoringGraph | None = None
+    _needs_scores: bool  # whether the generation batch is scored by the policy that starts it
 
     def _scores_for_update(self, output: dict) -> PolicyScores:
         """Scores of a generation batch as [`_starting_policy_scores`] gives them; the graph is kept beside them."""
         self._refuse_dropout()  # it may have been set since the trainer was built
         live = ~without_advantage(output["advantages"])
-        if not self._savings.inert_rows:  # the KL term reaches every row
+        if not self._savings.inert_rows:  # every row has a gradient, of the KL term or of trajectory balance
             live = torch.ones_like(live)
         ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
         mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
@@ -111,10 +112,10 @@ class ScoringGraphMixin(ScoringMixin):
             if holds:
                 raise ValueError(f"reuse_scoring_graph=True: {obstacle}.")
         self._refuse_dropout()
-        if self.token_credit is None or not self.token_credit.needs_scores:
+        if not self._needs_scores:
             logger.warning(
-                "reuse_scoring_graph=True has no effect: no credit rule of this run needs a scoring pass, so there is "
-                "none."
+                "reuse_scoring_graph=True has no effect: neither a credit rule of this run nor its objective needs a "
+                "scoring pass, so there is none."
             )
 
     def _refuse_dropout(self) -> None:

@@ -1,0 +1,200 @@
+"""The objective `trajectory_balance` in a trainer: what it adds to TRL's batches, and the loss in place of TRL's."""
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from transformers import ProcessorMixin
+
+from ..objectives import OBJECTIVES, LossInputs, TrajectoryBalance, group_log_partition, log_ratio
+from ..ranks import Ranks
+from ._trl import TrainerMixin
+from .batching import loss_mask
+from .checks import named_datasets
+from .context import PolicyScores, WithContext
+from .metrics import weighted_sum
+from .partition_column import PARTITION_COLUMN, check_partition_column, log_partition_of
+from .pass_metrics import PassMetrics
+
+
+# What the objective adds to TRL's batches.
+LOG_PARTITION = PARTITION_COLUMN  # (batch,) float: estimate of log Z, in nats
+REWARDS = "balance_rewards"  # (batch,) float: NaN at completions that are left out
+NUM_COMPLETIONS = "num_completions_in_batch"  # scalar: completions that count, over the generation batch and all ranks
+
+
+class BalanceMixin(WithContext, TrainerMixin):
+    """
+    Adds rewards and estimates of `log Z` to a batch, and computes the loss of an objective of this package.
+
+    In the order of the trainer's bases it comes after dynamic sampling, so that the examples it sees are those of the
+    final batch.
+    """
+
+    _objective: TrajectoryBalance | None = None  # `None`: TRL's loss
+    _ranks: Ranks
+    _rewards: Any  # (rows of all processes, reward functions), of the latest batch
+
+    def _init_objective(self):
+        if self.args.objective in OBJECTIVES:
+            kind = OBJECTIVES[self.args.objective]
+            self._objective = kind(**{field.name: getattr(self.args, field.name) for field in fields(kind)})
+            if isinstance(self.processing_class, ProcessorMixin):  # not known before it was loaded
+                _refuse_images(self.args.objective)
+            self._pass_metrics = {"train": PassMetrics(), "eval": PassMetrics()}
+
+    @property
+    def _partition_of_groups(self) -> bool:
+        return self._objective is not None and self.args.partition == "group"
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if self._objective is not None and self.args.partition == "offline":
+            where = f"Step {self.state.global_step}, process {self.accelerator.process_index}"
+            output[LOG_PARTITION] = torch.tensor(
+                [
+                    log_partition_of(example, f"{where}, row {row} of the batch, prompt {_start(example)}")
+                    for row, example in enumerate(inputs)
+                ],
+                device=output["completion_ids"].device,
+            )
+        return output
+
+    def _prepare_balance(self, output: dict, scores: PolicyScores | None) -> None:
+        """Add to a batch what the loss needs beside TRL's. Its rewards are known, and in training its scores."""
+        if self._objective is None:
+            return
+        output[REWARDS] = rewards = self._balance_rewards(output)
+        output[NUM_COMPLETIONS] = self._ranks.sum((~rewards.isnan()).sum())
+        if scores is not None and self._partition_of_groups:
+            output[LOG_PARTITION] = self._group_partition(output, scores.log_probs, self.num_generations)
+
+    def _balance_rewards(self, output: dict) -> torch.Tensor:
+        """Rewards of this process's completions: NaN without a valid token or a reward."""
+        training = self.model.training
+        rewards = weighted_sum(self._rewards, self.reward_weights)
+        # An infinite reward leaves its group without a finite advantage: none of it is trained on.
+        groups = rewards.unflatten(0, (-1, self.num_generations if training else self.num_generations_eval))
+        usable = ~groups.isinf().any(1, keepdim=True).expand_as(groups).flatten() & ~rewards.isnan()
+        first = self.accelerator.process_index * len(output["completion_ids"])
+        own = slice(first, first + len(output["completion_ids"]))
+        found = rewards[own] if self.args.balance_reward == "reward" else output["advantages"]
+        if found.dim() > 1:
+            raise NotImplementedError(
+                f"{type(self).__name__} makes an advantage for each token, and objective='trajectory_balance' needs "
+                "one for each completion. Set balance_reward='reward'."
+            )
+        return found.float().masked_fill(~(usable[own] & (loss_mask(output) != 0).any(1)), torch.nan)
+
+    def _group_partition(self, batch: dict, log_probs: torch.Tensor, size: int) -> torch.Tensor:
+        """Estimates of this process's rows, in the order of generation, from groups that may span processes."""
+        assert self._objective is not None
+        ratios = log_ratio(
+            log_probs.detach().float(),
+            batch["ref_per_token_logps"],
+            loss_mask(batch),
+            length_normalized=self._objective.length_normalized,
+        )
+        rows = self._ranks.gather_vectors(torch.cat([ratios, batch[REWARDS]])).unflatten(1, (2, -1))
+        ratios, rewards = rows.transpose(0, 1).flatten(1)
+        groups = torch.arange(len(rewards), device=rewards.device) // size
+        found = group_log_partition(ratios, rewards, self._objective.beta, groups, ~rewards.isnan())
+        return found.view(self._ranks.count, -1)[self._ranks.index]
+
+    def _compute_loss(self, model, inputs):
+        if self._objective is None:
+            return super()._compute_loss(model, inputs)
+        mask = loss_mask(inputs)
+        log_probs, entropies, aux_loss = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+            inputs["completion_ids"].size(1),
+            compute_entropy=True,
+            compute_aux_loss=self.aux_loss_enabled,
+        )
+        log_probs = log_probs.float()
+        log_partition = inputs.get(LOG_PARTITION)
+        if log_partition is None:  # in evaluation: the policy that is evaluated is the one of this pass
+            log_partition = self._group_partition(inputs, log_probs, self.num_generations_eval)
+        outputs = self._objective(
+            LossInputs(
+                log_probs=log_probs,
+                ref_log_probs=inputs["ref_per_token_logps"],
+                mask=mask,
+                rewards=inputs[REWARDS],
+                log_partition=log_partition,
+                normalizer=self._normalizer(inputs[NUM_COMPLETIONS]),
+                old_log_probs=inputs.get("old_per_token_logps"),
+                weights=self._gradient_weights(inputs, entropies, mask),
+            )
+        )
+        loss, mode = outputs.loss, "train" if self.model.training else "eval"
+        if self.aux_loss_enabled:
+            steps = self.current_gradient_accumulation_steps if mode == "train" else 1
+            loss = loss + self.router_aux_loss_coef * aux_loss / steps
+            self._metrics[mode]["aux_loss"].append(self.accelerator.gather_for_metrics(aux_loss).mean().item())
+        difference = (inputs["ref_per_token_logps"] - log_probs.detach())[mask != 0]
+        kl = difference.exp() - difference - 1
+        self._report_passes(mode, {**outputs.metrics, "kl": kl, "entropy": entropies.detach()[mask != 0]})
+        return loss
+
+    def _normalizer(self, num_completions: torch.Tensor) -> torch.Tensor:
+        """The completions of a window on one process, as TRL makes it of `num_items_in_batch`."""
+        normalizer = num_completions.clamp(min=1) / self.accelerator.num_processes
+        if self.model.training:
+            normalizer = normalizer * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        return normalizer
+
+    def _gradient_weights(self, inputs: dict, entropies: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
+        """Weights of tokens: those of credit rules, and vLLM's importance sampling ratio."""
+        weights = None
+        if self.top_entropy_quantile < 1.0:  # the gate of TRL's loss
+            weights = self.get_high_entropy_mask(entropies, mask, 1 - self.top_entropy_quantile)
+        if self.use_vllm and self.vllm_importance_sampling_correction:
+            ratio = inputs["importance_sampling_ratio"]
+            weights = ratio if weights is None else weights * ratio
+        return weights
+
+    def _report_passes(self, mode: str, values: dict[str, torch.Tensor]) -> None:
+        """Log metrics over all passes of an optimizer step at its last one, and of each pass of an evaluation."""
+        for name, tensor in values.items():
+            self._pass_metrics[mode].add(name, tensor)
+        if mode == "eval" or self.accelerator.sync_gradients:
+            for name, value in self._pass_metrics[mode].result(self._ranks).items():
+                self._metrics[mode][name].append(value)
+
+
+def _start(example: dict) -> str:
+    return repr(str(example.get("prompt"))[:60])
+
+
+def check_balance(args, given: dict) -> None:
+    """
+    Refuse data and models that trajectory balance cannot be trained on, before a model is loaded.
+
+    Args:
+        args ([`ForkingGRPOConfig`]): Configuration of the run.
+        given (`dict`): Arguments of the trainer by name.
+
+    Raises:
+        `ValueError`: for `partition="offline"` and a data set without a usable column `log_partition`, see
+            [`~trainer.partition_column.check_partition_column`].
+        `NotImplementedError`: for image-text models.
+    """
+    if args.objective not in OBJECTIVES:
+        return
+    datasets = named_datasets(given.get("train_dataset"), given.get("eval_dataset"))
+    images = [name for name, data in datasets if {"image", "images"} & {*(getattr(data, "column_names", None) or ())}]
+    if images or isinstance(given.get("processing_class"), ProcessorMixin):
+        _refuse_images(args.objective)
+    if args.partition == "offline":
+        for name, data in datasets:
+            check_partition_column(name, data, args.remove_unused_columns)
+
+
+def _refuse_images(objective: str):
+    raise NotImplementedError(
+        f"objective={objective!r} has not been tested with image inputs. Pass a tokenizer (--text_only true of "
+        "`trl-fork train`) and data without images, or set objective='policy_gradient'."
+    )
