@@ -7,7 +7,7 @@ Imports nothing from trl_fork and nothing from TRL.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import ceil
+from math import ceil, exp
 
 import torch
 
@@ -223,6 +223,66 @@ def loss(
             estimate = (difference.exp() - difference - 1) * log_ratios.exp()  # TRL's bias correction by the ratio
             kl = kl + (estimate * valid).sum()
     return total / divisor + beta * kl / kl_divisor
+
+
+def balance_gap(
+    rollout, log_probs, ref_log_probs, reward: float, beta: float, length_normalized: bool = True
+) -> float:
+    """`reward / beta - log(pi / pi_ref)` of a completion, over its valid tokens: the `log Z` that fits it alone."""
+    differences = [(a - b).item() for a, b, ok in zip(log_probs, ref_log_probs, rollout.valid, strict=True) if ok]
+    return reward / beta - sum(differences) / (len(differences) if length_normalized else 1)
+
+
+def group_constants(rollouts, log_probs, ref_log_probs, rewards, beta, length_normalized=True) -> dict[int, float]:
+    """The mean gap of each row's group, of the completions that have a valid token and a reward. By row."""
+    gaps: dict[int, list[float]] = {}
+    for r in rollouts:
+        if any(r.valid) and rewards[r.row] is not None:
+            gap = balance_gap(r, log_probs[r.row], ref_log_probs[r.row], rewards[r.row], beta, length_normalized)
+            gaps.setdefault(r.group, []).append(gap)
+    return {r.row: sum(gaps[r.group]) / len(gaps[r.group]) for r in rollouts if r.group in gaps}
+
+
+def balance(
+    model,
+    rollouts: list[Rollout],
+    rewards: dict[int, float | None],
+    constants: dict[int, float],
+    ref_log_probs: dict[int, torch.Tensor],
+    divisor: float,
+    *,
+    beta: float,
+    length_normalized: bool = True,
+    weights: dict[tuple[int, int], float] | None = None,
+    old_log_probs: dict[int, torch.Tensor] | None = None,
+    largest_ratio: float = 10.0,
+) -> tuple[float, torch.Tensor, list[float], list[float]]:
+    """
+    Trajectory balance: `sum w residual^2 / divisor`, and a value with the gradient that is wanted: that of the loss,
+    in which the gradient of the log-probability of a token is multiplied by its weight. Also the residuals and the
+    importance ratios before they are clipped, of the completions that have a valid token and a reward.
+    """
+    value, surrogate, residuals, ratios = 0.0, torch.zeros(()), [], []
+    for r in rollouts:
+        if not any(r.valid) or rewards[r.row] is None:
+            continue
+        log_probs, _ = log_probs_and_entropies(model, r)
+        gap = balance_gap(r, log_probs, ref_log_probs[r.row], rewards[r.row], beta, length_normalized)
+        residual = constants[r.row] - gap
+        ratio = 1.0
+        if old_log_probs is not None:
+            moved = [(log_probs[t] - old_log_probs[r.row][t]).item() for t, ok in enumerate(r.valid) if ok]
+            ratio = exp(sum(moved))
+        scale = 2 * min(ratio, largest_ratio) * residual / (sum(r.valid) if length_normalized else 1) / divisor
+        for t, ok in enumerate(r.valid):
+            if ok:
+                surrogate = (
+                    surrogate + scale * (1.0 if weights is None else weights.get((r.row, t), 0.0)) * log_probs[t]
+                )
+        value += min(ratio, largest_ratio) * residual**2 / divisor
+        residuals.append(residual)
+        ratios.append(ratio)
+    return value, surrogate, residuals, ratios
 
 
 def naive_head(hidden, weight, bias, targets, temperature, softcap, scale):

@@ -134,9 +134,9 @@ class BalanceMixin(WithContext, TrainerMixin):
             steps = self.current_gradient_accumulation_steps if mode == "train" else 1
             loss = loss + self.router_aux_loss_coef * aux_loss / steps
             self._metrics[mode]["aux_loss"].append(self.accelerator.gather_for_metrics(aux_loss).mean().item())
-        difference = (inputs["ref_per_token_logps"] - log_probs.detach())[mask != 0]
-        kl = difference.exp() - difference - 1
-        self._report_passes(mode, {**outputs.metrics, "kl": kl, "entropy": entropies.detach()[mask != 0]})
+        valid = mask != 0
+        kl = self._kl(inputs, log_probs.detach())[valid]
+        self._report_passes(mode, {**outputs.metrics, "kl": kl, "entropy": entropies.detach()[valid]})
         return loss
 
     def _normalizer(self, num_completions: torch.Tensor) -> torch.Tensor:
@@ -155,6 +155,18 @@ class BalanceMixin(WithContext, TrainerMixin):
             ratio = inputs["importance_sampling_ratio"]
             weights = ratio if weights is None else weights * ratio
         return weights
+
+    def _record(self, mode, metrics):
+        if self._objective is not None:  # a completion without an advantage has a gradient
+            metrics = {name: value for name, value in metrics.items() if name != "forking/inert_row_fraction"}
+        super()._record(mode, metrics)  # type: ignore[misc]  # of `BatchCreditMixin`
+
+    def _kl(self, inputs: dict, log_probs: torch.Tensor) -> torch.Tensor:
+        """TRL's estimate of the KL divergence from the reference at each token, for the log alone."""
+        difference = inputs["ref_per_token_logps"] - log_probs
+        kl = difference.exp() - difference - 1
+        old = inputs.get("old_per_token_logps")
+        return kl * (log_probs - old).exp() if old is not None and self.args.use_bias_correction_kl else kl
 
     def _report_passes(self, mode: str, values: dict[str, torch.Tensor]) -> None:
         """Log metrics over all passes of an optimizer step at its last one, and of each pass of an evaluation."""

@@ -76,7 +76,6 @@ def _check_balance(args, chain: Chain | None) -> None:
         ("off_policy_mask_threshold", None, "it masks the policy gradient of a completion, which is not there"),
         ("entropy_coef", 0.0, "a bonus would move the target, whose entropy beta sets"),
         ("use_adaptive_entropy", False, "a bonus would move the target, whose entropy beta sets"),
-        ("use_bias_correction_kl", False, "it corrects a KL term, and the reference is inside the residual here"),
         (
             "importance_sampling_level",
             "token",
