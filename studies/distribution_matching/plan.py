@@ -103,12 +103,17 @@ def main_cells(rows: Sequence[dict]) -> list[Cell]:
     """
     rates = chosen_learning_rates(rows)
     return [
-        Cell(arm, beta, rates[RATE_OF.get(arm, arm)], seed)
+        Cell(arm, beta, rate, seed)
         for seed in SEEDS
         for arm, betas in BETAS.items()
         for beta in betas
-        if RATE_OF.get(arm, arm) in rates
+        if (rate := learning_rate_of(arm, rates)) is not None
     ]
+
+
+def learning_rate_of(arm: str, rates: dict[str, float]) -> float | None:
+    """That of the arm, or of the arm that was tuned in its place; `None` if it is not chosen yet."""
+    return rates.get(RATE_OF.get(arm, arm))
 
 
 def chosen_learning_rates(rows: Sequence[dict]) -> dict[str, float]:

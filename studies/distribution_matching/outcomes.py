@@ -1,0 +1,82 @@
+"""What the lines of results say: runs by arm, differences to GRPO by seed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from studies.which_tokens.outcomes import Interval, holm, interval
+
+from .plan import BETAS, SEEDS, STAGES, Cell, cell_of, chosen_learning_rates, learning_rate_of
+
+
+BASELINE = ("grpo", 0.0)
+CONFIGURATIONS = tuple((arm, beta) for arm, betas in BETAS.items() for beta in betas)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm minus GRPO, over seeds; `p` is corrected for the number of arms and KL coefficients."""
+
+    arm: str
+    beta: float
+    difference: Interval
+    p: float
+
+    @property
+    def is_resolved(self) -> bool:
+        return self.p < 0.05
+
+    @property
+    def direction(self) -> int:
+        """1 or -1 where it is resolved, else 0."""
+        return (1 if self.difference.mean > 0 else -1) if self.is_resolved else 0
+
+
+class Study:
+    """
+    The lines of results, by what they are asked for.
+
+    Args:
+        rows (`Sequence[dict]`): Lines of results.
+        start (`dict`): What the model can do before training.
+    """
+
+    def __init__(self, rows: Sequence[dict], start: dict):
+        self.rows, self.start = rows, start
+        self.learning_rates = chosen_learning_rates(rows)
+        self.by_cell = {cell_of(row): row for row in rows}
+
+    def runs(self, arm: str, beta: float) -> dict[int, dict]:
+        """Runs by seed, at the learning rate of the arm."""
+        rate = learning_rate_of(arm, self.learning_rates)
+        found = {seed: self.by_cell.get(Cell(arm, beta, rate, seed)) for seed in SEEDS} if rate else {}
+        return {seed: row for seed, row in found.items() if row is not None}
+
+    def is_complete(self) -> bool:
+        """Whether every run of the plan is there."""
+        return all(cell in self.by_cell for stage in STAGES.values() for cell in stage(self.rows))
+
+    def values(self, arm: str, beta: float, measure: str) -> Interval:
+        """Mean over seeds of a measure."""
+        return interval([row[measure] for row in self.runs(arm, beta).values()])
+
+    def difference(self, arm: str, beta: float, measure: str, other: tuple[str, float] = BASELINE) -> Interval:
+        """Mean over the seeds that both have of an arm minus another one, GRPO by default."""
+        first, second = self.runs(arm, beta), self.runs(*other)
+        return interval([row[measure] - second[seed][measure] for seed, row in first.items() if seed in second])
+
+    def comparisons(self, measure: str) -> list[Comparison]:
+        """All arms but GRPO, minus GRPO. These of one measure are the family that is corrected."""
+        others = [each for each in CONFIGURATIONS if each != BASELINE]
+        found = [self.difference(*other, measure) for other in others]
+        ps = holm([difference.p for difference in found])
+        return [Comparison(*other, diff, p) for other, diff, p in zip(others, found, ps, strict=True)]
+
+    def comparison(self, arm: str, beta: float, measure: str) -> Comparison:
+        return next(each for each in self.comparisons(measure) if (each.arm, each.beta) == (arm, beta))
+
+    def curve(self, arm: str, beta: float, measure: str) -> list[float]:
+        """Means over seeds at the start, at each evaluation of a run, and at its end."""
+        points = [
+            [*(each[measure] for each in row["evaluations"]), row[measure]] for row in self.runs(arm, beta).values()
+        ]
+        return [self.start[measure], *(sum(values) / len(values) for values in zip(*points, strict=True))]
