@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from studies.which_tokens.outcomes import Interval, holm, interval
 
-from .plan import BETAS, SEEDS, STAGES, Cell, cell_of, chosen_learning_rates, learning_rate_of
+from .plan import BASELINE, BETAS, SECOND_RATE, SEEDS, STAGES, Cell, cell_of, chosen_learning_rates, learning_rate_of
 
 
-BASELINE = ("grpo", 0.0)
 CONFIGURATIONS = tuple((arm, beta) for arm, betas in BETAS.items() for beta in betas)
 
 
@@ -47,7 +46,13 @@ class Study:
 
     def runs(self, arm: str, beta: float) -> dict[int, dict]:
         """Runs by seed, at the learning rate of the arm."""
-        rate = learning_rate_of(arm, self.learning_rates)
+        return self._runs(arm, beta, learning_rate_of(arm, self.learning_rates))
+
+    def baseline(self, second: bool = False) -> dict[int, dict]:
+        """Runs of GRPO by seed, at its learning rate or at its second one."""
+        return self._runs(*BASELINE, SECOND_RATE) if second else self.runs(*BASELINE)
+
+    def _runs(self, arm: str, beta: float, rate: float | None) -> dict[int, dict]:
         found = {seed: self.by_cell.get(Cell(arm, beta, rate, seed)) for seed in SEEDS} if rate else {}
         return {seed: row for seed, row in found.items() if row is not None}
 
@@ -59,20 +64,21 @@ class Study:
         """Mean over seeds of a measure."""
         return interval([row[measure] for row in self.runs(arm, beta).values()])
 
-    def difference(self, arm: str, beta: float, measure: str, other: tuple[str, float] = BASELINE) -> Interval:
-        """Mean over the seeds that both have of an arm minus another one, GRPO by default."""
-        first, second = self.runs(arm, beta), self.runs(*other)
-        return interval([row[measure] - second[seed][measure] for seed, row in first.items() if seed in second])
+    def difference(self, arm: str, beta: float, measure: str, second: bool = False) -> Interval:
+        """Mean over the seeds that both have of an arm minus GRPO, see [`baseline`]."""
+        first, other = self.runs(arm, beta), self.baseline(second)
+        return interval([row[measure] - other[seed][measure] for seed, row in first.items() if seed in other])
 
-    def comparisons(self, measure: str) -> list[Comparison]:
+    def comparisons(self, measure: str, second: bool = False) -> list[Comparison]:
         """All arms but GRPO, minus GRPO. These of one measure are the family that is corrected."""
         others = [each for each in CONFIGURATIONS if each != BASELINE]
-        found = [self.difference(*other, measure) for other in others]
+        found = [self.difference(*other, measure, second) for other in others]
         ps = holm([difference.p for difference in found])
         return [Comparison(*other, diff, p) for other, diff, p in zip(others, found, ps, strict=True)]
 
-    def comparison(self, arm: str, beta: float, measure: str) -> Comparison:
-        return next(each for each in self.comparisons(measure) if (each.arm, each.beta) == (arm, beta))
+    def comparison(self, arm: str, beta: float, measure: str, second: bool = False) -> Comparison:
+        found = self.comparisons(measure, second)
+        return next(each for each in found if (each.arm, each.beta) == (arm, beta))
 
     def curve(self, arm: str, beta: float, measure: str) -> list[float]:
         """Means over seeds at the start, at each evaluation of a run, and at its end."""

@@ -55,6 +55,9 @@ BETAS = {
 TUNING_BETAS = {"grpo": 0.0, "forking": 0.0, "grpo_kl": FLOWRL_BETA, "balance_group": 1.0, "balance_offline": 1.0}
 RATE_OF = {"balance_group_forking": "balance_group"}  # not tuned: has the learning rate of the other
 
+BASELINE = ("grpo", 0.0)
+SECOND_RATE = 2.5e-4
+
 # Each of these, minus GRPO on the same seed, is a family of comparisons that is corrected by Holm: one per arm and KL
 # coefficient. `accuracy` is avg@1.
 MEASURES = ("accuracy", "pass@4", "pass@16", "distinct", "agreement")
@@ -127,4 +130,12 @@ def chosen_learning_rates(rows: Sequence[dict]) -> dict[str, float]:
     return {arm: max(sums, key=lambda rate: sums[rate]) for arm, sums in means.items()}
 
 
-STAGES = {"tune": tuning_cells, "arms": main_cells}
+def second_cells(rows: Sequence[dict] = ()) -> list[Cell]:
+    """
+    Stage `second`: GRPO at its second learning rate. It was added when the first seed of the stage `arms` had been
+    seen, in which GRPO at the learning rate that one seed chose was much worse than on that seed.
+    """
+    return [Cell(*BASELINE, SECOND_RATE, seed) for seed in SEEDS]
+
+
+STAGES = {"tune": tuning_cells, "arms": main_cells, "second": second_cells}

@@ -20,6 +20,7 @@ from .plan import (
     NUM_SAMPLES,
     NUM_TEST,
     PARTITION_SAMPLES,
+    SECOND_RATE,
     SEEDS,
     TASK,
     TUNING_SEEDS,
@@ -48,11 +49,11 @@ def page(study: Study) -> str:
         `ValueError`: if runs of the plan are missing.
     """
     if not study.is_complete():
-        raise ValueError("A page needs every run of the plan: run --stage tune and then --stage arms first.")
+        raise ValueError("A page needs every run of the plan: run --stage tune, arms and second first.")
 
-    def against(arm: str, beta: float, measure: str) -> str:
+    def against(arm: str, beta: float, measure: str, second: bool = False) -> str:
         """The difference to GRPO in words."""
-        found = study.comparison(arm, beta, measure)
+        found = study.comparison(arm, beta, measure, second)
         word = {1: "higher", -1: "lower", 0: "unresolved"}[found.direction]
         return f"{word} ({found.difference:+{form_of(measure)}}, p {found.p:.3f})"
 
@@ -67,6 +68,8 @@ def page(study: Study) -> str:
         label=label,
         results_table=results_table(study),
         differences_table=differences_table(study),
+        second_differences_table=differences_table(study, second=True),
+        second_rate=SECOND_RATE,
         tuning_table=tuning_table(study),
         training_table=training_table(study),
         parameters=num_parameters(SIZE) / 1e6,

@@ -1,9 +1,10 @@
 """The tables of the study, in Markdown."""
 
+from studies.which_tokens.outcomes import interval
 from studies.which_tokens.tables import markdown
 
 from .outcomes import CONFIGURATIONS, Study
-from .plan import LEARNING_RATES, MEASURES, TUNING_BETAS, TUNING_SEEDS, Cell
+from .plan import BASELINE, LEARNING_RATES, MEASURES, SECOND_RATE, TUNING_BETAS, TUNING_SEEDS, Cell
 
 
 LABELS = {
@@ -41,12 +42,17 @@ def results_table(study: Study) -> str:
     for arm, beta in CONFIGURATIONS:
         cells = [f"{study.values(arm, beta, measure):{form_of(measure)}}" for measure in MEASURES]
         rows.append([label(arm, beta), *cells])
+        if (arm, beta) == BASELINE:
+            second = study.baseline(second=True).values()
+            found = {measure: interval([row[measure] for row in second]) for measure in MEASURES}
+            cells = [f"{found[measure]:{form_of(measure)}}" for measure in MEASURES]
+            rows.append([f"{label(arm, beta)}, learning rate {SECOND_RATE:g}", *cells])
     return markdown(["", *MEASURE_LABELS.values()], rows)
 
 
-def differences_table(study: Study) -> str:
-    """Paired differences to GRPO; bold where the corrected p is below 0.05."""
-    found = {measure: study.comparisons(measure) for measure in MEASURES}
+def differences_table(study: Study, second: bool = False) -> str:
+    """Paired differences to GRPO, see [`Study.baseline`]; bold where the corrected p is below 0.05."""
+    found = {measure: study.comparisons(measure, second) for measure in MEASURES}
     rows = []
     for number, first in enumerate(found["accuracy"]):
         cells = []

@@ -13,7 +13,7 @@ import torch
 
 from studies import cells
 from studies.distribution_matching import plan, report, run, runs, strategies
-from studies.distribution_matching.outcomes import BASELINE, CONFIGURATIONS
+from studies.distribution_matching.outcomes import CONFIGURATIONS
 from studies.which_tokens import reach_target
 from studies.which_tokens import run as which_tokens
 
@@ -93,7 +93,7 @@ def test_every_run_is_planned_once_and_rates_are_chosen_on_other_seeds():
 
 
 def test_arms_differ_in_what_they_are_named_for_and_in_nothing_else():
-    full = runs.configuration(plan.Cell(*BASELINE, 5e-4, 0)).to_dict()
+    full = runs.configuration(plan.Cell(*plan.BASELINE, 5e-4, 0)).to_dict()
     for arm, beta in CONFIGURATIONS:
         other = runs.configuration(plan.Cell(arm, beta, 5e-4, 0)).to_dict()
         assert {name for name in full if full[name] != other[name]} <= {*plan.ARMS[arm], "beta"}
@@ -185,8 +185,8 @@ def test_differences_by_hand(results):
         }
         return [found[seed] for seed in plan.SEEDS]
 
-    baseline = values(*BASELINE)
-    others = [each for each in CONFIGURATIONS if each != BASELINE]
+    baseline = values(*plan.BASELINE)
+    others = [each for each in CONFIGURATIONS if each != plan.BASELINE]
     tests = [stats.ttest_rel(values(*each), baseline) for each in others]
     order = sorted(range(len(others)), key=lambda i: tests[i].pvalue)
     adjusted, highest = {}, 0.0
