@@ -5,7 +5,18 @@ from dataclasses import dataclass
 
 from studies.which_tokens.outcomes import Interval, holm, interval
 
-from .plan import BASELINE, BETAS, SECOND_RATE, SEEDS, STAGES, Cell, cell_of, chosen_learning_rates, learning_rate_of
+from .plan import (
+    BASELINE,
+    BETAS,
+    COUNTERPARTS,
+    SECOND_RATE,
+    SEEDS,
+    STAGES,
+    Cell,
+    cell_of,
+    chosen_learning_rates,
+    learning_rate_of,
+)
 
 
 CONFIGURATIONS = tuple((arm, beta) for arm, betas in BETAS.items() for beta in betas)
@@ -13,7 +24,7 @@ CONFIGURATIONS = tuple((arm, beta) for arm, betas in BETAS.items() for beta in b
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm minus GRPO, over seeds; `p` is corrected for the number of arms and KL coefficients."""
+    """An arm minus another one, over seeds; `p` is corrected for the number of comparisons of its family."""
 
     arm: str
     beta: float
@@ -64,21 +75,23 @@ class Study:
         """Mean over seeds of a measure."""
         return interval([row[measure] for row in self.runs(arm, beta).values()])
 
-    def difference(self, arm: str, beta: float, measure: str, second: bool = False) -> Interval:
-        """Mean over the seeds that both have of an arm minus GRPO, see [`baseline`]."""
-        first, other = self.runs(arm, beta), self.baseline(second)
-        return interval([row[measure] - other[seed][measure] for seed, row in first.items() if seed in other])
-
     def comparisons(self, measure: str, second: bool = False) -> list[Comparison]:
-        """All arms but GRPO, minus GRPO. These of one measure are the family that is corrected."""
-        others = [each for each in CONFIGURATIONS if each != BASELINE]
-        found = [self.difference(*other, measure, second) for other in others]
-        ps = holm([difference.p for difference in found])
-        return [Comparison(*other, diff, p) for other, diff, p in zip(others, found, ps, strict=True)]
+        """All arms but GRPO, minus GRPO, see [`baseline`]. These of one measure are the family that is corrected."""
+        others = {each: self.baseline(second) for each in CONFIGURATIONS if each != BASELINE}
+        return self._compare(others, measure)
 
-    def comparison(self, arm: str, beta: float, measure: str, second: bool = False) -> Comparison:
-        found = self.comparisons(measure, second)
-        return next(each for each in found if (each.arm, each.beta) == (arm, beta))
+    def counterparts(self, measure: str) -> list[Comparison]:
+        """Balance minus GRPO with the KL coefficient that pulls as hard; again a family."""
+        return self._compare({first: self.runs(*other) for first, other in COUNTERPARTS.items()}, measure)
+
+    def _compare(self, others: dict[tuple[str, float], dict[int, dict]], measure: str) -> list[Comparison]:
+        """Differences over the seeds that both have."""
+        found = []
+        for first, other in others.items():
+            pairs = [(row, other[seed]) for seed, row in self.runs(*first).items() if seed in other]
+            found.append(interval([row[measure] - against[measure] for row, against in pairs]))
+        ps = holm([difference.p for difference in found])
+        return [Comparison(*first, diff, p) for first, diff, p in zip(others, found, ps, strict=True)]
 
     def curve(self, arm: str, beta: float, measure: str) -> list[float]:
         """Means over seeds at the start, at each evaluation of a run, and at its end."""

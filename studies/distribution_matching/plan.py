@@ -52,6 +52,11 @@ BETAS = {
     "balance_offline": (1.0, 5.0),
     "balance_group_forking": (1.0,),
 }
+COUNTERPARTS = {
+    ("balance_group", FLOWRL_BETA): ("grpo", 0.0),
+    ("balance_group", 1.0): ("grpo_kl", FLOWRL_BETA),
+    ("balance_group", 5.0): ("grpo_kl", 0.333),
+}
 TUNING_BETAS = {"grpo": 0.0, "forking": 0.0, "grpo_kl": FLOWRL_BETA, "balance_group": 1.0, "balance_offline": 1.0}
 RATE_OF = {"balance_group_forking": "balance_group"}  # not tuned: has the learning rate of the other
 

@@ -29,7 +29,7 @@ from .plan import (
 from .run import RESULTS
 from .runs import SIZE, test_problems
 from .strategies import num_strategies
-from .tables import differences_table, form_of, label, results_table, training_table, tuning_table
+from .tables import counterparts_table, differences_table, form_of, label, results_table, training_table, tuning_table
 
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -51,24 +51,18 @@ def page(study: Study) -> str:
     if not study.is_complete():
         raise ValueError("A page needs every run of the plan: run --stage tune, arms and second first.")
 
-    def against(arm: str, beta: float, measure: str, second: bool = False) -> str:
-        """The difference to GRPO in words."""
-        found = study.comparison(arm, beta, measure, second)
-        word = {1: "higher", -1: "lower", 0: "unresolved"}[found.direction]
-        return f"{word} ({found.difference:+{form_of(measure)}}, p {found.p:.3f})"
-
     def mean(arm: str, beta: float, measure: str) -> str:
         return f"{study.values(arm, beta, measure).mean:{form_of(measure)}}"
 
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string(TEMPLATE.read_text()).render(
         study=study,
-        against=against,
         mean=mean,
         label=label,
         results_table=results_table(study),
         differences_table=differences_table(study),
         second_differences_table=differences_table(study, second=True),
+        counterparts_table=counterparts_table(study),
         second_rate=SECOND_RATE,
         tuning_table=tuning_table(study),
         training_table=training_table(study),

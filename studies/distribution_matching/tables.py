@@ -3,8 +3,8 @@
 from studies.which_tokens.outcomes import interval
 from studies.which_tokens.tables import markdown
 
-from .outcomes import CONFIGURATIONS, Study
-from .plan import BASELINE, LEARNING_RATES, MEASURES, SECOND_RATE, TUNING_BETAS, TUNING_SEEDS, Cell
+from .outcomes import CONFIGURATIONS, Comparison, Study
+from .plan import BASELINE, COUNTERPARTS, LEARNING_RATES, MEASURES, SECOND_RATE, TUNING_BETAS, TUNING_SEEDS, Cell
 
 
 LABELS = {
@@ -51,17 +51,28 @@ def results_table(study: Study) -> str:
 
 
 def differences_table(study: Study, second: bool = False) -> str:
-    """Paired differences to GRPO, see [`Study.baseline`]; bold where the corrected p is below 0.05."""
+    """Paired differences to GRPO, see [`Study.baseline`]."""
     found = {measure: study.comparisons(measure, second) for measure in MEASURES}
+    return _comparison_table("Minus GRPO", [label(each.arm, each.beta) for each in found["accuracy"]], found)
+
+
+def counterparts_table(study: Study) -> str:
+    """Paired differences of balance to GRPO with a KL term that pulls as hard."""
+    pairs = [f"{label(*first)}, minus {label(*other)}" for first, other in COUNTERPARTS.items()]
+    return _comparison_table("Difference", pairs, {measure: study.counterparts(measure) for measure in MEASURES})
+
+
+def _comparison_table(title: str, labels: list[str], found: dict[str, list[Comparison]]) -> str:
+    """Bold where the corrected p is below 0.05."""
     rows = []
-    for number, first in enumerate(found["accuracy"]):
+    for number, text in enumerate(labels):
         cells = []
         for measure in MEASURES:
             each = found[measure][number]
-            text = f"{each.difference:+{form_of(measure)}}"
-            cells.append(f"**{text}** ({each.p:.3f})" if each.is_resolved else f"{text} ({each.p:.3f})")
-        rows.append([label(first.arm, first.beta), *cells])
-    return markdown(["Minus GRPO (corrected p)", *MEASURE_LABELS.values()], rows)
+            shown = f"{each.difference:+{form_of(measure)}}"
+            cells.append(f"**{shown}** ({each.p:.3f})" if each.is_resolved else f"{shown} ({each.p:.3f})")
+        rows.append([text, *cells])
+    return markdown([f"{title} (corrected p)", *MEASURE_LABELS.values()], rows)
 
 
 def tuning_table(study: Study) -> str:
