@@ -75,6 +75,10 @@ class Study:
         """Mean over seeds of a measure."""
         return interval([row[measure] for row in self.runs(arm, beta).values()])
 
+    def second(self, measure: str) -> Interval:
+        """Like [`values`], of GRPO at its second learning rate."""
+        return interval([row[measure] for row in self.baseline(second=True).values()])
+
     def comparisons(self, measure: str, second: bool = False) -> list[Comparison]:
         """All arms but GRPO, minus GRPO, see [`baseline`]. These of one measure are the family that is corrected."""
         others = {each: self.baseline(second) for each in CONFIGURATIONS if each != BASELINE}

@@ -61,7 +61,15 @@ TUNING_BETAS = {"grpo": 0.0, "forking": 0.0, "grpo_kl": FLOWRL_BETA, "balance_gr
 RATE_OF = {"balance_group_forking": "balance_group"}  # not tuned: has the learning rate of the other
 
 BASELINE = ("grpo", 0.0)
-SECOND_RATE = 2.5e-4
+COMMON_RATE = 2.5e-4
+COMMON = (
+    BASELINE,
+    ("forking", 0.0),
+    ("grpo_kl", FLOWRL_BETA),
+    ("balance_group", 1.0),
+    ("balance_offline", 1.0),
+    ("balance_offline", 5.0),
+)
 
 # Each of these, minus GRPO on the same seed, is a family of comparisons that is corrected by Holm: one per arm and KL
 # coefficient. `accuracy` is avg@1.
@@ -135,12 +143,19 @@ def chosen_learning_rates(rows: Sequence[dict]) -> dict[str, float]:
     return {arm: max(sums, key=lambda rate: sums[rate]) for arm, sums in means.items()}
 
 
-def second_cells(rows: Sequence[dict] = ()) -> list[Cell]:
+def common_cells(rows: Sequence[dict] = ()) -> list[Cell]:
     """
-    Stage `second`: GRPO at its second learning rate. It was added when the first seed of the stage `arms` had been
-    seen, in which GRPO at the learning rate that one seed chose was much worse than on that seed.
+    Stage `common`: arms at the learning rate that was chosen for two of them, of which the two need no runs.
+
+    GRPO was added when the first seed of the stage `arms` had been seen, in which GRPO at the learning rate that one
+    seed chose was much worse than on that seed; the others when all seeds had been.
     """
-    return [Cell(*BASELINE, SECOND_RATE, seed) for seed in SEEDS]
+    return [
+        Cell(*each, COMMON_RATE, seed)
+        for each in COMMON
+        if each[0] in ("grpo", "grpo_kl", "balance_group")
+        for seed in SEEDS
+    ]
 
 
-STAGES = {"tune": tuning_cells, "arms": main_cells, "second": second_cells}
+STAGES = {"tune": tuning_cells, "arms": main_cells, "common": common_cells}

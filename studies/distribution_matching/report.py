@@ -6,6 +6,7 @@ Write docs/distribution_matching.md and its figure from the results: every numbe
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
@@ -14,22 +15,36 @@ from studies.cells import read_rows
 from studies.which_tokens.settings import NUM_GENERATIONS, SIZES, WARM_UP_STEPS, num_parameters
 from trl_fork.commands.options import OptionParser
 
-from .outcomes import Study
+from .outcomes import CONFIGURATIONS, Comparison, Study
 from .plan import (
+    COUNTERPARTS,
     EVALUATIONS,
+    LEARNING_RATES,
+    MEASURES,
     NUM_SAMPLES,
     NUM_TEST,
     PARTITION_SAMPLES,
     SECOND_RATE,
     SEEDS,
     TASK,
+    TUNING_BETAS,
     TUNING_SEEDS,
     UPDATES,
+    Cell,
 )
 from .run import RESULTS
 from .runs import SIZE, test_problems
 from .strategies import num_strategies
-from .tables import counterparts_table, differences_table, form_of, label, results_table, training_table, tuning_table
+from .tables import (
+    MEASURE_LABELS,
+    counterparts_table,
+    differences_table,
+    form_of,
+    label,
+    results_table,
+    training_table,
+    tuning_table,
+)
 
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -54,10 +69,30 @@ def page(study: Study) -> str:
     def mean(arm: str, beta: float, measure: str) -> str:
         return f"{study.values(arm, beta, measure).mean:{form_of(measure)}}"
 
+    def families(compare: Callable[[str], list[Comparison]]) -> str:
+        return resolved({measure: compare(measure) for measure in MEASURES})
+
+    def means(measure: str) -> list[float]:
+        return [study.values(*each, measure).mean for each in CONFIGURATIONS]
+
+    grpo = sorted(row["accuracy"] for row in study.baseline().values())
+    tuned = sorted(
+        study.by_cell[Cell("balance_offline", TUNING_BETAS["balance_offline"], rate, TUNING_SEEDS[0])]["accuracy"]
+        for rate in LEARNING_RATES
+    )
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string(TEMPLATE.read_text()).render(
         study=study,
         mean=mean,
+        lowest=lambda measure: f"{min(means(measure)):.2f}",
+        highest=lambda measure: f"{max(means(measure)):.2f}",
+        grpo_range=f"{grpo[0]:.2f} to {grpo[-1]:.2f}",
+        rate_margin=f"{tuned[-1] - tuned[-2]:.3f}",
+        num_comparisons=len(MEASURES) * (2 * (len(CONFIGURATIONS) - 1) + len(COUNTERPARTS)),
+        resolved=families(study.comparisons),
+        second_resolved=families(lambda measure: study.comparisons(measure, second=True)),
+        counterparts_resolved=families(study.counterparts),
+        second_mean=lambda measure: f"{study.second(measure).mean:{form_of(measure)}}",
         label=label,
         results_table=results_table(study),
         differences_table=differences_table(study),
@@ -82,6 +117,19 @@ def page(study: Study) -> str:
         minutes=sum(row["processor_seconds"] for row in study.rows) / 60,
     )
     return text.rstrip() + "\n"
+
+
+def resolved(found: dict[str, list[Comparison]]) -> str:
+    """The differences of families that are resolved after correction, in words; measure by measure."""
+    parts = []
+    for measure, comparisons in found.items():
+        names = [
+            f"{label(each.arm, each.beta)} ({each.difference.mean:+{form_of(measure)}})"
+            for each in comparisons
+            if each.is_resolved
+        ]
+        parts.append(f"{MEASURE_LABELS[measure]}: {'; '.join(names) or 'none'}")
+    return ". ".join(parts) + "."
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:

@@ -4,7 +4,7 @@ Run the study, a stage at a time: does matching a distribution keep several righ
     python -m studies.distribution_matching.run --stage start
     python -m studies.distribution_matching.run --stage tune
     python -m studies.distribution_matching.run --stage arms
-    python -m studies.distribution_matching.run --stage second
+    python -m studies.distribution_matching.run --stage common
     python -m studies.distribution_matching.report
 
 Every run is a line of RESULTS/tiny.jsonl, written when it ends. A stage that was cut off goes on with the runs that

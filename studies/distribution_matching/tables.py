@@ -1,6 +1,5 @@
 """The tables of the study, in Markdown."""
 
-from studies.which_tokens.outcomes import interval
 from studies.which_tokens.tables import markdown
 
 from .outcomes import CONFIGURATIONS, Comparison, Study
@@ -43,9 +42,7 @@ def results_table(study: Study) -> str:
         cells = [f"{study.values(arm, beta, measure):{form_of(measure)}}" for measure in MEASURES]
         rows.append([label(arm, beta), *cells])
         if (arm, beta) == BASELINE:
-            second = study.baseline(second=True).values()
-            found = {measure: interval([row[measure] for row in second]) for measure in MEASURES}
-            cells = [f"{found[measure]:{form_of(measure)}}" for measure in MEASURES]
+            cells = [f"{study.second(measure):{form_of(measure)}}" for measure in MEASURES]
             rows.append([f"{label(arm, beta)}, learning rate {SECOND_RATE:g}", *cells])
     return markdown(["", *MEASURE_LABELS.values()], rows)
 
