@@ -1,6 +1,6 @@
 """What the lines of results say: runs by arm, differences to GRPO by seed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from studies.which_tokens.outcomes import Interval, holm, interval
@@ -8,8 +8,9 @@ from studies.which_tokens.outcomes import Interval, holm, interval
 from .plan import (
     BASELINE,
     BETAS,
+    COMMON,
+    COMMON_RATE,
     COUNTERPARTS,
-    SECOND_RATE,
     SEEDS,
     STAGES,
     Cell,
@@ -19,7 +20,10 @@ from .plan import (
 )
 
 
+Configuration = tuple[str, float]  # arm and KL coefficient
+Runs = Callable[[str, float], dict[int, dict]]
 CONFIGURATIONS = tuple((arm, beta) for arm, betas in BETAS.items() for beta in betas)
+OTHERS = tuple(each for each in CONFIGURATIONS if each != BASELINE)
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,9 @@ class Study:
         """Runs by seed, at the learning rate of the arm."""
         return self._runs(arm, beta, learning_rate_of(arm, self.learning_rates))
 
-    def baseline(self, second: bool = False) -> dict[int, dict]:
-        """Runs of GRPO by seed, at its learning rate or at its second one."""
-        return self._runs(*BASELINE, SECOND_RATE) if second else self.runs(*BASELINE)
+    def common_runs(self, arm: str, beta: float) -> dict[int, dict]:
+        """Runs by seed, at the learning rate of the stage `common`."""
+        return self._runs(arm, beta, COMMON_RATE)
 
     def _runs(self, arm: str, beta: float, rate: float | None) -> dict[int, dict]:
         found = {seed: self.by_cell.get(Cell(arm, beta, rate, seed)) for seed in SEEDS} if rate else {}
@@ -75,27 +79,36 @@ class Study:
         """Mean over seeds of a measure."""
         return interval([row[measure] for row in self.runs(arm, beta).values()])
 
-    def second(self, measure: str) -> Interval:
-        """Like [`values`], of GRPO at its second learning rate."""
-        return interval([row[measure] for row in self.baseline(second=True).values()])
+    def common_values(self, arm: str, beta: float, measure: str) -> Interval:
+        """Like [`values`], of [`common_runs`]."""
+        return interval([row[measure] for row in self.common_runs(arm, beta).values()])
 
-    def comparisons(self, measure: str, second: bool = False) -> list[Comparison]:
-        """All arms but GRPO, minus GRPO, see [`baseline`]. These of one measure are the family that is corrected."""
-        others = {each: self.baseline(second) for each in CONFIGURATIONS if each != BASELINE}
-        return self._compare(others, measure)
+    def comparisons(self, measure: str) -> list[Comparison]:
+        """All arms but GRPO, minus GRPO. These of one measure are the family that is corrected."""
+        return self._compare([(self.runs, each, self.runs, BASELINE) for each in OTHERS], measure)
+
+    def against_common(self, measure: str) -> list[Comparison]:
+        """Like [`comparisons`], minus GRPO at the learning rate of the stage `common`."""
+        return self._compare([(self.runs, each, self.common_runs, BASELINE) for each in OTHERS], measure)
+
+    def common_comparisons(self, measure: str) -> list[Comparison]:
+        """Arms at one learning rate, minus GRPO; again a family."""
+        others = [each for each in COMMON if each != BASELINE]
+        return self._compare([(self.common_runs, each, self.common_runs, BASELINE) for each in others], measure)
 
     def counterparts(self, measure: str) -> list[Comparison]:
         """Balance minus GRPO with the KL coefficient that pulls as hard; again a family."""
-        return self._compare({first: self.runs(*other) for first, other in COUNTERPARTS.items()}, measure)
+        return self._compare([(self.runs, each, self.runs, other) for each, other in COUNTERPARTS.items()], measure)
 
-    def _compare(self, others: dict[tuple[str, float], dict[int, dict]], measure: str) -> list[Comparison]:
+    def _compare(self, pairs: list[tuple[Runs, Configuration, Runs, Configuration]], measure: str) -> list[Comparison]:
         """Differences over the seeds that both have."""
         found = []
-        for first, other in others.items():
-            pairs = [(row, other[seed]) for seed, row in self.runs(*first).items() if seed in other]
-            found.append(interval([row[measure] - against[measure] for row, against in pairs]))
+        for runs, each, other_runs, other in pairs:
+            against = other_runs(*other)
+            both = [(row, against[seed]) for seed, row in runs(*each).items() if seed in against]
+            found.append(interval([row[measure] - twin[measure] for row, twin in both]))
         ps = holm([difference.p for difference in found])
-        return [Comparison(*first, diff, p) for first, diff, p in zip(others, found, ps, strict=True)]
+        return [Comparison(*pair[1], diff, p) for pair, diff, p in zip(pairs, found, ps, strict=True)]
 
     def curve(self, arm: str, beta: float, measure: str) -> list[float]:
         """Means over seeds at the start, at each evaluation of a run, and at its end."""

@@ -15,28 +15,27 @@ from studies.cells import read_rows
 from studies.which_tokens.settings import NUM_GENERATIONS, SIZES, WARM_UP_STEPS, num_parameters
 from trl_fork.commands.options import OptionParser
 
-from .outcomes import CONFIGURATIONS, Comparison, Study
+from .outcomes import CONFIGURATIONS, OTHERS, Comparison, Study
 from .plan import (
+    COMMON,
+    COMMON_RATE,
     COUNTERPARTS,
     EVALUATIONS,
-    LEARNING_RATES,
     MEASURES,
     NUM_SAMPLES,
     NUM_TEST,
     PARTITION_SAMPLES,
-    SECOND_RATE,
     SEEDS,
     TASK,
-    TUNING_BETAS,
     TUNING_SEEDS,
     UPDATES,
-    Cell,
 )
 from .run import RESULTS
 from .runs import SIZE, test_problems
 from .strategies import num_strategies
 from .tables import (
     MEASURE_LABELS,
+    common_tables,
     counterparts_table,
     differences_table,
     form_of,
@@ -64,7 +63,7 @@ def page(study: Study) -> str:
         `ValueError`: if runs of the plan are missing.
     """
     if not study.is_complete():
-        raise ValueError("A page needs every run of the plan: run --stage tune, arms and second first.")
+        raise ValueError("A page needs every run of the plan: run --stage tune, arms and common first.")
 
     def mean(arm: str, beta: float, measure: str) -> str:
         return f"{study.values(arm, beta, measure).mean:{form_of(measure)}}"
@@ -75,30 +74,27 @@ def page(study: Study) -> str:
     def means(measure: str) -> list[float]:
         return [study.values(*each, measure).mean for each in CONFIGURATIONS]
 
-    grpo = sorted(row["accuracy"] for row in study.baseline().values())
-    tuned = sorted(
-        study.by_cell[Cell("balance_offline", TUNING_BETAS["balance_offline"], rate, TUNING_SEEDS[0])]["accuracy"]
-        for rate in LEARNING_RATES
-    )
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string(TEMPLATE.read_text()).render(
         study=study,
         mean=mean,
+        interval=lambda *each: f"{study.values(*each):{form_of(each[-1])}}",
+        common_interval=lambda *each: f"{study.common_values(*each):{form_of(each[-1])}}",
+        width=lambda *each: f"{study.values(*each, 'accuracy').half_width:.3f}",
         lowest=lambda measure: f"{min(means(measure)):.2f}",
         highest=lambda measure: f"{max(means(measure)):.2f}",
-        grpo_range=f"{grpo[0]:.2f} to {grpo[-1]:.2f}",
-        rate_margin=f"{tuned[-1] - tuned[-2]:.3f}",
-        num_comparisons=len(MEASURES) * (2 * (len(CONFIGURATIONS) - 1) + len(COUNTERPARTS)),
+        num_comparisons=len(MEASURES) * (2 * len(OTHERS) + len(COUNTERPARTS) + len(COMMON) - 1),
         resolved=families(study.comparisons),
-        second_resolved=families(lambda measure: study.comparisons(measure, second=True)),
+        common_resolved=families(study.common_comparisons),
+        against_common_resolved=families(study.against_common),
         counterparts_resolved=families(study.counterparts),
-        second_mean=lambda measure: f"{study.second(measure).mean:{form_of(measure)}}",
+        common_mean=lambda *each: f"{study.common_values(*each).mean:{form_of(each[-1])}}",
         label=label,
         results_table=results_table(study),
         differences_table=differences_table(study),
-        second_differences_table=differences_table(study, second=True),
+        common_tables=common_tables(study),
         counterparts_table=counterparts_table(study),
-        second_rate=SECOND_RATE,
+        common_rate=COMMON_RATE,
         tuning_table=tuning_table(study),
         training_table=training_table(study),
         parameters=num_parameters(SIZE) / 1e6,

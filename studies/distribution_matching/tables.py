@@ -2,8 +2,18 @@
 
 from studies.which_tokens.tables import markdown
 
-from .outcomes import CONFIGURATIONS, Comparison, Study
-from .plan import BASELINE, COUNTERPARTS, LEARNING_RATES, MEASURES, SECOND_RATE, TUNING_BETAS, TUNING_SEEDS, Cell
+from .outcomes import CONFIGURATIONS, OTHERS, Comparison, Study
+from .plan import (
+    BASELINE,
+    COMMON,
+    COMMON_RATE,
+    COUNTERPARTS,
+    LEARNING_RATES,
+    MEASURES,
+    TUNING_BETAS,
+    TUNING_SEEDS,
+    Cell,
+)
 
 
 LABELS = {
@@ -41,16 +51,25 @@ def results_table(study: Study) -> str:
     for arm, beta in CONFIGURATIONS:
         cells = [f"{study.values(arm, beta, measure):{form_of(measure)}}" for measure in MEASURES]
         rows.append([label(arm, beta), *cells])
-        if (arm, beta) == BASELINE:
-            cells = [f"{study.second(measure):{form_of(measure)}}" for measure in MEASURES]
-            rows.append([f"{label(arm, beta)}, learning rate {SECOND_RATE:g}", *cells])
     return markdown(["", *MEASURE_LABELS.values()], rows)
 
 
-def differences_table(study: Study, second: bool = False) -> str:
-    """Paired differences to GRPO, see [`Study.baseline`]."""
-    found = {measure: study.comparisons(measure, second) for measure in MEASURES}
-    return _comparison_table("Minus GRPO", [label(each.arm, each.beta) for each in found["accuracy"]], found)
+def differences_table(study: Study) -> str:
+    """Paired differences to GRPO."""
+    found = {measure: study.comparisons(measure) for measure in MEASURES}
+    return _comparison_table("Minus GRPO", [label(*each) for each in OTHERS], found)
+
+
+def common_tables(study: Study) -> str:
+    """Arms at one learning rate: means, and paired differences to GRPO."""
+    rows = []
+    for each in COMMON:
+        cells = [f"{study.common_values(*each, measure):{form_of(measure)}}" for measure in MEASURES]
+        rows.append([label(*each), *cells])
+    found = {measure: study.common_comparisons(measure) for measure in MEASURES}
+    labels = [label(*each) for each in COMMON if each != BASELINE]
+    means = markdown([f"Learning rate {COMMON_RATE:g}", *MEASURE_LABELS.values()], rows)
+    return f"{means}\n\n{_comparison_table('Minus GRPO', labels, found)}"
 
 
 def counterparts_table(study: Study) -> str:

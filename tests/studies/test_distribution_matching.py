@@ -199,3 +199,30 @@ def test_differences_by_hand(results):
         assert found.difference.mean == pytest.approx((low + high) / 2)
         assert found.difference.half_width == pytest.approx((high - low) / 2)
         assert found.p == pytest.approx(adjusted[found.arm, found.beta])
+
+
+def test_statements_of_the_page_hold(results):
+    """Those that are written, not computed."""
+
+    def directions(compare, measure):
+        return {(each.arm, each.beta): each.direction for each in compare(measure)}
+
+    # No arm has more distinct right strategies than GRPO, none less agreement.
+    for compare in (results.comparisons, results.against_common, results.common_comparisons):
+        assert 1 not in directions(compare, "distinct").values()
+        assert -1 not in directions(compare, "agreement").values()
+    # Against a KL term that pulls as hard: less agreement at one KL coefficient, more at the other.
+    found = directions(results.counterparts, "agreement")
+    assert found["balance_group", 1.0] == -1 and found["balance_group", 5.0] == 1
+    # More distinct ones in every arm than before training, as accuracy rises in every arm.
+    for each in CONFIGURATIONS:
+        for measure in ("accuracy", "distinct"):
+            assert results.values(*each, measure).mean > results.start[measure]
+    # A KL term against GRPO at the common learning rate, and GRPO at its two learning rates
+    own, common = results.values(*plan.BASELINE, "agreement"), results.common_values(*plan.BASELINE, "agreement")
+    assert common.mean < own.mean and common.half_width < own.half_width
+    assert {arm for arm, rate in results.learning_rates.items() if rate == plan.COMMON_RATE} == {
+        "forking",
+        "balance_offline",
+    }
+    assert results.learning_rates["grpo"] == 2 * plan.COMMON_RATE
