@@ -215,7 +215,7 @@ class SpyTrainer(ForkingGRPOTrainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
         if self.model.training:
             # A row without any token makes the number of rows equal on all processes.
-            self.micro_batches.append(inputs["row"][inputs["prompt_mask"].any(1)].tolist())
+            self.micro_batches.append(inputs["row"][inputs["prompt_mask"].any(1).cpu()].tolist())
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def get_high_entropy_mask(self, entropies, mask, threshold):

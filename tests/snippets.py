@@ -61,6 +61,7 @@ LONG = {
     "examples/forecasting.py",
     "studies/distribution_matching/report.py",
     "studies/distribution_matching/run.py",
+    "studies/which_tokens/real_model.py",
     "studies/which_tokens/run.py",
     "studies/which_tokens/report.py",
 }
@@ -75,6 +76,7 @@ TINY_RUN = {
 SMALL = {
     "train.py": "--use_cpu true --bf16 false --max_steps 1 --max_completion_length 8 --save_steps 1 --report_to none",
     "evaluate.py": "--num_samples 2 --max_new_tokens 8 --limit 2",
+    "partition.py": "--num_samples 2 --max_new_tokens 8 --limit 8",
     "analyze.py": "--min_token_count 5 --num_samples 2 --max_new_tokens 8 --limit 2",
     "benchmark_step.py": "--groups 2 --max_length 24 --repeats 1",
     "whole_step.py": "--groups 2 --max_length 24 --repeats 1 --workload 'equal lengths' --arm ours --skip memory",

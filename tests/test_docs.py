@@ -34,6 +34,7 @@ LEAVES = {
     "README.md": ["outputs/gsm8k/adapter_model.safetensors"],
     "docs/analyze.md": ["forks.html", "outputs/gsm8k/entropy/report.html", "hes.jsonl", "matched.jsonl"],
     "docs/evaluate.md": ["outputs/gsm8k/evaluation/results.json", "outputs/base/results.json"],
+    "docs/partition.md": ["outputs/proposals/data.jsonl", "outputs/balance/model.safetensors"],
     "docs/resume.md": ["outputs/gsm8k_forking/checkpoint-2"],
     "docs/train.md": ["outputs/my_run/fork_report/latest.html", "outputs/brief/training.png"],
 }

@@ -207,6 +207,15 @@ def test_nothing_is_scored_twice(saved, responses, tmp_path):
     assert [response for response, _ in store.read(changed)] == changed
 
 
+def test_processes_share_the_scoring(saved, responses, tmp_path):
+    store, alone = (ScoreStore(tmp_path / name, str(tmp_path / "model")) for name in ("shared", "alone"))
+    alone.score(responses, lambda: saved)
+    for rank, numbers in ((1, (1, 3)), (0, (0, 1, 2, 3))):
+        store.score(responses, lambda: saved, rank=rank, num_processes=2)
+        assert sorted(path.name for path in store.directory.iterdir()) == [f"scores-{n:06d}.npz" for n in numbers]
+    assert np.array_equal(store.entropies(responses), alone.entropies(responses))
+
+
 def test_other_weights_and_settings_have_other_scores(saved, tokenizer, tmp_path):
     name = str(tmp_path / "model")
     stores = [ScoreStore(tmp_path, name), ScoreStore(tmp_path, name, temperature=0.5)]

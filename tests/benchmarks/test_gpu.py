@@ -176,6 +176,7 @@ def test_a_step_equals_the_naive_objective(precision, skip, tokenizer, tmp_path)
     )
     assert trainer.accelerator.device.type == DEVICE
     assert (lm_head.rows_projected["backward"] > 0) == skip
+    assert trainer._savings.packing == skip  # its own test of packed rows has found no difference
     (batch,) = rollouts.generated
     entropies, advantages = naive_view(start, batch)
     exact = select(batch, entropies, RHO, "high_entropy", [[r.row for r in batch]])

@@ -285,7 +285,12 @@ def made_up_results():
         "tests": {"passed": 63, "failed": ["test_x"], "skipped": 0, "recorded": {}},
         "step_inert": {"options": options, "rows": [trl, ours, {**row, "variant": "floor"}]},
         "whole_step": {"options": whole_options, "device": "NVIDIA H100 80GB HBM3", "rows": [whole, faster, least]},
-    }
+        "decoding": {"rows": [
+            {"rows": 16, "cache": "of the loop", "cudnn": True, "first": 61.25, "again": 30.5, "first_fewer": 62.75,
+             "again_fewer": 31.5, "launches": 1234},
+            {"rows": 16, "cache": "static, replayed", "reason": "RuntimeError: no"},
+        ]},
+    }  # fmt: skip
     parts = {name: {"status": "ok", "seconds": 10.0, "numbers": value} for name, value in numbers.items()}
     parts["tests"]["status"], parts["step_inert"]["status"] = "failed", "timeout"
     parts["lora"] = {"status": "skipped", "seconds": 0.0, "reason": "2 of the 480 seconds were left"}
@@ -322,6 +327,8 @@ def test_page_says_what_was_measured_and_on_what():
     # The phase of ours is all but generation and rewards, 5 - 4.25 s, and that of the floor 0.5 s.
     assert ["ours", "4.00", "0.25", "0.00", "0.50", "0.25", "5.00", "1.60 (1.50 to 1.70)", "1.50", "512, 50%"] in rows
     assert ["floor", "4.00", "0.00", "0.00", "0.25", "0.25", "4.50", "1.78 (1.70 to 1.90)", "1.00", ""] in rows
+    assert ["16", "of the loop, with cuDNN", "61.2", "30.5", "62.8", "31.5", "1,234"] in rows
+    assert ["16", "static, replayed (RuntimeError: no)", "", "", "", "", ""] in rows
     assert ["`lora`", "skipped: 2 of the 480 seconds were left", "0"] in rows
     assert ["`step`", "not asked for", "0"] in rows
     assert "63 passed, 1 failed, 0 skipped. Failed: `test_x`." in page
@@ -346,4 +353,4 @@ def test_page_of_no_gpu_has_no_number():
     assert sum(p.expected for p in gpu.PARTS) <= gpu.BUDGET
     assert all(p.expected < p.limit < gpu.BUDGET for p in gpu.PARTS)
     limits = [float(limit) for p in gpu.PARTS for limit in re.findall(r"--time_limit (\d+)", p.command)]
-    assert len(limits) == 3
+    assert len(limits) == 1

@@ -129,6 +129,7 @@ SHIMS = {
     "analyze_entropy": "analyze",
     "select_data": "select",
     "merge_adapter": "merge",
+    "estimate_partition": "partition",
 }
 
 

@@ -19,7 +19,7 @@ from tests.trainer.test_features import byte_tokenizer
 from trl_fork import ForkingGRPOTrainer
 from trl_fork.analysis.responses import read_responses
 from trl_fork.commands import analyze as analyze_entropy
-from trl_fork.commands import evaluate, train
+from trl_fork.commands import evaluate, sampling, train
 from trl_fork.commands import merge as merge_adapter
 from trl_fork.data.loading import load_benchmark, load_training_set, to_prompt_and_solution, training_prompt
 from trl_fork.data.prompt_file import default_stop, find_prompt, save_prompt
@@ -88,12 +88,12 @@ def run_evaluation(model, data, output, monkeypatch, *words, **changes):
     """`examples/evaluate.py`; returns the ids of the prompts that the engine was given."""
     seen = []
 
-    class Spy(evaluate.TransformersEngine):
+    class Spy(sampling.TransformersEngine):
         def generate(self, prompts, seeds):
             seen.extend(map(tuple, prompts))
             return super().generate(prompts, seeds)
 
-    monkeypatch.setattr(evaluate, "TransformersEngine", Spy)
+    monkeypatch.setattr(sampling, "TransformersEngine", Spy)
     options = {"model": model, "dataset": data, "output": output, "num_samples": 1, "max_new_tokens": 4, **changes}
     evaluate.run(evaluate.parse_arguments([*as_words(options), *words]))
     return set(seen)

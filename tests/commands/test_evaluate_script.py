@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from tests.conftest import build_model
 from tests.trainer.test_features import byte_tokenizer
 from trl_fork.commands import evaluate as script
+from trl_fork.commands import sampling
 from trl_fork.data.loading import final_answer
 from trl_fork.data.prompt_file import find_prompt, save_prompt
 from trl_fork.generation.engines import TransformersEngine, check_model_path, load_model, load_tokenizer
@@ -186,12 +187,12 @@ def test_a_killed_run_continues(model, reference, tmp_path, monkeypatch, capsys)
 
     generated = []
 
-    class Spy(script.TransformersEngine):
+    class Spy(sampling.TransformersEngine):
         def generate(self, prompts, seeds):
             generated.extend(seeds)
             return super().generate(prompts, seeds)
 
-    monkeypatch.setattr(script, "TransformersEngine", Spy)
+    monkeypatch.setattr(sampling, "TransformersEngine", Spy)
     after = run(model, output)
     assert len(generated) == len(set(generated)) == SAMPLES - len(before)
     assert f"{len(before)} samples are in" in capsys.readouterr().out
@@ -241,7 +242,7 @@ def test_lora_adapter(model, reference, tmp_path):
 
 def test_compare_loads_no_model(model, reference, tmp_path, capsys, monkeypatch):
     run(model, tmp_path / "b", seed=1)
-    monkeypatch.setattr(script, "load_model", None)
+    monkeypatch.setattr(sampling, "load_model", None)
     paths = [str(path / "results.json") for path in (reference, tmp_path / "b")]
     capsys.readouterr()
     script.run(script.parse_arguments(["--compare", *paths]))
@@ -382,7 +383,7 @@ class StandInLLM:
         )
         for sample in samples:
             reason = "length" if sample.truncated else "stop"
-            output = SimpleNamespace(text=sample.text, token_ids=[0] * sample.length, finish_reason=reason)
+            output = SimpleNamespace(text=sample.text, token_ids=list(sample.ids), finish_reason=reason)
             yield SimpleNamespace(outputs=[output])
 
 

@@ -191,7 +191,7 @@ def test_unknown_options(words, message, recipe, tmp_path, capsys):
 
 def test_refused_values_and_a_machine_without_a_gpu(recipe, tmp_path, capsys, monkeypatch):
     # Also where the tests run beside a GPU
-    monkeypatch.setattr("trl_fork.trainer.forking_grpo_config.is_torch_bf16_gpu_available", lambda: False)
+    monkeypatch.setattr("trl_fork.trainer.setting_checks.is_torch_bf16_gpu_available", lambda: False)
     del recipe["use_cpu"], recipe["bf16"]
     path = write(recipe, tmp_path)
     for words, message in (

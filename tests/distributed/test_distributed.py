@@ -30,8 +30,10 @@ from tests.distributed.worker import CONTRAST_INSTRUCTION, LORA, PRESETS, SCENAR
 from tests.oracles import (
     Rollout,
     advantages,
+    balance,
     credit,
     gap_at_threshold,
+    group_constants,
     informative_batch,
     log_probs_and_entropies,
     loss,
@@ -312,19 +314,36 @@ def naive_run(model, run: Run) -> tuple[list[float], list[dict]]:
             rows = {row for parts in cut[first : first + accumulation] for part in parts for row in part}
             window = [r for r in batch if r.row in rows]
             # A window of `accumulation` micro-batches is `accumulation / steps` of the generation batch.
-            divisor = sum(weights.values()) * accumulation / steps
-            value = loss(
-                model, window, advantages_of(batch), weights, divisor, old_log_probs=old,
-                sequence_level=settings["level"] == "sequence",
-            )  # fmt: skip
-            value.backward()
-            losses.append(value.item())
+            share = accumulation / steps
+            if settings["objective"] == "trajectory_balance":
+                value, surrogate = naive_balance(model, batch, window, weights, old, settings["beta"], share)
+                surrogate.backward()
+            else:
+                value = loss(
+                    model, window, advantages_of(batch), weights, sum(weights.values()) * share, old_log_probs=old,
+                    sequence_level=settings["level"] == "sequence",
+                )  # fmt: skip
+                value.backward()
+                value = value.item()
+            losses.append(value)
             with torch.no_grad():
                 for parameter in parameters:
                     if parameter.grad is not None:
                         parameter -= settings["learning_rate"] * parameter.grad
         selections.append(weights)
     return losses, selections
+
+
+def naive_balance(model, batch, window, weights, old, beta: float, share: float):
+    """Loss of a window, and a value with its gradient. The reference is the model without its adapter."""
+    with torch.no_grad(), model.disable_adapter():
+        ref = {r.row: log_probs_and_entropies(model, r)[0] for r in batch}
+    constants = group_constants(batch, old, ref, advantages_of(batch), beta)
+    found = balance(
+        model, window, advantages_of(batch), constants, ref, len(batch) * share, beta=beta, weights=weights,
+        old_log_probs=old,
+    )  # fmt: skip
+    return found[:2]
 
 
 def naive_credit(model, chain: dict, batch: list[Rollout], log_probs: dict, seed: int, pools: list[list[int]]) -> dict:
@@ -419,7 +438,8 @@ def test_equals_naive_objective(engine, scenario, two_processes):
         found = selected_by(run, generation)
         assert rows_with_gradient(batch, set(weights)) <= set(found), "rows without may be left out, others not"
         assert {(row, t) for row in found for t in found[row]} == {key for key in weights if key[0] in found}
-        scale = sum(sum(r.valid) for r in batch) / sum(weights.values())
+        balanced = run.records[0]["settings"]["objective"] == "trajectory_balance"  # its weights are not normalised
+        scale = 1 if balanced else sum(sum(r.valid) for r in batch) / sum(weights.values())
         given = {(row, t): weight for row, tokens in found.items() for t, weight in tokens.items()}
         assert given == pytest.approx({key: weights[key] * scale for key in given}, rel=1e-5)
     assert run.loss == pytest.approx(losses, abs=1e-5)
@@ -454,7 +474,9 @@ def test_equals_one_process(engine, scenario, two_processes, one_process):
         assert {pair for pair in pairs[0] if pair[0] in rows[0]} == {pair for pair in pairs[1] if pair[0] in rows[1]}
     assert two.loss == pytest.approx(one.loss, abs=1e-5)
     # What a random selection logs is averaged over micro-batches, and depends on the cut.
-    prefixes = ("eval_loss", "reward", "eval_reward") + ("random" not in scenario) * ("forking/", "eval_forking/")
+    prefixes = ("eval_loss", "reward", "eval_reward")
+    prefixes += tuple(f"{mode}balance/{name}" for mode in ("", "eval_") for name in ("residual_abs", "log_partition"))
+    prefixes += ("random" not in scenario) * ("forking/", "eval_forking/")
     for found, expected in zip(two.log_history, one.log_history, strict=True):
         names = [name for name in expected if name.startswith(prefixes)]
         assert [found[name] for name in names] == pytest.approx([expected[name] for name in names], rel=1e-4)
@@ -490,9 +512,10 @@ def test_scenarios_are_what_they_are_named_for(two_processes):
         (batch,) = two_processes("ddp", scenario).records[rank]["generated"]
         return [Rollout(**r) for r in batch]
 
-    for scenario in ("batch", "micro_batch", "straddling_group"):
+    for scenario in ("batch", "micro_batch", "straddling_group", "balance"):
         assert max(len(r.completion) for r in rows(scenario, 0)) < max(len(r.completion) for r in rows(scenario, 1))
-    assert rows("straddling_group", 0)[-1].group == rows("straddling_group", 1)[0].group
+    for scenario in ("straddling_group", "balance"):
+        assert rows(scenario, 0)[-1].group == rows(scenario, 1)[0].group
     for suffix in ("", "_micro_batch"):
         assert not any(any(r.valid) for r in rows("truncated_rank" + suffix, 1))
         assert all(all(r.valid) for r in rows("truncated_rank" + suffix, 0))

@@ -115,6 +115,17 @@ SCENARIOS = {
         "max_steps": 4,
         "learning_rate": 0.05,
     },
+    # The mean of a group that is half on one process, half on the other, and the reference is the adapter turned off.
+    "balance": {
+        "generation": 24,
+        "micro_batch": 12,
+        "lora": True,
+        "objective": "trajectory_balance",
+        "beta": 0.31,
+        "loss_denominator": "all",
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+    },
     "evaluation": {
         "micro_batch": 8,
         "eval_strategy": "steps",
@@ -302,6 +313,8 @@ def record_of(trainer: Recorder, rollouts: TrainingRollouts) -> dict:
             "rule": trainer.args.token_selection,
             "rho": trainer.args.top_entropy_quantile,
             "credit": trainer.args.token_credit,
+            "objective": trainer.args.objective,
+            "beta": trainer.args.beta,
             "learning_rate": trainer.args.learning_rate,
             "seed": trainer.args.seed,
             "dynamic_sampling": trainer.args.dynamic_sampling,

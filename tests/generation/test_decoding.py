@@ -126,6 +126,21 @@ def test_models_that_do_not_go_on_with_their_cache_are_left_to_generate(kind, se
         assert completion == expected.tolist()
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_attention_that_prepares_every_shape_is_not_taken(enabled):
+    """On an H100, cuDNN's made a decoding step of a new shape several times as long. What was set is set again."""
+    model, found = family("qwen3"), []
+    model.register_forward_pre_hook(lambda *_: found.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(enabled)
+    try:
+        decode(model, *ragged_prompts())
+        assert len(found) > 2 and not any(found)
+        assert torch.backends.cuda.cudnn_sdp_enabled() == enabled
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 @pytest.mark.parametrize("name", ["qwen3", "gemma3, sliding window", "gpt2, learned positions", "lfm2, convolutions"])
 def test_a_completion_does_not_depend_on_the_others(name):
     model = family(name)

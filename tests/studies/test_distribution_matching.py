@@ -218,7 +218,23 @@ def test_statements_of_the_page_hold(results):
     for each in CONFIGURATIONS:
         for measure in ("accuracy", "distinct"):
             assert results.values(*each, measure).mean > results.start[measure]
-    # A KL term against GRPO at the common learning rate, and GRPO at its two learning rates
+    # The partitions at one learning rate; a strong pull steadies training
+    offline, group = (results.common_values(arm, 1.0, "accuracy") for arm in ("balance_offline", "balance_group"))
+    assert offline.mean < group.mean
+    strong = {("grpo_kl", 0.333), ("balance_group", 5.0)}
+    widths = {
+        each: results.values(*each, "accuracy").half_width
+        for each in CONFIGURATIONS
+        if results.learning_rates[plan.RATE_OF.get(each[0], each[0])] == results.learning_rates["grpo"]
+    }
+    assert 2 * max(widths[each] for each in strong) < min(
+        width for each, width in widths.items() if each not in strong
+    )
+    # The other seed's accuracy of GRPO, and the two learning rates of GRPO
+    (tuned,) = (
+        results.by_cell[cell]["accuracy"] for cell in plan.tuning_cells() if str(cell) == "grpo beta0 lr0.0005 seed100"
+    )
+    assert f"{tuned:.2f}" == "0.46"
     own, common = results.values(*plan.BASELINE, "agreement"), results.common_values(*plan.BASELINE, "agreement")
     assert common.mean < own.mean and common.half_width < own.half_width
     assert {arm for arm, rate in results.learning_rates.items() if rate == plan.COMMON_RATE} == {

@@ -1,6 +1,7 @@
 """Trajectory balance in real training: gradients against the naive objective, what is refused, and resuming."""
 
 import copy
+import logging
 import math
 from contextlib import nullcontext
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from trl import TrlParser
 
 from tests.conftest import (
     FixedRollouts,
@@ -17,10 +20,25 @@ from tests.conftest import (
     gradient,
     naive_view,
     relative_difference,
+    tiny_sizes,
+    train,
     weight_change,
 )
-from tests.oracles import balance, credit, gap_at_threshold, group_constants, log_probs_and_entropies, select
+from tests.credit.own_rules import surprisal
+from tests.oracles import (
+    Rollout,
+    balance,
+    balance_gap,
+    credit,
+    gap_at_threshold,
+    group_constants,
+    informative_batch,
+    log_probs_and_entropies,
+    select,
+)
 from tests.trainer.test_trainer import plain_copy
+from trl_fork import ForkingGRPOConfig
+from trl_fork.trainer.objective_checks import BALANCE_FIELDS
 
 
 BETA = 0.31
@@ -183,12 +201,10 @@ SETTINGS = [
     {"length_normalized": False},
     {"length_normalized": False, "balance_reward": "reward"},
     {"balance_reward": "reward"},
-    {"balance_reward": "reward", "scale_rewards": "none"},
     OFFLINE,
     {**OFFLINE, "length_normalized": False, "padding_free": False},
     {"loss_type": "grpo"},
     {"loss_type": "bnpo", "padding_free": False},
-    {"loss_type": "cispo"},
     {"entropy_threshold_scope": "sequence"},
     {"max_tokens_per_forward": 60},
     {"gradient_checkpointing": True},
@@ -322,6 +338,67 @@ def test_completions_that_cannot_be_scored_are_left_out(reward, infinite, tokeni
     assert len(counted) == 28 - 7 * len(infinite)
 
 
+@pytest.mark.parametrize(
+    "credit_rule", [{"top_entropy_quantile": 0.2}, {"token_credit": "tests.credit.own_rules.surprisal"}], ids=str
+)
+def test_the_target_is_a_stationary_point_whatever_tokens_are_selected(credit_rule, tokenizer, tmp_path):
+    """Rewards for which the model is the target; and others, for which it is not."""
+    changes = []
+    for name, extra in (("at", 0.0), ("beside", 0.01)):
+        rollouts = OwnRewards(tokenizer)
+        case = Case(tokenizer, tmp_path / name, rollouts, **OFFLINE, **credit_rule)
+        for n, text in enumerate(rollouts.texts):
+            for i in range(8):
+                r = Rollout(tokenizer(text)["input_ids"], rollouts.completions[text, i], 0.0, n, 8 * n + i)
+                own, ref = old_log_probs(case.start, [r])[r.row], case.ref_log_probs([r])[r.row]
+                ratio = -balance_gap(r, own, ref, 0.0, BETA)
+                rollouts.rewards[text, i] = BETA * (case.constants_of_prompts[n] + ratio) + extra * (i - 3)
+        case.trainer.train()
+        changes.append(weight_change(case.start, case.model).norm().item())
+    assert changes[0] < 1e-4 * changes[1] and changes[1] > 1e-3
+
+
+class Warmer(torch.nn.Module):
+    """A model whose logits are divided by a temperature."""
+
+    def __init__(self, model, temperature):
+        super().__init__()
+        self.model, self.temperature = model, temperature
+
+    def forward(self, **inputs):
+        outputs = self.model(**inputs)
+        outputs.logits = outputs.logits / self.temperature
+        return outputs
+
+
+def test_temperature(tokenizer, tmp_path):
+    """That of the samples: policy and reference are the distributions that they come from."""
+    case = Case(tokenizer, tmp_path, temperature=1.7, top_entropy_quantile=1.0)
+    case.trainer.train()
+    policy, case.reference = Warmer(case.start, 1.7), Warmer(case.reference, 1.7)
+    _, surrogate, _, _ = case.expected(policy, case.batch, old_log_probs(policy, case.batch))
+    assert relative_difference(weight_change(case.start, case.model), gradient(case.start, surrogate)) < 1e-5
+
+
+def test_weights_of_reward_functions(tokenizer, tmp_path):
+    case = Case(tokenizer, tmp_path, balance_reward="reward", reward_weights=[0.4])
+    case.row_rewards = lambda batch: {r.row: 0.4 * r.reward for r in batch}
+    check_step(case, 0.2)
+
+
+@pytest.mark.parametrize("partition", [{}, OFFLINE], ids=["group", "offline"])
+def test_a_batch_of_which_nothing_counts_changes_nothing(partition, tokenizer, tmp_path):
+    rollouts = OwnRewards(tokenizer)
+    for ids in rollouts.completions.values():
+        ids[-1] = 7
+    case = Case(tokenizer, tmp_path, rollouts, mask_truncated_completions=True, **partition)
+    case.trainer.train()
+    assert not any(any(r.valid) for r in case.batch)
+    assert not weight_change(case.start, case.model).any()
+    log = case.trainer.state.log_history[0]
+    assert log["loss"] == 0 == log["grad_norm"] and "balance/residual_mean" not in log
+
+
 # ---------------------------------------------------------------------- several updates
 
 
@@ -403,3 +480,337 @@ def test_sampling_ratio_of_vllm_weighs_gradients(shape, tokenizer, tmp_path):
         }
 
     check_step(case, 0.2, corrected)
+
+
+# ---------------------------------------------------------------------- rows that move, evaluation, resuming
+
+
+def test_estimates_stay_with_their_rows_in_dynamic_sampling(tokenizer, tmp_path):
+    """Half of the first round is replaced by refills, which have estimates of their own."""
+    rewards = [[0.5] * 8 if n % 2 else [0.1 * i + 0.01 * n for i in range(8)] for n in range(8)]
+    rollouts = FixedRollouts(tokenizer, rewards=rewards, prompts=8)
+    case = Case(
+        tokenizer, tmp_path, rollouts, dynamic_sampling=True, dynamic_sampling_max_rounds=30, top_entropy_quantile=1.0,
+        per_device_train_batch_size=8, gradient_accumulation_steps=4, **OFFLINE,
+    )  # fmt: skip
+    case.trainer.train()
+    assert len(rollouts.generated) > 1
+    batch = informative_batch(rollouts.generated, 8, 4)
+    of_prompt = dict(zip(rollouts.texts, case.constants_of_prompts, strict=True))
+    texts = ["".join(tokenizer.convert_ids_to_tokens(r.prompt)) for r in batch]
+    case.constants = lambda *_: {r.row: of_prompt[text] for r, text in zip(batch, texts, strict=True)}
+    _, surrogate, _, _ = case.expected(case.start, batch, old_log_probs(case.start, batch))
+    assert relative_difference(weight_change(case.start, case.model), gradient(case.start, surrogate)) < 1e-5
+
+
+@pytest.mark.parametrize("generations", [8, 1])
+@pytest.mark.parametrize("partition", [{}, OFFLINE, {"balance_reward": "reward"}], ids=["group", "offline", "reward"])
+def test_evaluation(partition, generations, tokenizer, tmp_path):
+    """On a batch of its own, without a pass of the policy beside that of its loss."""
+    rollouts = OwnRewards(tokenizer)
+    evaluated = {"prompt": rollouts.texts, "log_partition": [0.37 * n - 0.23 for n in range(4)]}
+    case = Case(
+        tokenizer, tmp_path, rollouts, eval_dataset=Dataset.from_dict(evaluated), eval_strategy="steps", eval_steps=1,
+        eval_on_start=True, per_device_eval_batch_size=4 * generations, num_generations_eval=generations, **partition,
+    )  # fmt: skip
+    case.trainer.train()
+    batch = rollouts.generated[0]
+    assert len(batch) == 4 * generations
+    if generations == 1 and "balance_reward" not in partition:  # the only advantage of a group is 0
+        case.row_rewards = lambda batch: {r.row: 0.0 for r in batch}
+    value, _, residuals, _ = case.expected(case.start, batch, old_log_probs(case.start, batch))
+    log = case.trainer.state.log_history[0]
+    assert log["eval_loss"] == pytest.approx(value, rel=1e-4, abs=1e-9)
+    assert log["eval_balance/residual_abs"] == pytest.approx(sum(map(abs, residuals)) / len(batch), abs=1e-5)
+    assert (value == pytest.approx(0, abs=1e-9)) == (generations == 1 and partition != OFFLINE)
+    assert {"eval_kl", "eval_entropy", "eval_balance/log_partition"} <= log.keys()
+    # Of the reference and of the policy, for the step, and in each evaluation, where that of the policy is the loss's
+    assert case.trainer.scoring_passes == 6
+
+
+def resumed(tokenizer, tmp_path, changed=None, **settings):
+    """Models of a run of four steps on one generation batch, and of the same one resumed after the second."""
+    settings = {
+        "per_device_train_batch_size": 8, "steps_per_generation": 4, "gradient_accumulation_steps": 1,
+        "learning_rate": 0.05, "save_strategy": "steps", "save_steps": 1, "max_steps": 4, **settings,
+    }  # fmt: skip
+    whole = Case(tokenizer, tmp_path, **settings)
+    whole.trainer.train()
+    case = Case(tokenizer, tmp_path, **settings | (changed or {}))
+    case.trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    return whole, case
+
+
+@pytest.mark.parametrize("partition", [{}, OFFLINE], ids=["group", "offline"])
+def test_resumed_within_a_generation_batch(partition, tokenizer, tmp_path):
+    whole, case = resumed(tokenizer, tmp_path, **partition)
+    assert case.trainer.scoring_passes == 0 == len(case.rollouts.generated)
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), case.model.parameters(), strict=True))
+    names = [name for name in whole.trainer.state.log_history[3] if name.startswith(("balance/", "kl", "loss"))]
+    logs = [[c.trainer.state.log_history[3][name] for name in names] for c in (whole, case)]
+    assert logs[0] == logs[1] and len(names) == 7
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"length_normalized": False}, "length_normalized was True, is False"),
+        ({"balance_reward": "reward"}, "balance_reward was advantage, is reward"),
+        ({"max_importance_ratio": 5.0}, "max_importance_ratio was 10.0, is 5.0"),
+        ({"objective": "policy_gradient"}, "objective was trajectory_balance, is policy_gradient"),
+    ],
+    ids=str,
+)
+def test_resumed_with_another_objective(changed, message, tokenizer, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("trl_fork"), "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        _, case = resumed(tokenizer, tmp_path, changed)
+    assert f"by other settings ({message})" in caplog.text and len(case.rollouts.generated) == 1
+
+
+def test_a_checkpoint_from_before_there_were_objectives(tokenizer, tmp_path):
+    """Its settings are the defaults: the batch that it holds is gone on with."""
+    settings = {
+        "per_device_train_batch_size": 8, "steps_per_generation": 4, "gradient_accumulation_steps": 1,
+        "save_strategy": "steps", "save_steps": 1, "max_steps": 2,
+    }  # fmt: skip
+    train(build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, **settings)
+    path = tmp_path / "run" / "checkpoint-2" / "forking_state_0.pt"
+    state = torch.load(path, weights_only=True)
+    for name in ("objective", *BALANCE_FIELDS):
+        del state["settings"][name]
+    torch.save(state, path)
+    rollouts = FixedRollouts(tokenizer)
+    trainer = build_trainer(build_model(tokenizer), tokenizer, rollouts, tmp_path, **settings | {"max_steps": 3})
+    trainer.train(resume_from_checkpoint=str(path.parent))
+    assert not rollouts.generated
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"objective": "flowrl"},
+            r"objective must be one of \['policy_gradient', 'trajectory_balance'\], got 'flowrl'",
+        ),
+        ({"partition": "learned"}, r"partition must be one of \['group', 'offline'\], got 'learned'"),
+        ({"balance_reward": "rewards"}, r"balance_reward must be one of \['advantage', 'reward'\], got 'rewards'"),
+        ({"length_normalized": "no"}, "length_normalized must be True or False, got 'no'"),
+        ({"max_importance_ratio": 0.2}, "max_importance_ratio must be a number of at least 1, got 0.2"),
+        ({"max_importance_ratio": float("nan")}, "at least 1, got nan"),
+        ({"max_importance_ratio": "10"}, "at least 1, got '10'"),
+        ({"max_importance_ratio": True}, "at least 1, got True"),
+        ({"beta": 0.0}, r"beta must be above 0 with objective='trajectory_balance', got 0.0.*beta=0.0667"),
+        ({"beta": -0.1}, "beta must be above 0"),
+        ({"loss_denominator": "selected"}, r"loss_denominator='selected' is not defined for.*loss_denominator='all'"),
+        (
+            {"loss_denominator": "selected", "top_entropy_quantile": 1.0, "token_credit": "random"},
+            "loss_denominator='selected' is not defined for objective='trajectory_balance'",
+        ),
+        ({"delta": 4.0}, "delta=4.0 does not go with .*max_importance_ratio.*default, None"),
+        ({"off_policy_mask_threshold": 0.5}, "off_policy_mask_threshold=0.5 does not go with"),
+        ({"entropy_coef": 0.01}, "entropy_coef=0.01 does not go with .*beta sets"),
+        ({"use_adaptive_entropy": True}, "use_adaptive_entropy=True does not go with"),
+        ({"importance_sampling_level": "sequence"}, "importance_sampling_level='sequence' .* completion already"),
+        ({"top_p": 0.95}, r"Truncated sampling \(top_p=0.95, .*Set top_p=1.0, top_k=0"),
+        ({"top_k": 20}, r"Truncated sampling .*top_k=20"),
+        ({"min_p": 0.05}, "min_p=0.05"),
+        ({"generation_kwargs": {"top_p": 0.8}}, "top_p=0.8"),
+        ({"generation_kwargs": {"top_k": 5}}, "top_k=5"),
+        ({"generation_kwargs": {"min_p": 0.1}}, "min_p=0.1"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty=1.1 does not go with"),
+        ({"generation_kwargs": {"repetition_penalty": 1.2}}, "generation_kwargs: repetition_penalty=1.2 does not go"),
+        ({"generation_kwargs": {"typical_p": 0.9}}, "generation_kwargs: typical_p=0.9 does not go with"),
+        ({"generation_kwargs": {"do_sample": False}}, "generation_kwargs: do_sample=False does not go with"),
+        ({"generation_kwargs": {"min_tokens": 3}}, "generation_kwargs: min_tokens=3 does not go with"),
+        ({"generation_kwargs": {"logit_bias": {7: -100.0}}}, "generation_kwargs: logit_bias={7: -100.0} does not go"),
+        ({"generation_kwargs": {"temperature": 0.6}}, r"generation_kwargs: temperature=0.6 .*at temperature=1.0"),
+        ({"vllm_structured_outputs_regex": "[0-9]+"}, r"vllm_structured_outputs_regex='\[0-9\]\+' does not go with"),
+        ({"partition": "offline"}, "balance_reward='advantage' does not go with partition='offline'"),
+        ({**OFFLINE, "sync_ref_model": True}, "sync_ref_model=True does not go with partition='offline'"),
+        (
+            {"balance_reward": "reward", "multi_objective_aggregation": "normalize_then_sum"},
+            "multi_objective_aggregation='normalize_then_sum' has no effect with balance_reward='reward'",
+        ),
+    ],
+    ids=str,
+)
+def test_refused(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **BALANCE | settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"partition": "offline"},
+        {"length_normalized": False},
+        {"balance_reward": "reward"},
+        {"max_importance_ratio": 3.0},
+    ],
+    ids=str,
+)
+def test_what_the_policy_gradient_does_not_read_is_refused(settings, tmp_path):
+    ((name, value),) = settings.items()
+    with pytest.raises(ValueError, match=f"{name}={value!r} has no effect with objective='policy_gradient'"):
+        ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss_denominator": "selected", "top_entropy_quantile": 1.0},  # there is nothing that it could count
+        {"loss_type": "cispo"},
+        {"max_importance_ratio": float("inf")},
+        {"max_importance_ratio": 1},
+        {"sync_ref_model": True},
+        {"dynamic_sampling": True},
+        {"generation_kwargs": {"temperature": 1.0, "top_p": 1.0, "do_sample": True, "stop_strings": ["x"]}},
+        {"multi_objective_aggregation": "normalize_then_sum"},
+    ],
+    ids=str,
+)
+def test_accepted(settings, tmp_path):
+    ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **BALANCE | settings)
+
+
+def test_a_rule_of_the_user_is_refused_beside_the_selected_denominator(tokenizer, tmp_path):
+    settings = {"top_entropy_quantile": 1.0, "loss_denominator": "selected", "token_credit_func": surprisal}
+    with pytest.raises(ValueError, match="loss_denominator='selected' is not defined for objective='trajectory_bal"):
+        Case(tokenizer, tmp_path, **settings)
+
+
+COLUMN_FAULTS = {
+    "missing": (None, r"DATA \(columns \['prompt'\]\): partition='offline' needs a column 'log_partition'"),
+    "none": ([0.1, None, 0.3, 0.4], "DATA: row 1, column 'log_partition': log_partition is None"),
+    "not finite": ([0.1, 0.2, math.nan, 0.4], "DATA: row 2, .* log_partition is nan"),
+    "infinite": ([0.1, 0.2, 0.3, -math.inf], "DATA: row 3, .* log_partition is -inf"),
+    "text": (["0.1", "0.2", "0.3", "0.4"], "DATA: row 0, .* log_partition is '0.1'"),
+    "truth": ([True, False, True, False], "DATA: row 0, .* log_partition is True"),
+    "list": ([[0.1], [0.2], [0.3], [0.4]], r"DATA: row 0, .* log_partition is \[0.1\]"),
+}
+
+
+def with_column(rollouts, values):
+    return rollouts.dataset if values is None else rollouts.dataset.add_column("log_partition", values)
+
+
+@pytest.mark.parametrize("fault", COLUMN_FAULTS)
+def test_a_faulty_column_is_refused_before_a_model_is_loaded(fault, tokenizer, tmp_path):
+    values, message = COLUMN_FAULTS[fault]
+    rollouts = OwnRewards(tokenizer)
+    good, bad = with_column(rollouts, [0.1, 0.2, 0.3, 0.4]), with_column(rollouts, values)
+    for name, data in (
+        ("train_dataset", {"train_dataset": bad}),
+        ("eval_dataset", {"train_dataset": good, "eval_dataset": bad}),
+        ("own", {"train_dataset": good, "eval_dataset": {"other": good, "own": bad}}),
+    ):
+        with pytest.raises(ValueError, match=message.replace("DATA", name)) as error:
+            build_trainer("no/model", tokenizer, rollouts, tmp_path, **BALANCE, **OFFLINE, **data)
+        assert "`trl-fork partition` writes the column" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "then", "now"),
+    [("beta", 0.5, 0.31), ("length_normalized", False, "True"), ("temperature", 0.8, "1.0")],
+)
+def test_a_column_for_other_settings_is_refused(name, then, now, tokenizer, tmp_path):
+    assert BETA == 0.31
+    rollouts = OwnRewards(tokenizer)
+    settings = {"beta": BETA, "length_normalized": True, "temperature": 1.0}
+    good = with_column(rollouts, [0.1, 0.2, 0.3, 0.4])
+    right, wrong = (
+        good.add_column("log_partition_settings", [settings, settings, third, settings])
+        for third in (settings, {**settings, name: then})
+    )
+    Case(tokenizer, tmp_path, **OFFLINE, train_dataset=right)
+    message = rf"row 2, .* log_partition was estimated for {name}={then}, and {name} is {now}\. Set {name}={then}, or"
+    with pytest.raises(ValueError, match=f"train_dataset: {message}"):
+        build_trainer("no/model", tokenizer, rollouts, tmp_path, **BALANCE, **OFFLINE, train_dataset=wrong)
+    with pytest.raises(ValueError, match=f"eval_dataset: {message}"):
+        Case(tokenizer, tmp_path, **OFFLINE, train_dataset=right, eval_dataset=wrong)
+    stream = Case(tokenizer, tmp_path, **OFFLINE, train_dataset=wrong.to_iterable_dataset())
+    with pytest.raises(ValueError, match=rf"of the batch, .* log_partition was estimated for {name}={then}"):
+        stream.trainer.train()
+
+
+def test_streams_and_columns_that_would_be_removed(tokenizer, tmp_path):
+    rollouts = OwnRewards(tokenizer)
+    good, bad = (with_column(rollouts, [0.1, 0.2, value, 0.4]) for value in (0.3, None))
+    with pytest.raises(ValueError, match="remove_unused_columns is set, and would take 'log_partition' out of train_"):
+        Case(tokenizer, tmp_path, **OFFLINE, train_dataset=good, remove_unused_columns=True)
+    with pytest.raises(
+        ValueError, match=r"train_dataset \(columns \['prompt'\]\): partition='offline' needs a column"
+    ):
+        Case(tokenizer, tmp_path, **OFFLINE, train_dataset=rollouts.dataset.to_iterable_dataset())
+    Case(tokenizer, tmp_path, **OFFLINE, train_dataset=good.to_iterable_dataset()).trainer.train()
+    case = Case(tokenizer, tmp_path, **OFFLINE, train_dataset=bad.to_iterable_dataset())
+    with pytest.raises(
+        ValueError, match=r"Step 0, process 0, row \d+ of the batch, prompt '.*': log_partition is None"
+    ):
+        case.trainer.train()
+    # Tensors, as of a data set in another format
+    case = Case(tokenizer, tmp_path, **OFFLINE, train_dataset=good.with_format("torch"))
+    case.constants_of_prompts = [0.1, 0.2, 0.3, 0.4]
+    check_step(case, 0.2)
+
+
+def test_images_are_refused(tokenizer, tmp_path):
+    rollouts = OwnRewards(tokenizer)
+    data = rollouts.dataset.add_column("image", [None] * 4)
+    with pytest.raises(NotImplementedError, match="objective='trajectory_balance' has not been tested with image"):
+        build_trainer("no/model", tokenizer, rollouts, tmp_path, **BALANCE, train_dataset=data)
+
+
+# ---------------------------------------------------------------------- other models, the card, the command line
+
+
+def test_auxiliary_loss_has_the_scale_that_it_has_beside_the_policy_gradient(tokenizer, tmp_path):
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "gate"], init_lora_weights=False)
+    torch.manual_seed(0)
+    sizes = {"moe_intermediate_size": 16, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2}
+    start = Qwen3MoeForCausalLM(Qwen3MoeConfig(**tiny_sizes(tokenizer), **sizes, initializer_range=0.3))
+
+    def change(coefficient, **settings):
+        torch.manual_seed(1)
+        trainer = train(
+            copy.deepcopy(start), tokenizer, OwnRewards(tokenizer), tmp_path, router_aux_loss_coef=coefficient,
+            peft_config=adapter, per_device_train_batch_size=16, gradient_accumulation_steps=2, **settings,
+        )  # fmt: skip
+        assert ("aux_loss" in trainer.state.log_history[0]) == (coefficient > 0)
+        return torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad])
+
+    added = [change(0.5, **settings) - change(0.0, **settings) for settings in (BALANCE, {})]
+    assert relative_difference(*added) < 1e-3
+
+
+def test_the_card_names_the_objective(tokenizer, tmp_path):
+    case = Case(tokenizer, tmp_path, top_entropy_quantile=0.2)
+    case.trainer.create_model_card()
+    text = (tmp_path / "run" / "README.md").read_text()
+    for words in (
+        "The objective is trajectory balance ([FlowRL](https://huggingface.co/papers/2509.15207)) with an estimate of "
+        "the partition function from each group",
+        "The gradient sees ", "| `objective` | `trajectory_balance` |", "| `beta` | `0.31` |", "zhu2025flowrl",
+        "| `partition` | `group` |",
+    ):  # fmt: skip
+        assert words in text
+    assert "epsilon" not in text and "loss_type" not in text
+    plain = build_trainer(build_model(tokenizer), tokenizer, OwnRewards(tokenizer), tmp_path)
+    plain.create_model_card()
+    text = (tmp_path / "run" / "README.md").read_text()
+    assert "objective" not in text and "flowrl" not in text.lower() and "epsilon" in text
+
+
+def test_command_line(tmp_path):
+    command = (
+        f"--output_dir {tmp_path} --use_cpu true --bf16 false --objective trajectory_balance --beta 0.0667 "
+        "--loss_denominator all --length_normalized false --balance_reward reward --partition offline "
+        "--max_importance_ratio 5"
+    )
+    (args,) = TrlParser(ForkingGRPOConfig).parse_args_and_config(command.split())
+    assert (args.objective, args.length_normalized, args.max_importance_ratio) == ("trajectory_balance", False, 5.0)
+    assert (args.partition, args.balance_reward, args.beta) == ("offline", "reward", 0.0667)

@@ -164,6 +164,7 @@ def test_summary_line():
     said["trained on 20%, entropy from 0.67 nats  fraction 0.258  strength 0.5"] = {
         "credit/fraction": 0.2575, "credit/strength": 0.5, "credit/effective_fraction": 0.20001,
     }  # fmt: skip
+    said["trained on 20%, entropy from 0.67 nats  residual 1.23 nats"] = {"balance/residual_abs": 1.2345}
     for words, more in said.items():
         assert f"  {words}  12.5 s/step" in summary_line(logs | more, 20, 452)
     assert summary_line({"train_runtime": 3.0}, 452, 452) == ""

@@ -157,6 +157,10 @@ class Recorder(SpyTrainer):
         self.calls.append("compute_loss")
         return super().compute_loss(model, inputs, *args, **kwargs)
 
+    def _compute_loss(self, model, inputs):
+        self.calls.append("_compute_loss")
+        return super()._compute_loss(model, inputs)
+
     def get_high_entropy_mask(self, entropies, mask, threshold):
         self.calls.append(("mask", round(threshold, 6)))
         return super().get_high_entropy_mask(entropies, mask, threshold)
@@ -169,7 +173,7 @@ def test_trl_calls_the_hooks_in_order(tokenizer, tmp_path):
         per_device_train_batch_size=16, steps_per_generation=2, max_steps=2,
         peft_config=LoraConfig(target_modules="all-linear"),
     )  # fmt: skip
-    update = ["compute_loss", ("loss", True), ("mask", 0.8)]
+    update = ["compute_loss", "_compute_loss", ("loss", True), ("mask", 0.8)]
     # Ids of prompts and completions, tool mask, completions, sampling log-probabilities, extra fields, images (twice)
     rollouts = ("rollouts", [32, 32, None, 32, None, 1, None, 0])
     assert trainer.calls == [

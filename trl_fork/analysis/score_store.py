@@ -48,6 +48,8 @@ class ScoreStore:
         top_k: int = 5,
         max_batch_tokens: int = 16384,
         progress: tqdm | None = None,
+        rank: int = 0,
+        num_processes: int = 1,
     ) -> None:
         """
         Score all responses that are not scored yet.
@@ -65,9 +67,14 @@ class ScoreStore:
                 Argument of [`~analysis.scoring.score_completions`].
             progress (`tqdm`, *optional*):
                 Bar over completion tokens.
+            rank, num_processes (`int`, *optional*):
+                Number of this process, and of all of them, which share the shards. They must wait for each other
+                before one reads.
         """
         model = None
         for index, shard in enumerate(_shards(responses)):
+            if index % num_processes != rank:
+                continue
             k = top_k if index * SHARD_SIZE < num_alternatives else 0
             digest = _digest(shard)
             if self._holds(index, digest, k):

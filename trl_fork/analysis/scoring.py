@@ -86,7 +86,7 @@ def score_completions(
         if len(prompt_ids) == 0:
             raise ValueError(f"row {index} has an empty prompt: nothing would predict its first completion token.")
     scores: dict[int, TokenScores] = {}
-    for batch in _batches([len(prompt) + len(completion) for prompt, completion in rows], max_batch_tokens):
+    for batch in token_batches([len(prompt) + len(completion) for prompt, completion in rows], max_batch_tokens):
         for index, row_scores in zip(
             batch, _score_batch(model, [rows[i] for i in batch], temperature, top_k), strict=True
         ):
@@ -96,7 +96,7 @@ def score_completions(
     return [scores[index] for index in range(len(rows))]
 
 
-def _batches(lengths: list[int], max_batch_tokens: int):
+def token_batches(lengths: list[int], max_batch_tokens: int):
     """Row indices in batches of bounded size, the longest first: a batch too large for memory then fails at once."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

@@ -11,35 +11,22 @@ processes, the batch size and the engine's GPUs may differ.
 """
 
 import argparse
-import hashlib
-import json
-import re
 import sys
-from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
-from datasets.utils.logging import disable_progress_bar
-from tqdm import tqdm
 
 from .._files import write_json
 from ..data.loading import load_benchmark
-from ..data.prompt_file import (
-    PROMPT_ARGUMENTS,
-    add_prompt_arguments,
-    default_stop,
-    encode_prompt,
-    find_prompt,
-)
-from ..evaluation.metrics import Problem, evaluate, summarize, todo_of
-from ..evaluation.store import CompletionStore, key, read_completions
-from ..evaluation.tables import dataset_label, print_comparison, print_results
-from ..generation.engines import TransformersEngine, VLLMEngine, load_model, load_tokenizer
+from ..data.prompt_file import add_prompt_arguments, default_stop, encode_prompt, find_prompt
+from ..evaluation.metrics import Problem, summarize
+from ..evaluation.store import CompletionStore
+from ..evaluation.tables import print_comparison, print_results
+from ..generation.engines import load_tokenizer
 from ..rewards.grading import GradingPool
 from .launch import add_launch_arguments, launch
 from .options import OptionParser
+from .sampling import report_unread_arguments, sample_problems, settings_of, start
 
 
 def make_parser() -> OptionParser:
@@ -161,118 +148,21 @@ def load_problems(
             problems.append(Problem(name, row["id"], text, ids, row["solution"]))
     if not problems:
         raise ValueError(f"There are no problems in {options.dataset}.")
-    # A misspelled argument would have no effect, without a message.
-    template = tokenizer.get_chat_template() if has_conversations else ""
-    if unread := [name for name in options.chat_template_kwargs or () if not re.search(rf"\b{name}\b", template)]:
-        reason = "the model's chat template does not read it" if template else "the prompts are plain text"
-        PartialState().print(f"chat_template_kwargs: {', '.join(unread)} has no effect, because {reason}.")
+    report_unread_arguments(options, tokenizer.get_chat_template() if has_conversations else "")
     return problems
-
-
-def build_engine(options: argparse.Namespace, tokenizer, problems: list[Problem], state: PartialState):
-    max_length = max(len(problem.prompt_ids) for problem in problems) + options.max_new_tokens
-    sampling = {name: getattr(options, name) for name in ("temperature", "top_p", "max_new_tokens")}
-    sampling["stop"] = options.stop or ()
-    if options.engine == "vllm":
-        return VLLMEngine(
-            options.model,
-            tokenizer,
-            base_model=options.base_model,
-            dtype=options.dtype,
-            max_length=max_length,
-            tensor_parallel_size=options.tensor_parallel_size,
-            **sampling,
-        )
-    model = load_model(
-        options.model,
-        base_model=options.base_model,
-        dtype=options.dtype,
-        attn_implementation=options.attn_implementation,
-        device=state.device,
-    )
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and max_length > limit:
-        raise ValueError(
-            f"The longest prompt and max_new_tokens {options.max_new_tokens} make {max_length} tokens, but the model "
-            f"has {limit} positions. Set --max_new_tokens to at most {limit - max_length + options.max_new_tokens}."
-        )
-    return TransformersEngine(model, tokenizer, **sampling)
-
-
-def settings_of(options: argparse.Namespace, problems: list[Problem]) -> dict:
-    """Settings on which the samples depend. A run that continues another must have the same."""
-    names = (
-        *("model", "base_model", "dataset", "num_samples", "temperature", "top_p", "max_new_tokens"),
-        *("seed", "limit", "engine", "dtype", "attn_implementation", *PROMPT_ARGUMENTS),
-    )
-    digest = hashlib.sha256(json.dumps([[p.dataset, p.problem_id, p.prompt, p.solution] for p in problems]).encode())
-    return {
-        **{name: getattr(options, name) for name in names},
-        "problems": f"{len(problems)}, sha256 {digest.hexdigest()[:16]}",
-    }
-
-
-class Progress:
-    """A bar with the accuracy so far, on the main process."""
-
-    def __init__(self, total: int, state: PartialState):
-        self.bar = tqdm(total=total, unit="sample", disable=not state.is_main_process)
-        self.correct = self.graded = 0
-
-    def __call__(self, samples: list[dict]) -> None:
-        self.correct += sum(sample["correct"] for sample in samples)
-        self.graded += len(samples)
-        self.bar.set_description(dataset_label(samples[-1]["dataset"]))
-        self.bar.update(len(samples))
-        self.bar.set_postfix(accuracy=f"{self.correct / self.graded:.3f}")
 
 
 def run(options: argparse.Namespace) -> None:
     if options.compare:
         print_comparison(*options.compare)
         return
-    # Without being told that there is no GPU, every process would think that it is alone. Those that finish early
-    # wait for the last one.
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
-    if options.engine == "vllm" and state.num_processes > 1:
-        raise ValueError("--engine vllm runs in one process: use --tensor_parallel_size for several GPUs.")
-    disable_progress_bar()
+    state = start(options)
     tokenizer = load_tokenizer(options.model, base_model=options.base_model)
     trained_prompt = use_training_prompt(options, state)
     store = CompletionStore(options.output, state.process_index)
     with GradingPool() as pool:
         problems = load_problems(options, tokenizer, pool, trained_prompt)
-        settings = settings_of(options, problems)
-        store.check_settings(settings)
-        state.wait_for_everyone()
-        if state.is_main_process:
-            store.save_settings(settings, {name: version(name) for name in ("transformers", "torch", "math-verify")})
-            store.merge()
-        state.wait_for_everyone()
-        done = {key(sample) for sample in read_completions(store.path)}
-        left = todo_of(problems, options.num_samples, done)
-        # An instruction that the model was not trained with costs accuracy, and nothing else reports it.
-        state.print(f"The first prompt: {problems[0].prompt!r}")
-        if left:
-            if done:
-                state.print(f"{len(done)} samples are in {store.path} already; {len(left)} are left.")
-            engine = build_engine(options, tokenizer, problems, state)
-            progress = Progress(len(left[:: state.num_processes]), state)
-            evaluate(
-                problems,
-                engine,
-                pool,
-                store,
-                done=done,
-                num_samples=options.num_samples,
-                batch_size=options.batch_size or (1024 if options.engine == "vllm" else 32),
-                seed=options.seed,
-                rank=state.process_index,
-                num_processes=state.num_processes,
-                progress=progress,
-            )
-            progress.bar.close()
-        state.wait_for_everyone()
+        sample_problems(options, problems, settings_of(options, problems), store, pool, tokenizer, state)
         if state.is_main_process:
             samples = with_answers(store.merge(), pool)
             results = summarize(samples, pool.same_answer, num_threads=pool.num_workers)

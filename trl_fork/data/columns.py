@@ -12,6 +12,9 @@ from .prompt_formats import is_conversation
 PROMPT_COLUMNS = ("prompt", "question", "problem")
 SOLUTION_COLUMNS = ("ground_truth", "reward_model.ground_truth", "final_answer", "answer", "solution")
 
+# Of a prompt, for `partition="offline"`: an estimate of log Z in nats, and the settings that it was made for.
+LOG_PARTITION, LOG_PARTITION_SETTINGS = "log_partition", "log_partition_settings"
+
 # What the trainer itself passes to a reward function (`GRPOTrainer._calculate_rewards`).
 REWARD_ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 

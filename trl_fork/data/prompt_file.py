@@ -138,18 +138,23 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
         "by trl-fork train, or else the question and a request for a box)",
     )
     group.add_argument("--system_prompt", help="text of the system's message (default: the training's; '' is none)")
-    group.add_argument(
-        "--chat_template_kwargs",
-        type=_template_arguments,
-        metavar="JSON",
-        help=f"arguments of the chat template, such as {_EXAMPLE!r} (default: the training's)",
-    )
+    add_chat_template_argument(group, "the training's")
     group.add_argument(
         "--stop",
         nargs="*",
         metavar="TEXT",
         help="texts that end a sample, and are cut off; none without a TEXT (default: the training's, or, with a "
         "plain text as prompt, its label before the question on a new line)",
+    )
+
+
+def add_chat_template_argument(group, default: str) -> None:
+    """The option `--chat_template_kwargs`, with what it says of its default."""
+    group.add_argument(
+        "--chat_template_kwargs",
+        type=_template_arguments,
+        metavar="JSON",
+        help=f"arguments of the chat template, such as {_EXAMPLE!r} (default: {default})",
     )
 
 

@@ -222,6 +222,7 @@ def evaluate(
     rank: int = 0,
     num_processes: int = 1,
     progress: Callable[[list[dict]], None] = lambda samples: None,
+    keep_ids: bool = False,
 ) -> None:
     """
     Sample and grade the samples that are missing, and append them to the store batch by batch.
@@ -240,6 +241,7 @@ def evaluate(
         seed (`int`, *optional*, defaults to `0`): Seed of the run.
         rank, num_processes (`int`, *optional*): Number of this process, and of all of them.
         progress (`callable`, *optional*): Called with each batch of samples after it was stored.
+        keep_ids (`bool`, *optional*, defaults to `False`): Whether the store gets the tokens of each completion, too.
     """
     todo = todo_of(problems, num_samples, done)[rank::num_processes]
     for start in range(0, len(todo), batch_size):
@@ -260,6 +262,7 @@ def evaluate(
                 "correct": verdict.reward == 1.0,
                 "answer": verdict.answer,
                 "grading_failure": verdict.failure,
+                **({"completion_ids": list(sample.ids)} if keep_ids else {}),
             }
             for (problem, number), sample, verdict in zip(batch, sampled, verdicts, strict=True)
         ]

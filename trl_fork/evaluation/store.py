@@ -13,6 +13,7 @@ FIELDS = (
     *("dataset", "problem_id", "sample", "prompt", "completion", "length", "truncated", "solution", "correct"),
     *("answer", "grading_failure"),
 )
+OPTIONAL_FIELDS = ("completion_ids",)
 
 
 class CompletionStore:
@@ -23,9 +24,11 @@ class CompletionStore:
     Args:
         directory (`str` or `Path`): The folder.
         rank (`int`, *optional*, defaults to `0`): Number of this process; 0 is the main one.
+        what (`str`, *optional*, defaults to `"an evaluation"`): What the folder holds, for errors.
     """
 
-    def __init__(self, directory: str | Path, rank: int = 0):
+    def __init__(self, directory: str | Path, rank: int = 0, what: str = "an evaluation"):
+        self.what = what
         self.directory = Path(directory)
         self.path = self.directory / "completions.jsonl"
         self._own = self.path if rank == 0 else self.directory / f"completions-rank{rank}.jsonl"
@@ -51,7 +54,7 @@ class CompletionStore:
         if changed:
             differences = "; ".join(f"{n} was {earlier.get(n)!r}, is now {settings.get(n)!r}" for n in changed)
             raise ValueError(
-                f"{self.directory} holds an evaluation with other settings: {differences}. Repeat the earlier "
+                f"{self.directory} holds {self.what} with other settings: {differences}. Repeat the earlier "
                 "settings to continue it, or choose another --output."
             )
 
@@ -63,8 +66,16 @@ class CompletionStore:
             write_json(path, {"settings": settings, "versions": versions})
 
     def append(self, samples: list[dict]) -> None:
-        """Append samples (`FIELDS`) and hand them to the operating system: they survive this process."""
-        lines = "".join(json.dumps({field: sample[field] for field in FIELDS}) + "\n" for sample in samples)
+        """
+        Append samples (`FIELDS`, and those of `OPTIONAL_FIELDS` that they have) and hand them to the operating system:
+        they survive this process.
+        """
+
+        def fields_of(sample: dict) -> dict:
+            names = [*FIELDS, *(name for name in OPTIONAL_FIELDS if name in sample)]
+            return {name: sample[name] for name in names}
+
+        lines = "".join(json.dumps(fields_of(sample)) + "\n" for sample in samples)
         with open(self._own, "ab") as file:
             file.write(lines.encode())
 

@@ -14,7 +14,7 @@ own loop.
 import copy
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -103,7 +103,7 @@ class DecodingLoop:
         _check_limit_of_cache(model, stopping_criteria.max_length if self.synchronize is None else sys.maxsize)
         batch = _Batch(self, model, logits_processor, stopping_criteria, generation_config, model_kwargs, input_ids)
         remaining = batch.order
-        with getattr(model, "_optimize_model_for_decode", nullcontext)():
+        with getattr(model, "_optimize_model_for_decode", nullcontext)(), _without_cudnn_attention():
             while len(remaining):
                 rows = remaining[: self.max_rows]
                 if self._fits(batch, rows):
@@ -231,6 +231,20 @@ class _Batch:
         if self.loop.synchronize is not None:
             self.loop.synchronize(True)
         return self.model(**inputs, return_dict=True).logits[:, -1]
+
+
+@contextmanager
+def _without_cudnn_attention():
+    """
+    Without cuDNN's attention, PyTorch's first choice on an H100, which prepares a plan for each number of rows and
+    tokens it meets (tens of milliseconds on the host). Here nearly every forward pass has others.
+    """
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(enabled)
 
 
 def _check(model_kwargs: dict, stopping_criteria) -> None:

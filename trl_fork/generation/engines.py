@@ -29,11 +29,13 @@ class Sample(NamedTuple):
         text (`str`): Its text, without special tokens, up to a stop string.
         length (`int`): Its length in tokens, the end-of-sequence token or those of the stop string included.
         truncated (`bool`): Whether it reached the limit without an end-of-sequence token or a stop string.
+        ids (`tuple[int]`): Its tokens, those that `length` counts.
     """
 
     text: str
     length: int
     truncated: bool
+    ids: tuple[int, ...] = ()
 
 
 class TransformersEngine:
@@ -47,15 +49,24 @@ class TransformersEngine:
         top_p (`float`, *optional*, defaults to `1.0`): Nucleus sampling.
         max_new_tokens (`int`, *optional*, defaults to `20480`): Limit of a completion, in tokens.
         stop (`Sequence[str]`, *optional*): Texts that end a completion. It is cut off before the first of them.
+        end_ids (`Sequence[int]`, *optional*): End tokens; by default those of the model and its tokenizer.
     """
 
     def __init__(
-        self, model, tokenizer, *, temperature=1.0, top_p=1.0, max_new_tokens=20480, stop: Sequence[str] = ()
+        self,
+        model,
+        tokenizer,
+        *,
+        temperature=1.0,
+        top_p=1.0,
+        max_new_tokens=20480,
+        stop: Sequence[str] = (),
+        end_ids: Sequence[int] | None = None,
     ):
         self.stop, stop_ids = split_stop(stop, tokenizer)
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.stop_ids = sorted({*stop_token_ids(model.generation_config, tokenizer), *stop_ids})
+        self.stop_ids = sorted({*(end_ids or stop_token_ids(model.generation_config, tokenizer)), *stop_ids})
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_ids[0]
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         self.config = GenerationConfig(
@@ -95,7 +106,7 @@ class TransformersEngine:
 
     def _sample(self, ids: list[int], stopped: bool) -> Sample:
         text = cut_at_stop(self.tokenizer.decode(ids, skip_special_tokens=True), self.stop)
-        return Sample(text, len(ids), truncated=not (stopped or ids[-1] in self.stop_ids))
+        return Sample(text, len(ids), truncated=not (stopped or ids[-1] in self.stop_ids), ids=tuple(ids))
 
 
 _VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # allowed values of `max_lora_rank`
@@ -112,7 +123,7 @@ class VLLMEngine:
         dtype (`str`, *optional*, defaults to `"auto"`): Dtype of the weights.
         max_length (`int`, *optional*): Longest prompt and completion together, in tokens.
         tensor_parallel_size (`int`, *optional*, defaults to `1`): GPUs.
-        temperature, top_p, max_new_tokens, stop: Arguments of [`TransformersEngine`].
+        temperature, top_p, max_new_tokens, stop, end_ids: Arguments of [`TransformersEngine`].
 
     Raises:
         `ImportError`: without vLLM.
@@ -131,6 +142,7 @@ class VLLMEngine:
         top_p: float = 1.0,
         max_new_tokens: int = 20480,
         stop: Sequence[str] = (),
+        end_ids: Sequence[int] | None = None,
     ):
         self._stop, special_ids = split_stop(stop, tokenizer)
         try:
@@ -155,7 +167,7 @@ class VLLMEngine:
             tensor_parallel_size=tensor_parallel_size,
             **settings,
         )
-        stop_ids = sorted({*stop_token_ids(_generation_config(weights), tokenizer), *special_ids})
+        stop_ids = sorted({*(end_ids or end_token_ids(weights, tokenizer)), *special_ids})
 
         def parameters(seed: int):
             return SamplingParams(
@@ -164,6 +176,7 @@ class VLLMEngine:
                 max_tokens=max_new_tokens,
                 seed=seed,
                 stop_token_ids=stop_ids,
+                ignore_eos=end_ids is not None,  # the model's own end tokens, in place of which these are given
                 stop=self._stop or None,
             )
 
@@ -181,7 +194,7 @@ class VLLMEngine:
         # If a token completes several stop strings, vLLM cuts at the first of its list.
         texts = [cut_at_stop(completion.text, self._stop) for completion in completions]
         return [
-            Sample(text, len(completion.token_ids), completion.finish_reason == "length")
+            Sample(text, len(completion.token_ids), completion.finish_reason == "length", tuple(completion.token_ids))
             for text, completion in zip(texts, completions, strict=True)
         ]
 
@@ -294,8 +307,13 @@ def base_of_adapter(name: str, base_model: str | None = None) -> str | None:
     return None
 
 
-def _generation_config(name: str) -> GenerationConfig:
+def end_token_ids(name: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """
+    Token ids that end a completion of a model that is not loaded: those of its `generation_config.json`, or without
+    one of its `config.json`, and that of its tokenizer.
+    """
     try:
-        return GenerationConfig.from_pretrained(name)
-    except OSError:  # the model has none
-        return GenerationConfig()
+        config = GenerationConfig.from_pretrained(name)
+    except OSError:
+        config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(name))
+    return stop_token_ids(config, tokenizer)

@@ -52,7 +52,8 @@ class LossOutputs:
 @dataclass(frozen=True)
 class TrajectoryBalance:
     """
-    The trajectory balance loss: the mean of `w * residual ** 2` over the completions that have a valid token.
+    The trajectory balance loss: the mean of `w * residual ** 2` over the completions that count, those with a valid
+    token and a reward.
 
     Weights of tokens multiply the gradients of their log-probabilities and leave the residual as it is. It is 0 at
     the target whatever the weights, so that the target stays a stationary point. Weights inside the residual would

@@ -9,6 +9,7 @@ the log-ratio is a mean over the tokens of a completion. The residual is then 0 
 """
 
 from dataclasses import dataclass
+from math import log
 
 import torch
 
@@ -108,7 +109,9 @@ def importance_ratio(
     Returns:
         `torch.Tensor` of shape `(batch,)`, without gradient.
     """
-    return log_ratio(log_probs.detach(), old_log_probs, mask, length_normalized=False).exp().clamp(max=maximum)
+    return (
+        log_ratio(log_probs.detach(), old_log_probs.detach(), mask, length_normalized=False).exp().clamp(max=maximum)
+    )
 
 
 def proposal_log_partition(
@@ -140,7 +143,7 @@ def proposal_log_partition(
 
     def excess(constant: torch.Tensor) -> torch.Tensor:
         exponents = log_weights + lengths * (tilts - constant[..., None])
-        return exponents.logsumexp(-1) - torch.tensor(float(exponents.shape[-1])).double().log()
+        return exponents.logsumexp(-1) - log(exponents.shape[-1])
 
     # The excess falls in the constant. At the least of these values no term is below 1, at the largest none above.
     roots = tilts + log_weights / lengths
@@ -172,6 +175,8 @@ def proposal_standard_error(
     log_weights, tilts, lengths_ = _as_doubles(ref_log_probs, proposal_log_probs, rewards, beta, lengths)
     constant = proposal_log_partition(ref_log_probs, proposal_log_probs, rewards, beta, lengths)
     terms = (log_weights + lengths_ * (tilts - constant[..., None])).exp()
+    if terms.shape[-1] == 1:
+        return torch.full_like(constant, torch.nan)
     return terms.std(-1) / terms.shape[-1] ** 0.5 / (lengths_ * terms).mean(-1)
 
 

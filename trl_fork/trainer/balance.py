@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import ProcessorMixin
 
+from ..data.columns import LOG_PARTITION, LOG_PARTITION_SETTINGS
 from ..objectives import OBJECTIVES, LossInputs, TrajectoryBalance, group_log_partition, log_ratio
 from ..ranks import Ranks
 from ._trl import TrainerMixin
@@ -13,12 +14,11 @@ from .batching import loss_mask
 from .checks import named_datasets
 from .context import PolicyScores, WithContext
 from .metrics import weighted_sum
-from .partition_column import PARTITION_COLUMN, check_partition_column, log_partition_of
+from .partition_column import check_partition_column, check_partition_settings, log_partition_of
 from .pass_metrics import PassMetrics
 
 
-# What the objective adds to TRL's batches.
-LOG_PARTITION = PARTITION_COLUMN  # (batch,) float: estimate of log Z, in nats
+# What the objective adds to TRL's batches, beside LOG_PARTITION, (batch,) float.
 REWARDS = "balance_rewards"  # (batch,) float: NaN at completions that are left out
 NUM_COMPLETIONS = "num_completions_in_batch"  # scalar: completions that count, over the generation batch and all ranks
 
@@ -41,23 +41,28 @@ class BalanceMixin(WithContext, TrainerMixin):
             self._objective = kind(**{field.name: getattr(self.args, field.name) for field in fields(kind)})
             if isinstance(self.processing_class, ProcessorMixin):  # not known before it was loaded
                 _refuse_images(self.args.objective)
-            self._pass_metrics = {"train": PassMetrics(), "eval": PassMetrics()}
+        self._pass_metrics = {"train": PassMetrics(), "eval": PassMetrics()}
+
+    def train(self, *args, **kwargs):
+        self._pass_metrics = {"train": PassMetrics(), "eval": PassMetrics()}  # an error may have ended a step halfway
+        return super().train(*args, **kwargs)
 
     @property
     def _partition_of_groups(self) -> bool:
         return self._objective is not None and self.args.partition == "group"
 
     def _generate_and_score_completions(self, inputs):
+        if self._objective is None or self.args.partition != "offline":
+            return super()._generate_and_score_completions(inputs)
+        where = f"Step {self.state.global_step}, process {self.accelerator.process_index}"
+        # Before the rows are generated, as the rows of a stream have not been looked at
+        estimates = []
+        for row, example in enumerate(inputs):
+            place = f"{where}, row {row} of the batch, prompt {str(example.get('prompt'))[:60]!r}"
+            estimates.append(log_partition_of(example, place))
+            check_partition_settings(example.get(LOG_PARTITION_SETTINGS), self.args, place)
         output = super()._generate_and_score_completions(inputs)
-        if self._objective is not None and self.args.partition == "offline":
-            where = f"Step {self.state.global_step}, process {self.accelerator.process_index}"
-            output[LOG_PARTITION] = torch.tensor(
-                [
-                    log_partition_of(example, f"{where}, row {row} of the batch, prompt {_start(example)}")
-                    for row, example in enumerate(inputs)
-                ],
-                device=output["completion_ids"].device,
-            )
+        output[LOG_PARTITION] = torch.tensor(estimates, device=output["completion_ids"].device)
         return output
 
     def _prepare_balance(self, output: dict, scores: PolicyScores | None) -> None:
@@ -177,10 +182,6 @@ class BalanceMixin(WithContext, TrainerMixin):
                 self._metrics[mode][name].append(value)
 
 
-def _start(example: dict) -> str:
-    return repr(str(example.get("prompt"))[:60])
-
-
 def check_balance(args, given: dict) -> None:
     """
     Refuse data and models that trajectory balance cannot be trained on, before a model is loaded.
@@ -202,7 +203,7 @@ def check_balance(args, given: dict) -> None:
         _refuse_images(args.objective)
     if args.partition == "offline":
         for name, data in datasets:
-            check_partition_column(name, data, args.remove_unused_columns)
+            check_partition_column(name, data, args)
 
 
 def _refuse_images(objective: str):

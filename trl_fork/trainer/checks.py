@@ -12,6 +12,7 @@ from transformers import ProcessorMixin
 from trl import is_conversational
 
 from .._logging import logger
+from ..credit import Chain
 from ..data.columns import REWARD_ARGUMENTS, misleading_columns, place
 
 
@@ -228,6 +229,18 @@ def check_tokenizer(processing_class, dataset, plain_prompts: str = "give prompt
             f"and would be wrapped a second time: {content[:60]!r}. Write it as a message without them, or "
             f"{plain_prompts}."
         )
+
+
+def check_processing_class(processing_class, dataset, chain: Chain | None) -> None:
+    """[`check_tokenizer`], and the refusal of a processor of images beside credit rules."""
+    if chain is not None and isinstance(processing_class, ProcessorMixin):
+        raise NotImplementedError(
+            "Image-text models are not supported with top_entropy_quantile < 1.0 yet: the selection has not been "
+            "tested with image inputs. To train on text alone pass a tokenizer, processing_class="
+            "AutoTokenizer.from_pretrained(...), or set text_only (--text_only true of `trl-fork train`); or set "
+            "top_entropy_quantile=1.0."
+        )
+    check_tokenizer(processing_class, dataset)
 
 
 def _openings(processing_class, tokenizer) -> list[str]:

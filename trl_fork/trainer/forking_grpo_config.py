@@ -4,14 +4,13 @@ import copy
 from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
 
-from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import GRPOConfig
 
 from ..credit import POOLS, TOKEN_SELECTIONS, Chain, Random, TopFraction, build_credit
-from ..credit.pools import is_at_loss_time
 from ..credit.presets import preset_instruction
 from ..data.yaml_values import json_value
 from .objective_checks import BALANCE_REWARDS, OBJECTIVE_NAMES, PARTITIONS, POLICY_GRADIENT, check_objective
+from .setting_checks import check_dynamic_sampling_settings, check_passes, check_precision, check_rules
 
 
 # Losses whose denominator counts tokens, so that it can count the selected ones instead. The others divide by the
@@ -184,7 +183,7 @@ class ForkingGRPOConfig(GRPOConfig):
         metadata={"help": "Upper clipping bound (DAPO's clip-higher). None uses the value of epsilon."},
     )
     objective: str = field(
-        default=POLICY_GRADIENT,
+        default="policy_gradient",
         metadata={
             "help": "'policy_gradient' (TRL's loss) or 'trajectory_balance' (FlowRL, DISA: match the distribution of "
             "the reference times exp(reward / beta)).",
@@ -296,36 +295,9 @@ class ForkingGRPOConfig(GRPOConfig):
         self.check_credit(self.credit)
         if self.token_credit is not None:  # otherwise the trainer may be given rules as `token_credit_func`
             self.check_contrast_instruction(self.credit)
-        limit = self.max_tokens_per_forward
-        if limit is not None and (type(limit) is not int or limit < 1):
-            raise ValueError(
-                f"max_tokens_per_forward must be a whole number of at least 1, got {limit!r}: it is the number of "
-                "tokens of a forward pass. Leave it out for what a padded micro-batch would hold."
-            )
-        if limit is not None and not (self.padding_free and self.skip_inert_compute):
-            off = "padding_free" if self.skip_inert_compute else "skip_inert_compute"
-            raise ValueError(
-                f"max_tokens_per_forward={limit} has no effect with {off}=False: only rows without padding are packed "
-                f"to a number of tokens. Leave it out, or set {off}=True."
-            )
-        if self.dynamic_sampling_max_rounds < 1:
-            raise ValueError(
-                f"dynamic_sampling_max_rounds must be at least 1, got {self.dynamic_sampling_max_rounds}: the first "
-                "round generates the batch itself."
-            )
-        if self.dynamic_sampling and self.scale_rewards == "batch":
-            raise ValueError(
-                "scale_rewards='batch' does not go with dynamic_sampling=True: the standard deviation of the batch "
-                "would be that of the groups that were kept, so that advantages depend on what was dropped. Set "
-                "scale_rewards to 'group' (as the paper) or 'none'."
-            )
-        if self.dynamic_sampling and self.multi_objective_aggregation == "normalize_then_sum":
-            raise ValueError(
-                "multi_objective_aggregation='normalize_then_sum' does not go with dynamic_sampling=True: it "
-                "standardises advantages over the batch, so that they depend on what was dropped. Set "
-                "'sum_then_normalize'."
-            )
-        self._check_precision()
+        check_passes(self)
+        check_dynamic_sampling_settings(self)
+        check_precision(self)
         super().__post_init__()
         if self.scale_rewards not in SCALES:  # TRL checks this only after the first generation
             raise ValueError(
@@ -399,7 +371,7 @@ class ForkingGRPOConfig(GRPOConfig):
             `ValueError`: naming the setting, its value, the rule and the remedy.
         """
         if chain is not None:
-            self._check_rules(chain)
+            check_rules(self, chain)
         if chain is not None and self.loss_denominator == "selected" and self.loss_type not in TOKEN_COUNT_LOSSES:
             raise ValueError(
                 f"loss_denominator='selected' is not defined for loss_type={self.loss_type!r}, which does not divide "
@@ -442,52 +414,6 @@ class ForkingGRPOConfig(GRPOConfig):
                 f"contrast_instruction={instruction!r} is set, but nothing reads the log-probabilities after a "
                 f"negative prompt: {rules}. Leave it out, or set token_credit to a rule that needs "
                 "contrast_log_probs, such as the preset 'gcpo'."
-            )
-
-    def _check_rules(self, chain: Chain) -> None:
-        chain.check_pool(self.entropy_threshold_scope)
-        at_loss_time = is_at_loss_time(self.entropy_threshold_scope)
-        if at_loss_time and (names := [rule.name for rule in chain.rules if "contrast_log_probs" in rule.needs]):
-            raise ValueError(
-                f"entropy_threshold_scope={self.entropy_threshold_scope!r} does not go with the credit rules {names}: "
-                "their log-probabilities after a negative prompt are of the policy that starts the generation batch, "
-                "and that scope takes those of the current policy. Set entropy_threshold_scope to 'batch' or "
-                "'sequence'."
-            )
-        if chain.scheduled and self.max_steps <= 0:
-            raise ValueError(
-                f"max_steps must be set with a schedule of token_credit, got {self.max_steps}: the weights depend on "
-                "global_step / max_steps, and a number of epochs would make them depend on the size of the data set. "
-                f"Set max_steps, or take a constant in the rules {chain.describe()}."
-            )
-        uncounted = [rule.name for rule in chain.rules if not rule.counted]
-        if uncounted and self.loss_type == "bnpo" and self.loss_denominator == "selected":
-            raise ValueError(
-                f"loss_type='bnpo' does not go with loss_denominator='selected' and the credit rules {uncounted}, "
-                "which the denominator does not count: a micro-batch's loss is divided by its weights. Set "
-                "loss_type='dapo', or loss_denominator='all'."
-            )
-        if chain.selects:
-            return
-        for name, value, conflicts in (
-            ("entropy_coef", self.entropy_coef, self.entropy_coef != 0.0),
-            ("use_adaptive_entropy", self.use_adaptive_entropy, self.use_adaptive_entropy),
-            ("importance_sampling_level", self.importance_sampling_level, self.importance_sampling_level != "token"),
-        ):
-            if conflicts:
-                raise ValueError(
-                    f"{name}={value!r} does not go with credit rules {chain.describe()}, whose weights differ from "
-                    "token to token: TRL would weight the entropy bonus by them too, and a ratio of a whole "
-                    "completion reaches every token. Leave it at its default, or take a rule that selects tokens."
-                )
-
-    def _check_precision(self):
-        # transformers checks this too, but its message names neither the option nor TRL's default of bf16.
-        bf16 = self.bf16 if self.bf16 is not None else not self.fp16
-        if bf16 and not (self.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()):
-            raise ValueError(
-                "bf16, the default, needs a GPU that computes in it, and there is none here. To train on the CPU set "
-                "use_cpu to true and bf16 to false (--use_cpu true --bf16 false); on an older GPU, bf16 to false."
             )
 
     def check_windows(self, chain: Chain | None) -> None:

@@ -32,7 +32,7 @@ from .batching import loss_mask, with_gradient
 from .call_names import CallNames
 from .callbacks import GenerationCallback
 from .checkpoints import ResumableGenerationMixin
-from .checks import check_rollouts, check_tokenizer, check_training_data, refuse_frozen_model
+from .checks import check_processing_class, check_rollouts, check_training_data, refuse_frozen_model
 from .completions_table import CompletionMarks, CompletionsTableMixin
 from .context import PolicyScores, context_of
 from .contrast import CONTRAST_LOG_PROBS, ContrastMixin, check_contrast
@@ -80,7 +80,8 @@ class ForkingGRPOTrainer(
     The loss is TRL's own, for any `loss_type`. Its policy term is multiplied by weights: zero at tokens that are not
     selected, `N / K` at the `K` of `N` valid tokens that are, so that TRL's division by `N` becomes one by `K` (paper
     section 5.1, Eq. 6 of v2). The KL term, the entropy bonus and the auxiliary loss keep TRL's scale.
-    [`ForkingGRPOConfig`] sets which tokens are selected, with what weight and over which pool.
+    [`ForkingGRPOConfig`] sets which tokens are selected, with what weight and over which pool. With
+    `objective="trajectory_balance"` the loss is [`~objectives.TrajectoryBalance`], and the weights multiply gradients.
 
     With `top_entropy_quantile=1.0`, `epsilon_high=None`, `skip_inert_compute=False` and `compact_generation=False`
     this is `GRPOTrainer`, bit for bit.
@@ -102,7 +103,8 @@ class ForkingGRPOTrainer(
         `ValueError`: for a data set, tokenizer or model that cannot be trained with, see
             [`~trainer.checks.check_training_data`], [`~trainer.checks.check_tokenizer`] and
             [`~trainer.checks.refuse_frozen_model`]; for negative prompts that are missing or that no rule reads, see
-            [`~trainer.contrast.check_contrast`].
+            [`~trainer.contrast.check_contrast`]; for estimates of `log Z` that are missing, see
+            [`~trainer.balance.check_balance`].
         `NotImplementedError`: for image-text models, and where unsloth has replaced TRL's loss.
         `ImportError`: if the installed TRL has moved the methods this trainer overrides.
 
@@ -169,7 +171,7 @@ class ForkingGRPOTrainer(
         check_contrast(args, chain, given)
         check_balance(args, given)
         if given.get("processing_class") is not None:  # checked before a large model is loaded
-            _check_processing_class(given["processing_class"], given.get("train_dataset"), chain)
+            check_processing_class(given["processing_class"], given.get("train_dataset"), chain)
         if chain is not None and args.importance_sampling_level == "sequence":
             logger.warning(
                 "importance_sampling_level='sequence': the ratio of a completion averages over all of its tokens, so "
@@ -189,7 +191,7 @@ class ForkingGRPOTrainer(
         if given.get("processing_class") is None:  # its special tokens were not known before
             check_contrast(args, chain, given | {"processing_class": self.processing_class})
         refuse_frozen_model(self.model)
-        _check_processing_class(self.processing_class, self.train_dataset, chain)
+        check_processing_class(self.processing_class, self.train_dataset, chain)
         warn_of_cast_weights(self)
         warn_of_truncated_sampling(self)
         self._ranks = Ranks(self.accelerator)
@@ -422,14 +424,3 @@ def _chain_of(token_credit_func, args: ForkingGRPOConfig) -> Chain:
     args.check_windows(chain)
     check_objective(args, chain)
     return chain
-
-
-def _check_processing_class(processing_class, dataset, chain: Chain | None) -> None:
-    if chain is not None and isinstance(processing_class, ProcessorMixin):
-        raise NotImplementedError(
-            "Image-text models are not supported with top_entropy_quantile < 1.0 yet: the selection has not been "
-            "tested with image inputs. To train on text alone pass a tokenizer, processing_class="
-            "AutoTokenizer.from_pretrained(...), or set text_only (--text_only true of `trl-fork train`); or set "
-            "top_entropy_quantile=1.0."
-        )
-    check_tokenizer(processing_class, dataset)

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..credit import Chain
 from ..data.prompt_file import find_prompt
+from .objective_checks import BALANCE_FIELDS
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -31,6 +32,9 @@ SETTINGS = (
     "learning_rate",
     "seed",
 )
+# Of a run of trajectory balance, in the place of those that it does not read.
+BALANCE_SETTINGS = ("objective", *BALANCE_FIELDS)
+_UNREAD_BY_BALANCE = ("loss_type", "epsilon", "epsilon_high", "delta")
 PACKAGES = ("trl_fork", "trl", "transformers", "torch", "datasets", "tokenizers")
 
 CITATION = textwrap.dedent("""\
@@ -41,6 +45,13 @@ CITATION = textwrap.dedent("""\
         year      = 2025,
         booktitle = {Advances in Neural Information Processing Systems},
         eprint    = {arXiv:2506.01939},
+    }""")
+BALANCE_CITATION = textwrap.dedent("""\
+    @article{zhu2025flowrl,
+        title  = {{FlowRL: Matching Reward Distributions for LLM Reasoning}},
+        author = {Xuekai Zhu and others},
+        year   = 2025,
+        eprint = {arXiv:2509.15207},
     }""")
 OTHER_CITATIONS = textwrap.dedent("""\
     @article{yu2025dapo,
@@ -104,6 +115,10 @@ def build_model_card(
     columns, results = read_results(output_dir / "results.json")
     example = example_prompt(output_dir, has_chat_template)
     kwargs = args.chat_template_kwargs if isinstance(example, list) else None
+    balance = args.objective == "trajectory_balance"
+    names = (
+        [*BALANCE_SETTINGS, *(name for name in SETTINGS if name not in _UNREAD_BY_BALANCE)] if balance else SETTINGS
+    )
     data = ModelCardData(
         base_model=base_model,
         datasets=datasets or None,
@@ -124,17 +139,18 @@ def build_model_card(
         # The configuration's value is used, because a run from Python has no file.
         chat_template_kwargs=repr(kwargs) if kwargs else None,
         credit=None if credit is None else credit.in_words,
+        partition=args.partition if balance else None,
         columns=columns,
         results=results,
         curve="training.png" if (output_dir / "training.png").is_file() else None,
         settings={
             "token_credit": None if credit is None else json.dumps(credit.describe()),
             **({"contrast_instruction": args.contrast_instruction} if args.contrast_instruction else {}),
-            **{name: getattr(args, name) for name in SETTINGS},
+            **{name: getattr(args, name) for name in names},
         },
         steps=steps,
         versions=installed_versions((*PACKAGES, "peft") if is_adapter else PACKAGES),
-        citations=f"{CITATION}\n\n{OTHER_CITATIONS}",
+        citations="\n\n".join([CITATION, *[BALANCE_CITATION] * balance, OTHER_CITATIONS]),
     )
 
 

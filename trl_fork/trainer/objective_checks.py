@@ -13,6 +13,23 @@ PARTITIONS = ("group", "offline")
 BALANCE_REWARDS = ("advantage", "reward")
 # Fields that only trajectory balance reads.
 BALANCE_FIELDS = ("partition", "length_normalized", "balance_reward", "max_importance_ratio")
+# Arguments of `generate` and of vLLM that change the distribution of samples, and the values with which they do not.
+_SAMPLING = {
+    "do_sample": True,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "typical_p": 1.0,
+    "top_h": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "guidance_scale": 1.0,
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
+    "min_tokens": 0,
+    **dict.fromkeys(("bad_words_ids", "bad_words", "suppress_tokens", "begin_suppress_tokens", "sequence_bias")),
+    **dict.fromkeys(("logit_bias", "allowed_token_ids", "structured_outputs", "logits_processor")),
+}
 
 
 def check_objective(args, chain: Chain | None) -> None:
@@ -108,9 +125,11 @@ def _check_sampling(args) -> None:
         values = {name: kwargs.get(name, getattr(args, name)) for name in ("top_p", "top_k", "min_p")}
         found = ", ".join(f"{name}={value}" for name, value in values.items())
         raise ValueError(f"Truncated sampling ({found}) {reason}. Set top_p=1.0, top_k=0 and min_p=None.")
-    penalty = kwargs.get("repetition_penalty", args.repetition_penalty)
-    if penalty != 1.0:
-        raise ValueError(f"repetition_penalty={penalty} {reason}. Set it to 1.0.")
+    if args.repetition_penalty != 1.0:
+        raise ValueError(f"repetition_penalty={args.repetition_penalty} {reason}. Set it to 1.0.")
+    for name in kwargs.keys() & _SAMPLING.keys():
+        if kwargs[name] not in (None, _SAMPLING[name]):
+            raise ValueError(f"generation_kwargs: {name}={kwargs[name]!r} {reason}. Leave it out.")
     temperature = kwargs.get("temperature", args.temperature)
     if temperature != args.temperature:
         raise ValueError(

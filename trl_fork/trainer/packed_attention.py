@@ -20,12 +20,15 @@ from transformers.masking_utils import sdpa_mask
 try:
     from torch.nn.attention.varlen import varlen_attn
 
-    _VARLEN_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    _HAS_KERNEL = True
+    # PyTorch 2.11 asks for as many heads of keys and values as of queries.
+    _KERNEL_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 except ImportError:
-    _VARLEN_TAKES_GROUPS = False
+    _HAS_KERNEL = _KERNEL_TAKES_GROUPS = False
 
 NAME = "trl_fork_packed_sdpa"
 calls_within_rows = 0  # calls of attention layers that knew where rows begin, over all passes so far
+calls_of_kernel = 0  # those that were one call of PyTorch's attention of variable length, on CUDA
 # Layers whose output depends on tokens through attention alone, by the mask that transformers gives them.
 _LAYERS = {"full_attention", "sliding_attention"}
 
@@ -54,7 +57,7 @@ def attend_within_rows(
         `NotImplementedError`: for a position bias, a soft cap or sinks of a packed batch, and for what a model puts
             into its mask alone: a sliding window, or tokens that it leaves out.
     """
-    global calls_within_rows
+    global calls_within_rows, calls_of_kernel
     starts = keywords.get("cu_seq_lens_q")
     if starts is None:
         return sdpa_attention_forward(
@@ -68,11 +71,14 @@ def attend_within_rows(
     if sliding_window is None and _slides(module):
         raise NotImplementedError("packed rows with a sliding window that is in the mask alone")
     calls_within_rows += 1
-    if query.is_cuda and _VARLEN_TAKES_GROUPS and not dropout:
+    if query.is_cuda and _HAS_KERNEL and not dropout:
         if torch.is_autocast_enabled("cuda"):
             query, key, value = (x.to(torch.get_autocast_dtype("cuda")) for x in (query, key, value))
         if query.dtype in (torch.float16, torch.bfloat16):
+            calls_of_kernel += 1
             longest = keywords["max_length_q"]
+            if not _KERNEL_TAKES_GROUPS:
+                key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
             output = varlen_attn(
                 *(x[0].transpose(0, 1).contiguous() for x in (query, key, value)),
                 starts,
@@ -81,7 +87,7 @@ def attend_within_rows(
                 longest,
                 scale=scaling,
                 window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-                enable_gqa=True,
+                **({"enable_gqa": True} if _KERNEL_TAKES_GROUPS else {}),
             )
             return output[None], None
     # Neighbours of one length are a batch.

@@ -1,15 +1,14 @@
 """The column `log_partition` of the data, estimates of `log Z` that were made before training."""
 
-from math import isfinite
+from math import isclose, isfinite
 from numbers import Real
 
 from datasets import Dataset, IterableDataset
 
-from ..data.columns import place
+from ..data.columns import LOG_PARTITION, LOG_PARTITION_SETTINGS, place
 
 
-PARTITION_COLUMN = "log_partition"
-_REMEDY = f"`trl-fork partition` writes the column {PARTITION_COLUMN!r}; or set partition='group'"
+_REMEDY = f"`trl-fork partition` writes the column {LOG_PARTITION!r}; or set partition='group'"
 
 
 def log_partition_of(example: dict, where: str) -> float:
@@ -23,26 +22,49 @@ def log_partition_of(example: dict, where: str) -> float:
     Raises:
         `ValueError`: if there is none, or it is not a finite number.
     """
-    if PARTITION_COLUMN not in example:
-        raise ValueError(f"{where}: partition='offline' needs a column {PARTITION_COLUMN!r}. {_REMEDY}.")
-    value = example[PARTITION_COLUMN]
+    if LOG_PARTITION not in example:
+        raise ValueError(f"{where}: partition='offline' needs a column {LOG_PARTITION!r}. {_REMEDY}.")
+    value = example[LOG_PARTITION]
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # of a data set in another format
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
         raise ValueError(
-            f"{where}: {PARTITION_COLUMN} is {value!r}, and has to be a finite number, log Z in nats. {_REMEDY}."
+            f"{where}: {LOG_PARTITION} is {value!r}, and has to be a finite number, log Z in nats. {_REMEDY}."
         )
     return float(value)
 
 
-def check_partition_column(name: str, dataset, remove_unused_columns: bool) -> None:
+def check_partition_settings(settings: dict | None, args, where: str) -> None:
     """
-    Check that every row of a data set has an estimate. Of a stream only the columns are looked at, if known.
+    Refuse estimates that were made for other settings than those of the run.
+
+    Args:
+        settings (`dict`, *optional*): What `trl-fork partition` has written; `None` for estimates of another origin.
+        args ([`ForkingGRPOConfig`]): Configuration of the run.
+        where (`str`): The row's place, for the error.
+
+    Raises:
+        `ValueError`: naming the setting and both of its values.
+    """
+    for name in ("beta", "length_normalized", "temperature"):
+        then = settings.get(name) if isinstance(settings, dict) else None
+        now = getattr(args, name)
+        if then is not None and not isclose(then, now, rel_tol=1e-6):
+            raise ValueError(
+                f"{where}: {LOG_PARTITION} was estimated for {name}={then}, and {name} is {now}. Set {name}={then}, "
+                f"or give `trl-fork partition` the new value (--{name} {str(now).lower()})."
+            )
+
+
+def check_partition_column(name: str, dataset, args) -> None:
+    """
+    Check that every row of a data set has an estimate, and for these settings. Of a stream only the columns are looked
+    at, if known.
 
     Args:
         name (`str`): The data set's name in errors.
         dataset: The data set.
-        remove_unused_columns (`bool`): The setting.
+        args ([`ForkingGRPOConfig`]): Configuration of the run.
 
     Raises:
         `ValueError`: naming the data set, the row and the remedy.
@@ -51,13 +73,16 @@ def check_partition_column(name: str, dataset, remove_unused_columns: bool) -> N
         return
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":  # a transform may make any column
         return
-    if PARTITION_COLUMN not in dataset.column_names:
+    if LOG_PARTITION not in dataset.column_names:
         log_partition_of({}, f"{name} (columns {dataset.column_names})")
-    if remove_unused_columns:
+    if args.remove_unused_columns:
         raise ValueError(
-            f"remove_unused_columns is set, and would take {PARTITION_COLUMN!r} out of {name}, which "
+            f"remove_unused_columns is set, and would take {LOG_PARTITION!r} out of {name}, which "
             "partition='offline' needs. Set remove_unused_columns to false."
         )
     if isinstance(dataset, Dataset):
-        for number, row in enumerate(dataset.select_columns([PARTITION_COLUMN])):
-            log_partition_of(row, f"{name}: {place(PARTITION_COLUMN, number)}")
+        known = [column for column in (LOG_PARTITION, LOG_PARTITION_SETTINGS) if column in dataset.column_names]
+        for number, row in enumerate(dataset.select_columns(known)):
+            where = f"{name}: {place(LOG_PARTITION, number)}"
+            log_partition_of(row, where)
+            check_partition_settings(row.get(LOG_PARTITION_SETTINGS), args, where)

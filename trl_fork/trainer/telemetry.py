@@ -193,6 +193,8 @@ def summary_line(logs: dict, step: int, max_steps: int) -> str:
         entropy = "" if threshold is None else f", entropy from {threshold:.2f} nats"
         effect = f", effectively {logs[EFFECTIVE]:.0%}" if weighs_softly(logs) else ""
         parts.append(f"trained on {logs[SELECTED]:.0%}{effect}{entropy}")
+    if logs.get("balance/residual_abs") is not None:
+        parts.append(f"residual {logs['balance/residual_abs']:.3g} nats")
     # Logged under a schedule only
     parts += [f"{name} {logs[key]:.3g}" for key, name in scheduled_parameters(logs).items() if logs[key] is not None]
     times = {name: logs.get(f"time/{name}") for name in (*ACTIVITIES, "other")}

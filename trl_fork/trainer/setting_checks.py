@@ -1,0 +1,93 @@
+"""Checks of the settings of a run against each other, before anything is loaded. All raise a `ValueError`."""
+
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
+
+from ..credit import Chain
+from ..credit.pools import is_at_loss_time
+
+
+def check_rules(args, chain: Chain) -> None:
+    """Refuse credit rules that do not go with the settings of the loss, of pools and of the run's length."""
+    chain.check_pool(args.entropy_threshold_scope)
+    at_loss_time = is_at_loss_time(args.entropy_threshold_scope)
+    if at_loss_time and (names := [rule.name for rule in chain.rules if "contrast_log_probs" in rule.needs]):
+        raise ValueError(
+            f"entropy_threshold_scope={args.entropy_threshold_scope!r} does not go with the credit rules {names}: "
+            "their log-probabilities after a negative prompt are of the policy that starts the generation batch, "
+            "and that scope takes those of the current policy. Set entropy_threshold_scope to 'batch' or "
+            "'sequence'."
+        )
+    if chain.scheduled and args.max_steps <= 0:
+        raise ValueError(
+            f"max_steps must be set with a schedule of token_credit, got {args.max_steps}: the weights depend on "
+            "global_step / max_steps, and a number of epochs would make them depend on the size of the data set. "
+            f"Set max_steps, or take a constant in the rules {chain.describe()}."
+        )
+    uncounted = [rule.name for rule in chain.rules if not rule.counted]
+    if uncounted and args.loss_type == "bnpo" and args.loss_denominator == "selected":
+        raise ValueError(
+            f"loss_type='bnpo' does not go with loss_denominator='selected' and the credit rules {uncounted}, "
+            "which the denominator does not count: a micro-batch's loss is divided by its weights. Set "
+            "loss_type='dapo', or loss_denominator='all'."
+        )
+    if chain.selects:
+        return
+    for name, value, conflicts in (
+        ("entropy_coef", args.entropy_coef, args.entropy_coef != 0.0),
+        ("use_adaptive_entropy", args.use_adaptive_entropy, args.use_adaptive_entropy),
+        ("importance_sampling_level", args.importance_sampling_level, args.importance_sampling_level != "token"),
+    ):
+        if conflicts:
+            raise ValueError(
+                f"{name}={value!r} does not go with credit rules {chain.describe()}, whose weights differ from "
+                "token to token: TRL would weight the entropy bonus by them too, and a ratio of a whole "
+                "completion reaches every token. Leave it at its default, or take a rule that selects tokens."
+            )
+
+
+def check_passes(args) -> None:
+    """Refuse a limit of tokens that is none, or that nothing reads."""
+    limit = args.max_tokens_per_forward
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ValueError(
+            f"max_tokens_per_forward must be a whole number of at least 1, got {limit!r}: it is the number of "
+            "tokens of a forward pass. Leave it out for what a padded micro-batch would hold."
+        )
+    if limit is not None and not (args.padding_free and args.skip_inert_compute):
+        off = "padding_free" if args.skip_inert_compute else "skip_inert_compute"
+        raise ValueError(
+            f"max_tokens_per_forward={limit} has no effect with {off}=False: only rows without padding are packed "
+            f"to a number of tokens. Leave it out, or set {off}=True."
+        )
+
+
+def check_dynamic_sampling_settings(args) -> None:
+    """Refuse settings of dynamic sampling under which advantages would depend on what was dropped."""
+    if args.dynamic_sampling_max_rounds < 1:
+        raise ValueError(
+            f"dynamic_sampling_max_rounds must be at least 1, got {args.dynamic_sampling_max_rounds}: the first "
+            "round generates the batch itself."
+        )
+    if args.dynamic_sampling and args.scale_rewards == "batch":
+        raise ValueError(
+            "scale_rewards='batch' does not go with dynamic_sampling=True: the standard deviation of the batch "
+            "would be that of the groups that were kept, so that advantages depend on what was dropped. Set "
+            "scale_rewards to 'group' (as the paper) or 'none'."
+        )
+    if args.dynamic_sampling and args.multi_objective_aggregation == "normalize_then_sum":
+        raise ValueError(
+            "multi_objective_aggregation='normalize_then_sum' does not go with dynamic_sampling=True: it "
+            "standardises advantages over the batch, so that they depend on what was dropped. Set "
+            "'sum_then_normalize'."
+        )
+
+
+def check_precision(args) -> None:
+    """Refuse bf16 where nothing computes in it."""
+    # transformers checks this too, but its message names neither the option nor TRL's default of bf16.
+    bf16 = args.bf16 if args.bf16 is not None else not args.fp16
+    if bf16 and not (args.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()):
+        raise ValueError(
+            "bf16, the default, needs a GPU that computes in it, and there is none here. To train on the CPU set "
+            "use_cpu to true and bf16 to false (--use_cpu true --bf16 false); on an older GPU, bf16 to false."
+        )
