@@ -59,6 +59,8 @@ PARSED_ONLY = {
 LONG = {
     "benchmarks/growth.py",
     "examples/forecasting.py",
+    "studies/distribution_matching/report.py",
+    "studies/distribution_matching/run.py",
     "studies/which_tokens/real_model.py",
     "studies/which_tokens/run.py",
     "studies/which_tokens/report.py",

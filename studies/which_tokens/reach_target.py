@@ -109,6 +109,11 @@ def is_correct(problem: tuple[int, ...], text: str) -> bool:
     return left == 0
 
 
+def signed_steps(text: str) -> list[tuple[int, str]]:
+    """Sign (1 or -1) and label of each step of a derivation."""
+    return [(_SIGNS[word], label) for word, _, label, _, _ in _STEP.findall(text) if word in _SIGNS]
+
+
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word, digit and sign. Decoding returns the text exactly."""
     return build_tokenizer([*STARTS, *(f" {phrase}" for phrase in (*PLUS, *MINUS, *ENDS, "t", *LABELS))])

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
+from studies.cells import read_rows
 from trl_fork.commands.options import OptionParser
 
 from .grid import (
@@ -26,7 +27,7 @@ from .grid import (
     UPDATES_PER_BATCH,
 )
 from .outcomes import Interval, Study, common_comparisons, comparisons, confirmation, long_comparisons
-from .run import RESULTS, read_rows
+from .run import RESULTS
 from .settings import NUM_GENERATIONS, NUM_TEST, SAMPLES_PER_PROBLEM, SIZES, num_parameters
 from .tables import (
     LABELS,

@@ -20,11 +20,9 @@ are missing. `--only` makes one cell again and prints it beside the line that is
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 
@@ -37,16 +35,13 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process per run uses a computer better than a run on all cores
 
 
-from rich.console import Console
-from tqdm import tqdm
-
+from studies.cells import console, read_rows, run_cells
 from trl_fork.commands.options import OptionParser
 
 from .grid import ARMS, STAGES, TASKS, Cell, cell_of
 
 
 RESULTS = Path(__file__).resolve().parent / "results"
-console = Console()
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -79,13 +74,8 @@ def main(options: argparse.Namespace) -> None:
         compare(run_cell(cells[0], options.work_dir, False), rows)
         return
     make_starts(options.work_dir, options.size, tasks)
-    run_cells(cells, rows, path, options.work_dir, options.workers, take_gradient_apart=options.stage == "arms")
-
-
-def read_rows(path: Path) -> list[dict]:
-    """Lines of a file of results; a last one that was cut off does not count."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    arguments = (options.work_dir, options.stage == "arms")
+    run_cells(cells, rows, path, options.workers, cell_of=cell_of, run_cell=run_cell, arguments=arguments)
 
 
 def make_starts(work_dir: Path, size: str, tasks: Sequence[str] = TASKS) -> None:
@@ -114,31 +104,6 @@ def run_cell(cell: Cell, work_dir: Path, take_gradient_apart: bool) -> dict:
     from .runs import run
 
     return run(cell, work_dir, take_gradient_apart)
-
-
-def run_cells(
-    cells: list[Cell], rows: list[dict], path: Path, work_dir: Path, workers: int, take_gradient_apart: bool = False
-) -> None:
-    """Make the runs that are not in the file yet, and append them."""
-    done = {cell_of(row) for row in rows}
-    todo = [cell for cell in cells if cell not in done]
-    console.print(f"{len(cells) - len(todo)} of {len(cells)} runs are in {path} already.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():  # a line that was cut off would spoil the next one
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-    bar = tqdm(total=len(todo), unit="run")
-    # Processes of their own: PyTorch's threads do not survive a fork.
-    with (
-        path.open("a") as file,
-        ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
-    ):
-        futures = {pool.submit(run_cell, cell, work_dir, take_gradient_apart): cell for cell in todo}
-        for future in as_completed(futures):
-            row = future.result()
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            bar.write(f"{futures[future]}  accuracy {row['accuracy']:.3f}  {row['processor_seconds']:.0f} s")
-            bar.update()
 
 
 def compare(row: dict, rows: list[dict]) -> None:

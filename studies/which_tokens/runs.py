@@ -93,36 +93,42 @@ def measure_start(root: Path, size: str, name: str) -> dict:
 # ---------------------------------------------------------------------- a run
 
 
+def training_settings(size: str, task: str, learning_rate: float, seed: int) -> dict:
+    """What every arm of a study trains with: the paper's loss and clipping, at sizes of a CPU."""
+    return {
+        "loss_type": "dapo",
+        "epsilon": 0.2,
+        "epsilon_high": 0.28,
+        "num_generations": NUM_GENERATIONS,
+        "temperature": 1.0,
+        "max_completion_length": MAX_COMPLETION_LENGTH[task],
+        "per_device_train_batch_size": SIZES[size].prompts_per_update * NUM_GENERATIONS,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 4,
+        "adam_beta2": 0.95,
+        "weight_decay": 0.0,
+        # Logged, never clipped: at 1.0 it would act on the arms that divide by the selected tokens, whose gradients
+        # are several times larger, and not on the others.
+        "max_grad_norm": 1e9,
+        "seed": seed,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        **device_settings(),
+    }
+
+
 def configuration(cell: Cell, output_dir: str = "outputs/study") -> ForkingGRPOConfig:
     """What a run trains with: the paper's objective and clipping, and of `ARMS` what its arm is about."""
-    settings = SIZES[cell.size]
     return ForkingGRPOConfig(
         output_dir=output_dir,
         **ARMS[cell.arm],
-        loss_type="dapo",
+        **training_settings(cell.size, cell.task, cell.learning_rate, cell.seed),
         beta=0.0,
-        epsilon=0.2,
-        epsilon_high=0.28,
-        num_generations=NUM_GENERATIONS,
-        temperature=1.0,
-        max_completion_length=MAX_COMPLETION_LENGTH[cell.task],
         # The results that are published were sampled so; other random numbers are other runs.
         compact_generation=False,
-        per_device_train_batch_size=settings.prompts_per_update * NUM_GENERATIONS,
         steps_per_generation=cell.updates_per_batch,
-        max_steps=settings.updates,
-        learning_rate=cell.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=4,
-        adam_beta2=0.95,
-        weight_decay=0.0,
-        # Logged, never clipped: at 1.0 it would act on the arms that divide by the selected tokens, whose gradients
-        # are several times larger, and not on the others.
-        max_grad_norm=1e9,
-        seed=cell.seed,
-        logging_steps=1,
-        save_strategy="no",
-        **device_settings(),
+        max_steps=SIZES[cell.size].updates,
     )
 
 

@@ -21,7 +21,10 @@ from trl_fork.data.math_datasets import PAPER_PROMPT, TRAINING_SETS
 ROOT = Path(__file__).parents[2]
 DIRECTORY = ROOT / "configs" / "recipes"
 RECIPES = sorted(path.stem for path in DIRECTORY.glob("*.yaml"))
-PROCESSES = {"qwen3_8b_forking": 8, "qwen3_14b_forking": 16, "qwen3_32b_forking": 64}
+LARGE = {"qwen3_8b_forking": 8, "qwen3_14b_forking": 16, "qwen3_32b_forking": 64}
+PROCESSES = {**LARGE, "qwen2.5_7b_flowrl": 8}
+FROM_THE_QUICKSTART = {"quickstart", "balance_tiny"}
+BALANCE = {"qwen2.5_7b_flowrl", "balance_tiny"}
 
 # arXiv 2506.01939, sections 2 and 5.2. Values of the authors' script where the paper states none.
 PAPER = {
@@ -63,6 +66,35 @@ PAPER = {
     "dynamic_sampling_max_rounds": 10,
     "dynamic_sampling_reward": "accuracy_reward",
 }
+# arXiv 2509.15207: flowrl_7B_math.sh of the authors' code, with the defaults of verl. 10 is verl's own recipe's.
+FLOWRL = {
+    "objective": "trajectory_balance",
+    "beta": 0.0667,
+    "length_normalized": True,
+    "balance_reward": "advantage",
+    "max_importance_ratio": 10.0,
+    "scale_rewards": "group",
+    "num_iterations": 1,
+    "entropy_coef": 0.0,
+    "mask_truncated_completions": False,
+    "dynamic_sampling": False,
+    "num_generations": 8,
+    "generation_batch_size": 512 * 8,
+    "max_completion_length": 8192,
+    "vllm_max_model_length": 2048 + 8192,
+    "vllm_tensor_parallel_size": 1,
+    "vllm_gpu_memory_utilization": 0.6,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "learning_rate": 1e-6,
+    "lr_scheduler_type": "constant_with_warmup",
+    "weight_decay": 0.1,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "max_grad_norm": 1.0,
+    "bf16": True,
+}
 # Those of these settings that the recipes for small GPUs keep.
 METHOD = [
     *("top_entropy_quantile", "token_selection", "loss_denominator", "loss_type", "epsilon", "epsilon_high", "delta"),
@@ -79,24 +111,24 @@ def parse(name, monkeypatch, *overrides):
 
 
 def test_all_recipes_are_there():
-    small = {"qwen3_1.7b_lora_24gb", "qwen3_0.6b_lora_8gb", "gsm8k_single_gpu", "quickstart"}
-    assert set(RECIPES) == {*PROCESSES, *small}
+    small = {"qwen3_1.7b_lora_24gb", "qwen3_0.6b_lora_8gb", "gsm8k_single_gpu"}
+    assert set(RECIPES) == {*PROCESSES, *small, *FROM_THE_QUICKSTART}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_is_complete(name, monkeypatch):
     arguments, args, model_config = parse(name, monkeypatch)
     assert model_config.model_name_or_path and args.output_dir
-    assert arguments.dataset_name in TRAINING_SETS or name == "quickstart"
+    assert arguments.dataset_name in TRAINING_SETS or name in FROM_THE_QUICKSTART
     rewards = script.load_rewards(arguments, args)
     assert rewards[0].__name__ == "accuracy_reward"
     assert len(args.reward_weights or arguments.reward_funcs) == len(arguments.reward_funcs)
-    if name != "quickstart":
+    if name not in FROM_THE_QUICKSTART:
         assert arguments.prompt_template == PAPER_PROMPT
         assert args.max_steps > 0 and args.report_to in ("none", [], ["none"])
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", LARGE)
 def test_large_recipes_are_the_papers(name, monkeypatch):
     arguments, args, model_config = parse(name, monkeypatch)
     assert {key: getattr(args, key) for key in PAPER} == PAPER
@@ -119,7 +151,7 @@ def test_large_recipes_are_the_papers(name, monkeypatch):
 
 
 def test_large_recipes_differ_in_what_the_model_size_asks_for():
-    first, *others = (yaml.safe_load((DIRECTORY / f"{name}.yaml").read_text()) for name in PROCESSES)
+    first, *others = (yaml.safe_load((DIRECTORY / f"{name}.yaml").read_text()) for name in LARGE)
     for other in others:
         assert set(other) == set(first)
         assert {key for key in first if first[key] != other[key]} <= {
@@ -128,14 +160,33 @@ def test_large_recipes_differ_in_what_the_model_size_asks_for():
         }
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", LARGE)
 def test_full_token_twin(name, monkeypatch):
     _, args, _ = parse(name, monkeypatch, "--top_entropy_quantile", "1.0")
     assert args.credit is None
     assert {key: getattr(args, key) for key in PAPER} == {**PAPER, "top_entropy_quantile": 1.0}
 
 
-@pytest.mark.parametrize("name", sorted({*RECIPES} - {*PROCESSES, "quickstart"}))
+def test_flowrl_is_the_authors_but_for_the_partition(monkeypatch):
+    _, args, model_config = parse("qwen2.5_7b_flowrl", monkeypatch)
+    assert {key: getattr(args, key) for key in FLOWRL} == FLOWRL
+    assert model_config.model_name_or_path == "Qwen/Qwen2.5-7B" and not model_config.use_peft
+    assert args.partition == "group" and args.credit is None
+
+    # 16 optimizer steps of 32 prompts for each generation batch of 512, one epoch of whole batches
+    rows_of_a_step = args.per_device_train_batch_size * 8 * args.gradient_accumulation_steps
+    assert rows_of_a_step == 32 * 8 and args.steps_per_generation == 16 * args.gradient_accumulation_steps
+    assert args.warmup_steps == 10 * 16 and args.max_steps == 17_398 // 512 * 16
+
+
+@pytest.mark.parametrize("name", sorted(BALANCE))
+def test_balance_on_forking_tokens(name, monkeypatch):
+    """The variant in the header: the gradient of some tokens, the residual of all."""
+    _, args, _ = parse(name, monkeypatch, "--top_entropy_quantile", "0.2")
+    assert args.credit is not None and args.loss_denominator == "all"
+
+
+@pytest.mark.parametrize("name", sorted({*RECIPES} - {*PROCESSES, *FROM_THE_QUICKSTART}))
 def test_small_recipes_keep_the_method(name, monkeypatch):
     _, args, model_config = parse(name, monkeypatch)
     assert {key: getattr(args, key) for key in METHOD} == {key: PAPER[key] for key in METHOD}
@@ -160,11 +211,11 @@ def test_header_names_what_exists(name):
     for launch_file in re.findall(r"--accelerate_config (\w+)", header):
         assert launch_file in shipped_files("accelerate")
     assert all((ROOT / path).is_file() for path in paths)
-    if name != "quickstart":
+    if name not in FROM_THE_QUICKSTART:
         assert all(f"# {entry}" in header for entry in ("Hardware", "Memory", "Tokens per step", "Time", "Launch"))
 
 
-@pytest.mark.parametrize("name", ["gsm8k_single_gpu", "qwen3_0.6b_lora_8gb", "qwen3_8b_forking"])
+@pytest.mark.parametrize("name", ["gsm8k_single_gpu", "qwen3_0.6b_lora_8gb", "qwen3_8b_forking", "qwen2.5_7b_flowrl"])
 def test_recipe_runs(name, tmp_path, monkeypatch):
     """With a tiny model in place of the real one, a file in place of the Hub, no vLLM, and small numbers."""
     recipe = yaml.safe_load((DIRECTORY / f"{name}.yaml").read_text())
@@ -210,7 +261,10 @@ def test_recipe_runs(name, tmp_path, monkeypatch):
     for entry in steps:
         assert entry["rewards/accuracy_reward/mean"] == 0.0  # not NaN: answers were parsed
         assert entry["grad_norm"] > 0
-        assert entry["forking/selected_fraction"] == pytest.approx(0.2, abs=0.02)
+        if name in BALANCE:
+            assert entry["balance/residual_abs"] > 0
+        else:
+            assert entry["forking/selected_fraction"] == pytest.approx(0.2, abs=0.02)
         if "soft_overlong_punishment" in rewards:  # 16 tokens before the limit of 16: a sixteenth for each
             penalty = -entry["completions/mean_length"] / 16
             assert entry["rewards/soft_overlong_punishment_reward/mean"] == pytest.approx(penalty)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from studies import cells
 from studies.which_tokens import grid, outcomes, reach_target, report, runs, settings
 from studies.which_tokens import run as study
 from studies.which_tokens.gradients import gradient_shares
@@ -198,14 +199,15 @@ def test_a_cell_can_be_made_again(small):
 
 def test_a_stage_goes_on_where_it_was(small, monkeypatch, capsys):
     made = []
-    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda *_, **__: Inline(made))
+    monkeypatch.setattr(cells, "ProcessPoolExecutor", lambda *_, **__: Inline(made))
     wanted = [grid.Cell("tiny", "digit_sums", "all", 1, 1e-3, seed) for seed in range(3)]
     path = small / "results.jsonl"
     path.write_text(json.dumps({**asdict(wanted[1]), "accuracy": 0.5}) + "\n" + '{"size": "ti')
-    study.run_cells(wanted, study.read_rows(path), path, small, workers=1)
+    rows = cells.read_rows(path)
+    cells.run_cells(wanted, rows, path, 1, cell_of=grid.cell_of, run_cell=study.run_cell, arguments=(small, False))
     assert made == [wanted[0], wanted[2]]
     assert "1 of 3 runs" in capsys.readouterr().out
-    assert sorted(grid.cell_of(row).seed for row in study.read_rows(path)) == [0, 1, 2]
+    assert sorted(grid.cell_of(row).seed for row in cells.read_rows(path)) == [0, 1, 2]
 
 
 class Inline:

@@ -1,0 +1,64 @@
+"""Runs of a study, one after the other or side by side: one line of results for each, written when it ends."""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from rich.console import Console
+from tqdm import tqdm
+
+
+console = Console()
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Lines of a file of results; a last one that was cut off does not count."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def run_cells(
+    cells: Sequence[Hashable],
+    rows: Sequence[dict],
+    path: Path,
+    workers: int,
+    *,
+    cell_of: Callable[[dict], Hashable],
+    run_cell: Callable[..., dict],
+    arguments: tuple = (),
+) -> None:
+    """
+    Make the runs that are not in a file of results yet, and append them.
+
+    Args:
+        cells (`Sequence`): The runs that are wanted.
+        rows (`Sequence[dict]`): Lines of the file.
+        path (`Path`): The file.
+        workers (`int`): Runs at a time.
+        cell_of (`Callable`): Function from a line to the run that it belongs to.
+        run_cell (`Callable`): Function from a run and `arguments` to its line, with `"accuracy"` and
+            `"processor_seconds"`. It is called in processes of their own.
+        arguments (`tuple`, *optional*): Further arguments of it.
+    """
+    done = {cell_of(row) for row in rows}
+    todo = [cell for cell in cells if cell not in done]
+    console.print(f"{len(cells) - len(todo)} of {len(cells)} runs are in {path} already.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():  # a line that was cut off would spoil the next one
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    bar = tqdm(total=len(todo), unit="run")
+    # Processes of their own: PyTorch's threads do not survive a fork.
+    with (
+        path.open("a") as file,
+        ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        futures = {pool.submit(run_cell, cell, *arguments): cell for cell in todo}
+        for future in as_completed(futures):
+            row = future.result()
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            bar.write(f"{futures[future]}  accuracy {row['accuracy']:.3f}  {row['processor_seconds']:.0f} s")
+            bar.update()
