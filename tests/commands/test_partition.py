@@ -152,7 +152,8 @@ def test_of_the_reference(files, tmp_path, capsys):
         assert row["log_partition"] == pytest.approx(constant, abs=1e-9)
         assert row["log_partition_standard_error"] == pytest.approx(error, abs=1e-9)
         assert row["pass_rate"] == pytest.approx(rates[-1]) and row["effective_sample_size"] == SAMPLES
-        assert row["log_partition_settings"] == {"beta": BETA, "length_normalized": True, "temperature": 1.0}
+        settings = {"beta": BETA, "length_normalized": True, "temperature": 1.0, "max_completion_length": LIMIT}
+        assert row["log_partition_settings"] == settings
         # Everything else stays.
         assert row.items() >= {name: source[name] for name in ("question", "answer", "note", "level")}.items()
         assert row["prompt"] == [{"role": "user", "content": source["question"]}]

@@ -720,7 +720,7 @@ def test_a_faulty_column_is_refused_before_a_model_is_loaded(fault, tokenizer, t
 def test_a_column_for_other_settings_is_refused(name, then, now, tokenizer, tmp_path):
     assert BETA == 0.31
     rollouts = OwnRewards(tokenizer)
-    settings = {"beta": BETA, "length_normalized": True, "temperature": 1.0}
+    settings = {"beta": BETA, "length_normalized": True, "temperature": 1.0, "max_completion_length": 16}
     good = with_column(rollouts, [0.1, 0.2, 0.3, 0.4])
     right, wrong = (
         good.add_column("log_partition_settings", [settings, settings, third, settings])

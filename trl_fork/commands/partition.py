@@ -223,7 +223,8 @@ def finish(
             states, estimate.log_partition, options.ridge
         )
     numbers["mean_log_partition"] = float(columns[LOG_PARTITION].mean())
-    settings = {name: getattr(options, name) for name in PARTITION_SETTINGS}
+    of_training = vars(options) | {"max_completion_length": options.max_new_tokens}
+    settings = {name: of_training[name] for name in PARTITION_SETTINGS}
     write_data(output / "data.jsonl", data, {name: without_nan(values) for name, values in columns.items()}, settings)
     command = next_command(options, data)
     write_json(

@@ -15,7 +15,7 @@ SOLUTION_COLUMNS = ("ground_truth", "reward_model.ground_truth", "final_answer",
 # Of a prompt, for `partition="offline"`: an estimate of log Z in nats, and the settings of the training that it is
 # for, with their names.
 LOG_PARTITION, LOG_PARTITION_SETTINGS = "log_partition", "log_partition_settings"
-PARTITION_SETTINGS = ("beta", "length_normalized", "temperature")
+PARTITION_SETTINGS = ("beta", "length_normalized", "temperature", "max_completion_length")
 
 # What the trainer itself passes to a reward function (`GRPOTrainer._calculate_rewards`).
 REWARD_ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")

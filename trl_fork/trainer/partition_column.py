@@ -52,7 +52,7 @@ def check_partition_settings(settings: dict | None, args, where: str) -> None:
         if then is not None and not isclose(then, now, rel_tol=1e-6):
             raise ValueError(
                 f"{where}: {LOG_PARTITION} was estimated for {name}={then}, and {name} is {now}. Set {name}={then}, "
-                f"or give `trl-fork partition` the new value (--{name} {str(now).lower()})."
+                f"or run `trl-fork partition` again for {name}={now}."
             )
 
 
