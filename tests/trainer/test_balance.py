@@ -729,6 +729,7 @@ COLUMN_FAULTS = {
     "none": ([0.1, None, 0.3, 0.4], "DATA: row 1, column 'log_partition': log_partition is None"),
     "not finite": ([0.1, 0.2, math.nan, 0.4], "DATA: row 2, .* log_partition is nan"),
     "infinite": ([0.1, 0.2, 0.3, -math.inf], "DATA: row 3, .* log_partition is -inf"),
+    "too large": ([0.1, 1e300, 0.3, 0.4], r"DATA: row 1, .* log_partition is 1e\+300, .* of at most 1e\+15 in size"),
     "text": (["0.1", "0.2", "0.3", "0.4"], "DATA: row 0, .* log_partition is '0.1'"),
     "truth": ([True, False, True, False], "DATA: row 0, .* log_partition is True"),
     "list": ([[0.1], [0.2], [0.3], [0.4]], r"DATA: row 0, .* log_partition is \[0.1\]"),
