@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import re
 from contextlib import nullcontext
 
 import pytest
@@ -627,6 +628,11 @@ def test_a_checkpoint_from_before_there_were_objectives(tokenizer, tmp_path):
         ({"generation_kwargs": {"do_sample": False}}, "generation_kwargs: do_sample=False does not go with"),
         ({"generation_kwargs": {"min_tokens": 3}}, "generation_kwargs: min_tokens=3 does not go with"),
         ({"generation_kwargs": {"logit_bias": {7: -100.0}}}, "generation_kwargs: logit_bias={7: -100.0} does not go"),
+        ({"generation_kwargs": {"forced_eos_token_id": 1}}, "generation_kwargs: forced_eos_token_id=1 does not go"),
+        ({"generation_kwargs": {"encoder_repetition_penalty": 1.1}}, "encoder_repetition_penalty=1.1 does not go"),
+        ({"generation_kwargs": {"exponential_decay_length_penalty": (5, 1.1)}}, "exponential_decay_length_penalty="),
+        ({"generation_kwargs": {"watermarking_config": {"bias": 2.5}}}, "watermarking_config={'bias': 2.5} does not"),
+        ({"generation_kwargs": {"ignore_eos": True}}, "generation_kwargs: ignore_eos=True does not go with"),
         ({"generation_kwargs": {"temperature": 0.6}}, r"generation_kwargs: temperature=0.6 .*at temperature=1.0"),
         ({"vllm_structured_outputs_regex": "[0-9]+"}, r"vllm_structured_outputs_regex='\[0-9\]\+' does not go with"),
         ({"partition": "offline"}, "balance_reward='advantage' does not go with partition='offline'"),
@@ -677,6 +683,41 @@ def test_accepted(settings, tmp_path):
     ForkingGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **BALANCE | settings)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("min_p", 0.1, r"or set generation_kwargs=\{'min_p': 0.0\}"),
+        ("typical_p", 0.9, r"or set generation_kwargs=\{'typical_p': 1.0\}"),
+        ("no_repeat_ngram_size", 3, r"or set generation_kwargs=\{'no_repeat_ngram_size': 0\}"),
+        ("suppress_tokens", [5], "Take it out of that file"),
+        ("forced_eos_token_id", 1, "Take it out of that file"),
+    ],
+)
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_what_generate_would_read_of_the_model_is_refused(name, value, remedy, lora, tokenizer, tmp_path):
+    rollouts, model = OwnRewards(tokenizer), build_model(tokenizer)
+    model.generation_config.do_sample = True  # otherwise it could not be written
+    setattr(model.generation_config, name, value)
+    settings = {**BALANCE, "own_prompts": False}
+    if lora:
+        settings["peft_config"] = LoraConfig(r=2, target_modules="all-linear")
+    else:
+        model.save_pretrained(tmp_path / "model")
+        model = type(model).from_pretrained(tmp_path / "model")
+    message = re.escape(f"generation_config.json of the model: {name}={value!r} does not go with objective=")
+    with pytest.raises(ValueError, match=f"{message}.*{remedy}"):
+        build_trainer(model, tokenizer, rollouts, tmp_path, **settings)
+
+
+def test_what_the_run_sets_is_not_read_of_the_model(tokenizer, tmp_path):
+    rollouts, model = OwnRewards(tokenizer), build_model(tokenizer)
+    own = {"top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05, "temperature": 0.6, "min_p": 0.1, "do_sample": False}
+    for name, value in own.items():
+        setattr(model.generation_config, name, value)
+    settings = {**BALANCE, "own_prompts": False, "peft_config": LoraConfig(r=2, target_modules="all-linear")}
+    build_trainer(model, tokenizer, rollouts, tmp_path, **settings, generation_kwargs={"min_p": 0.0})
+
+
 def test_a_rule_of_the_user_is_refused_beside_the_selected_denominator(tokenizer, tmp_path):
     settings = {"top_entropy_quantile": 1.0, "loss_denominator": "selected", "token_credit_func": surprisal}
     with pytest.raises(ValueError, match="loss_denominator='selected' is not defined for objective='trajectory_bal"):
@@ -688,6 +729,7 @@ COLUMN_FAULTS = {
     "none": ([0.1, None, 0.3, 0.4], "DATA: row 1, column 'log_partition': log_partition is None"),
     "not finite": ([0.1, 0.2, math.nan, 0.4], "DATA: row 2, .* log_partition is nan"),
     "infinite": ([0.1, 0.2, 0.3, -math.inf], "DATA: row 3, .* log_partition is -inf"),
+    "too large": ([0.1, 1e300, 0.3, 0.4], r"DATA: row 1, .* log_partition is 1e\+300, .* of at most 1e\+15 in size"),
     "text": (["0.1", "0.2", "0.3", "0.4"], "DATA: row 0, .* log_partition is '0.1'"),
     "truth": ([True, False, True, False], "DATA: row 0, .* log_partition is True"),
     "list": ([[0.1], [0.2], [0.3], [0.4]], r"DATA: row 0, .* log_partition is \[0.1\]"),

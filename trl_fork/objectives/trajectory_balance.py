@@ -191,7 +191,9 @@ def effective_sample_size(log_weights: torch.Tensor) -> torch.Tensor:
         `torch.Tensor` of shape `(...)`, float64, between 1 and `num_samples`.
     """
     log_weights = log_weights.double()
-    return (2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1)).exp()
+    # Over the largest, equal weights are 1 and their effective sample size has no rounding error.
+    weights = (log_weights - log_weights.amax(-1, keepdim=True)).exp()
+    return weights.sum(-1) ** 2 / (weights**2).sum(-1)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from .context import PolicyScores, WithContext
 from .metrics import weighted_sum
 from .partition_column import check_partition_column, check_partition_settings, log_partition_of
 from .pass_metrics import PassMetrics
+from .sampling_checks import check_model_sampling
 
 
 # What the objective adds to TRL's batches, beside LOG_PARTITION, (batch,) float.
@@ -41,6 +42,8 @@ class BalanceMixin(WithContext, TrainerMixin):
             self._objective = kind(**{field.name: getattr(self.args, field.name) for field in fields(kind)})
             if isinstance(self.processing_class, ProcessorMixin):  # not known before it was loaded
                 _refuse_images(self.args.objective)
+            if not self.use_vllm and self.rollout_func is None:
+                check_model_sampling(self.accelerator.unwrap_model(self.model), self.generation_config.to_dict())
         self._pass_metrics = {"train": PassMetrics(), "eval": PassMetrics()}
 
     def train(self, *args, **kwargs):

@@ -4,7 +4,7 @@ from math import isfinite
 
 from ..credit import Chain
 from ..objectives import OBJECTIVES
-from ._trl import truncates_sampling
+from .sampling_checks import check_sampling
 
 
 POLICY_GRADIENT = "policy_gradient"
@@ -13,23 +13,6 @@ PARTITIONS = ("group", "offline")
 BALANCE_REWARDS = ("advantage", "reward")
 # Fields that only trajectory balance reads.
 BALANCE_FIELDS = ("partition", "length_normalized", "balance_reward", "max_importance_ratio")
-# Arguments of `generate` and of vLLM that change the distribution of samples, and the values with which they do not.
-_SAMPLING = {
-    "do_sample": True,
-    "num_beams": 1,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "typical_p": 1.0,
-    "top_h": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "guidance_scale": 1.0,
-    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
-    "min_tokens": 0,
-    **dict.fromkeys(("bad_words_ids", "bad_words", "suppress_tokens", "begin_suppress_tokens", "sequence_bias")),
-    **dict.fromkeys(("logit_bias", "allowed_token_ids", "structured_outputs", "logits_processor")),
-}
 
 
 def check_objective(args, chain: Chain | None) -> None:
@@ -104,7 +87,7 @@ def _check_balance(args, chain: Chain | None) -> None:
                 f"{name}={getattr(args, name)!r} does not go with objective='trajectory_balance': {reason}. Leave it "
                 f"at its default, {off!r}."
             )
-    _check_sampling(args)
+    check_sampling(args)
     if args.balance_reward == "reward" and args.multi_objective_aggregation == "normalize_then_sum":
         raise ValueError(
             "multi_objective_aggregation='normalize_then_sum' has no effect with balance_reward='reward': it is a way "
@@ -113,33 +96,6 @@ def _check_balance(args, chain: Chain | None) -> None:
         )
     if args.partition == "offline":
         _check_offline(args)
-
-
-def _check_sampling(args) -> None:
-    reason = (
-        "does not go with objective='trajectory_balance': completions would come from another distribution than the "
-        "policy, whose probabilities are compared with those of the reference"
-    )
-    kwargs = args.generation_kwargs or {}
-    if truncates_sampling(args):
-        values = {name: kwargs.get(name, getattr(args, name)) for name in ("top_p", "top_k", "min_p")}
-        found = ", ".join(f"{name}={value}" for name, value in values.items())
-        raise ValueError(f"Truncated sampling ({found}) {reason}. Set top_p=1.0, top_k=0 and min_p=None.")
-    if args.repetition_penalty != 1.0:
-        raise ValueError(f"repetition_penalty={args.repetition_penalty} {reason}. Set it to 1.0.")
-    for name in kwargs.keys() & _SAMPLING.keys():
-        if kwargs[name] not in (None, _SAMPLING[name]):
-            raise ValueError(f"generation_kwargs: {name}={kwargs[name]!r} {reason}. Leave it out.")
-    temperature = kwargs.get("temperature", args.temperature)
-    if temperature != args.temperature:
-        raise ValueError(
-            f"generation_kwargs: temperature={temperature} {reason}; these are taken at temperature="
-            f"{args.temperature}. Set temperature to the value wanted, and leave it out of generation_kwargs."
-        )
-    if args.vllm_structured_outputs_regex is not None:
-        raise ValueError(
-            f"vllm_structured_outputs_regex={args.vllm_structured_outputs_regex!r} {reason}. Leave it out."
-        )
 
 
 def _check_offline(args) -> None:

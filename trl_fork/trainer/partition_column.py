@@ -8,6 +8,7 @@ from datasets import Dataset, IterableDataset
 from ..data.columns import LOG_PARTITION, LOG_PARTITION_SETTINGS, PARTITION_SETTINGS, place
 
 
+_LARGEST = 1e15  # the square of a residual of 1e20 is infinite in float32, and a batch adds squares up
 _REMEDY = f"`trl-fork partition` writes the column {LOG_PARTITION!r}; or set partition='group'"
 
 
@@ -20,16 +21,17 @@ def log_partition_of(example: dict, where: str) -> float:
         where (`str`): Its place, for the error.
 
     Raises:
-        `ValueError`: if there is none, or it is not a finite number.
+        `ValueError`: if there is none, or it is not a number whose square is finite.
     """
     if LOG_PARTITION not in example:
         raise ValueError(f"{where}: partition='offline' needs a column {LOG_PARTITION!r}. {_REMEDY}.")
     value = example[LOG_PARTITION]
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # of a data set in another format
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value) or abs(float(value)) > _LARGEST:
         raise ValueError(
-            f"{where}: {LOG_PARTITION} is {value!r}, and has to be a finite number, log Z in nats. {_REMEDY}."
+            f"{where}: {LOG_PARTITION} is {value!r}, and has to be a finite number, log Z in nats, of at most "
+            f"{_LARGEST:g} in size. {_REMEDY}."
         )
     return float(value)
 
