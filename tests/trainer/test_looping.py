@@ -24,7 +24,7 @@ from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 from trl_fork.trainer import packing
 
 
-TOLERANCE = 1e-4  # an oracle in float32 differs by up to 3e-5 from one in float64, with a temperature or an adapter
+TOLERANCE = 1e-4  # relative; float32 and float64 differ by 3e-6, and by up to 3e-5 with an adapter
 CREDITS = {"uniform": {}, "progressive": {"loop_credit_power": 2.0}, "exit": {}}
 LORA = {"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "init_lora_weights": False}
 
@@ -104,7 +104,7 @@ PADDED = {"padding_free": False, "per_device_train_batch_size": 8, "gradient_acc
             "progressive",
             {"skip_inert_compute": False, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 2},
         ),
-        ("exit", {"temperature": 0.7, "loss_denominator": "all", "gradient_checkpointing": True}),
+        ("exit", {"temperature": 1.3, "loss_denominator": "all", "gradient_checkpointing": True}),
         ("uniform", {"loss_type": "cispo", "epsilon_high": 5.0, "max_tokens_per_forward": 90}),
         ("exit", {"loss_type": "grpo", "loss_denominator": "all"}),
     ],
