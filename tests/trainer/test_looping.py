@@ -107,6 +107,7 @@ PADDED = {"padding_free": False, "per_device_train_batch_size": 8, "gradient_acc
         ("exit", {"temperature": 1.3, "loss_denominator": "all", "gradient_checkpointing": True}),
         ("uniform", {"loss_type": "cispo", "epsilon_high": 5.0, "max_tokens_per_forward": 90}),
         ("exit", {"loss_type": "grpo", "loss_denominator": "all"}),
+        ("uniform", {"entropy_threshold_scope": "micro_batch"}),  # by the entropies of the update's own pass
     ],
 )
 def test_gradient_is_that_of_naive_loops(looped, tokenizer, tmp_path, credit, settings):
