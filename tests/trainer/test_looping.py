@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from peft import LoraConfig
 
 from tests.conftest import (
@@ -275,6 +276,18 @@ def test_models_that_are_refused(looped, tokenizer, tmp_path):
         build_trainer(build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, loop_credit="uniform")
     with pytest.raises(ValueError, match="use_transformers_continuous_batching=True does not go with a looped model"):
         build_trainer(looped, tokenizer, FixedRollouts(tokenizer), tmp_path, use_transformers_continuous_batching=True)
+
+
+def test_reentrant_checkpointing_is_refused_in_several_processes(looped, tokenizer, tmp_path, monkeypatch):
+    """With it DDP and ZeRO-3 end in an error about a gradient that is ready twice."""
+    settings = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    trainer = build_trainer(looped, tokenizer, FixedRollouts(tokenizer), tmp_path, **settings)
+    trainer.train()  # one process may
+    monkeypatch.setitem(vars(trainer.accelerator.state), "distributed_type", DistributedType.MULTI_CPU)
+    with pytest.raises(ValueError, match="Reentrant gradient checkpointing does not go with a looped model"):
+        trainer._init_loops()
+    trainer.args.gradient_checkpointing = False
+    trainer._init_loops()
 
 
 def test_a_rule_that_would_read_the_mixture_of_loops_is_refused(looped, tokenizer, tmp_path):
