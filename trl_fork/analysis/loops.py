@@ -5,6 +5,8 @@ These are pure functions of arrays over all tokens, one response after the other
 `definitions.py` says what each number means, under its key.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from . import statistics
@@ -105,7 +107,7 @@ def exit_summary(exit_probs: np.ndarray, entropies: np.ndarray, num_bins: int = 
     depth = expected_depth(exit_probs)
     order = np.argsort(entropies[-1], kind="stable")
     edges = [i * len(order) // num_bins for i in range(num_bins + 1)]
-    parts = [order[start:end] for start, end in zip(edges, edges[1:], strict=False) if end > start]
+    parts = [order[start:end] for start, end in pairwise(edges) if end > start]
     return {
         "probabilities": exit_probs.mean(1, dtype=np.float64).tolist() if len(depth) else [],
         "mean_depth": float(depth.mean()) if len(depth) else float("nan"),
