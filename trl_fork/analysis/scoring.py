@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from ..entropy import token_entropy
+from ..looped.credit import exit_distribution
 
 
 # Logits at a time: 2**25 of them take 128 MiB in float32, and a few times that during the computation. A much smaller
@@ -179,7 +180,7 @@ def _logits_of_slices(model, input_ids, attention_mask, wanted, *, loops: bool =
     outputs = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options)
     states = outputs.loop_states if loops else [outputs.last_hidden_state]
     states = [state[wanted.to(state.device)] for state in states]  # (positions, hidden size) of each loop
-    exit_probs = None
+    exit_probs = exit_distribution(outputs.gate_logits[wanted].float()).cpu() if loops else None
     size = max(1, _LOGITS_PER_SLICE // model.get_output_embeddings().weight.shape[0])
 
     calls = []
