@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from tests.oracles import Rollout, advantages, log_probs_and_entropies
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
+from trl_fork.looped import OuroConfig, OuroForCausalLM
 
 
 # Tensors are tiny: more threads only wait for each other, several times as long on a busy machine.
@@ -77,6 +78,19 @@ def build_model(tokenizer, seed=0, **overrides):
         }
     )
     return Qwen3ForCausalLM(config)
+
+
+def build_looped_model(tokenizer, seed=0, **overrides):
+    """A tiny Ouro: 2 layers, run 3 times."""
+    torch.manual_seed(seed)
+    settings = {
+        **tiny_sizes(tokenizer),
+        "max_position_embeddings": 128,
+        "initializer_range": 0.3,
+        "total_ut_steps": 3,
+        **overrides,
+    }
+    return OuroForCausalLM(OuroConfig(**settings))
 
 
 @pytest.fixture(scope="session")

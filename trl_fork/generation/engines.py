@@ -17,6 +17,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import find_adapter_config_file
 
+from ..looped import OuroConfig, with_end_of_turn  # importing it registers the model type of looped models
 from .completions import complete
 from .stopping import StopAtText, cut_at_stop, split_stop, stop_token_ids
 
@@ -312,8 +313,11 @@ def end_token_ids(name: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     Token ids that end a completion of a model that is not loaded: those of its `generation_config.json`, or without
     one of its `config.json`, and that of its tokenizer.
     """
+    model_config = AutoConfig.from_pretrained(name)
     try:
         config = GenerationConfig.from_pretrained(name)
     except OSError:
-        config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(name))
+        config = GenerationConfig.from_model_config(model_config)
+    if isinstance(model_config, OuroConfig):
+        config.eos_token_id = with_end_of_turn(config.bos_token_id, config.eos_token_id)
     return stop_token_ids(config, tokenizer)
