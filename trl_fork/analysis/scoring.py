@@ -180,7 +180,7 @@ def _logits_of_slices(model, input_ids, attention_mask, wanted, *, loops: bool =
     outputs = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options)
     states = outputs.loop_states if loops else [outputs.last_hidden_state]
     states = [state[wanted.to(state.device)] for state in states]  # (positions, hidden size) of each loop
-    exit_probs = exit_distribution(outputs.gate_logits[wanted].float()).cpu() if loops else None
+    exit_probs = exit_distribution(outputs.gate_logits[wanted]).cpu() if loops else None
     size = max(1, _LOGITS_PER_SLICE // model.get_output_embeddings().weight.shape[0])
 
     calls = []

@@ -1,5 +1,6 @@
 """The summary of `trl-fork analyze` as figures, a table of tokens and lines on the screen."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +60,8 @@ def _no_types(tokens: dict) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text in a table of Markdown."""
-    return figures.visible(text).replace("\u2423", " ").replace("\\", "\\\\").replace("|", "\\|")
+    """A text in a table of Markdown, where it neither ends a cell nor begins an HTML tag."""
+    return re.sub(r"([\\|<])", r"\\\1", figures.visible(text).replace("\u2423", " "))
 
 
 def loops_as_markdown(loops: dict) -> str:

@@ -27,7 +27,7 @@ class LoopedSFTTrainer(SFTTrainer):
         args, kwargs:
             Arguments of [`~trl.SFTTrainer`]. `loss_type` is not read.
         exit_entropy_coef (`float`, *optional*, defaults to `0.1`):
-            beta. The paper has 0.1, and 0.05 later in its pre-training.
+            beta. The paper is reported to go from 0.1 to 0.05.
 
     Raises:
         `ValueError`: for a model without loops, or a negative beta.
@@ -41,6 +41,7 @@ class LoopedSFTTrainer(SFTTrainer):
             )
         super().__init__(*args, **kwargs)
         self.exit_entropy_coef = exit_entropy_coef
+        assert self.model is not None  # `Trainer.model` is optional to a type checker
         if find_looped(self.model) is None:
             raise ValueError(
                 f"LoopedSFTTrainer needs a looped model, such as trl_fork.looped.OuroForCausalLM; got a "
@@ -64,13 +65,13 @@ class LoopedSFTTrainer(SFTTrainer):
             ],
             dim=-1,
         )  # (tokens, loops)
-        exit_probs = exit_distribution(outputs.gate_logits[:, :-1][kept].float())
-        per_token = expected_depth_loss(losses, exit_probs, self.exit_entropy_coef)
+        gate_logits = outputs.gate_logits[:, :-1][kept]
+        per_token = expected_depth_loss(losses, gate_logits, entropy_weight=self.exit_entropy_coef)
         num_tokens = kept.sum() if num_items_in_batch is None else num_items_in_batch
         loss = per_token.sum() / torch.as_tensor(num_tokens).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages the gradients over the processes
-        self._log_loops(losses.detach(), exit_probs.detach())
+        self._log_loops(losses.detach(), exit_distribution(gate_logits.detach()))
         return (loss, outputs) if return_outputs else loss
 
     def _log_loops(self, losses: torch.Tensor, exit_probs: torch.Tensor) -> None:
