@@ -25,7 +25,14 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from tests.conftest import NUM_GENERATIONS, build_model, build_tokenizer, naive_view, relative_difference
+from tests.conftest import (
+    NUM_GENERATIONS,
+    build_looped_model,
+    build_model,
+    build_tokenizer,
+    naive_view,
+    relative_difference,
+)
 from tests.distributed.worker import CONTRAST_INSTRUCTION, LORA, PRESETS, SCENARIOS, record_of, run_scenario
 from tests.oracles import (
     Rollout,
@@ -41,6 +48,7 @@ from tests.oracles import (
     select,
 )
 from tests.trainer.test_callbacks import check_page
+from tests.trainer.test_looping import naive_scores
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -270,7 +278,8 @@ def check_engine(engine: Engine, run: Run) -> None:
 
 
 def start_of(scenario: str, run: Run) -> torch.nn.Module:
-    model = build_model(build_tokenizer())
+    build = build_looped_model if SCENARIOS[scenario].get("looped") else build_model
+    model = build(build_tokenizer())
     if SCENARIOS[scenario].get("lora"):
         model = get_peft_model(model, LoraConfig(**LORA, task_type="CAUSAL_LM"))
         set_peft_model_state_dict(model, load_file(run.directory / "start.safetensors"))
@@ -318,6 +327,10 @@ def naive_run(model, run: Run) -> tuple[list[float], list[dict]]:
             if settings["objective"] == "trajectory_balance":
                 value, surrogate = naive_balance(model, batch, window, weights, old, settings["beta"], share)
                 surrogate.backward()
+            elif settings["loop_credit"]:
+                value = naive_loop_credit(model, window, advantages_of(batch), weights) / sum(weights.values()) / share
+                value.backward()
+                value = value.item()
             else:
                 value = loss(
                     model, window, advantages_of(batch), weights, sum(weights.values()) * share, old_log_probs=old,
@@ -344,6 +357,18 @@ def naive_balance(model, batch, window, weights, old, beta: float, share: float)
         old_log_probs=old,
     )  # fmt: skip
     return found[:2]
+
+
+def naive_loop_credit(model, window, row_advantages, weights):
+    """Loss before its division, with the gradient of the mixture of all loops by the probabilities of the exits."""
+    total = 0.0
+    for rollout in window:
+        log_probs, _, exits = naive_scores(model, rollout)
+        mixture = (exits * log_probs).sum(0)
+        ratios = (mixture - mixture.detach()).exp()
+        for t, ratio in enumerate(ratios):
+            total = total - weights.get((rollout.row, t), 0.0) * row_advantages[rollout.row] * ratio
+    return total
 
 
 def naive_credit(model, chain: dict, batch: list[Rollout], log_probs: dict, seed: int, pools: list[list[int]]) -> dict:

@@ -22,7 +22,15 @@ from datasets import concatenate_datasets
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from tests.conftest import NUM_GENERATIONS, FixedRollouts, SpyTrainer, build_model, build_tokenizer, train
+from tests.conftest import (
+    NUM_GENERATIONS,
+    FixedRollouts,
+    SpyTrainer,
+    build_looped_model,
+    build_model,
+    build_tokenizer,
+    train,
+)
 from trl_fork.credit import preset_names
 from trl_fork.trainer.call_names import CallNames
 from trl_fork.trainer.callbacks import ForkReportCallback
@@ -134,6 +142,10 @@ SCENARIOS = {
         "learning_rate": 0.05,
     },
     "lora": {"micro_batch": 8, "lora": True},
+    # A layer runs three times in a forward pass, and again in the backward; nothing reads the gate, which is frozen.
+    "looped": {"micro_batch": 8, "looped": True, "gradient_checkpointing": True},
+    # All loops have a gradient, and so has the gate.
+    "looped_exit": {"micro_batch": 8, "looped": True, "gradient_checkpointing": True, "loop_credit": "exit"},
     # Loaded by name, as users do: under ZeRO-3 the weights are split before the trainer sees them.
     "from_disk": {"micro_batch": 8, "from_disk": True},
     # The page needs forward passes of its own, of rows of rank 0 alone, and the second one a scoring pass as well.
@@ -154,7 +166,7 @@ PRESETS = {
 }
 DATA_KEYS = (
     *("generation", "micro_batch", "prompts", "truncated_prompts", "inert_prompts"),
-    *("lora", "from_disk", "report"),
+    *("lora", "looped", "from_disk", "report"),
 )
 # Random from the start, so that a forward without the adapter would select other tokens.
 LORA = {"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "init_lora_weights": False}
@@ -262,7 +274,7 @@ def run_scenario(name: str, directory: Path, num_processes: int) -> tuple[Record
         settings["peft_config"] = LoraConfig(**LORA, task_type="CAUSAL_LM")
     if scenario.get("report"):
         settings["callbacks"] = [ForkReportCallback(1, 3)]
-    model = build_model(tokenizer)
+    model = build_looped_model(tokenizer) if scenario.get("looped") else build_model(tokenizer)
     if scenario.get("from_disk"):
         model = str(directory.parent / "start")
         settings["model_init_kwargs"] = {"dtype": "float32"}
@@ -315,6 +327,7 @@ def record_of(trainer: Recorder, rollouts: TrainingRollouts) -> dict:
             "credit": trainer.args.token_credit,
             "objective": trainer.args.objective,
             "beta": trainer.args.beta,
+            "loop_credit": trainer.args.loop_credit,
             "learning_rate": trainer.args.learning_rate,
             "seed": trainer.args.seed,
             "dynamic_sampling": trainer.args.dynamic_sampling,

@@ -119,6 +119,7 @@ class OuroModel(OuroPreTrainedModel):
         use_cache: bool | None = None,
         num_loops: int | None = None,
         output_loop_states: bool = False,
+        stack_loop_states: bool = False,
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> OuroModelOutput:
@@ -132,6 +133,9 @@ class OuroModel(OuroPreTrainedModel):
                 Number of loops; `config.total_ut_steps` by default. A cache goes on with as many as it began with.
             output_loop_states (`bool`, *optional*, defaults to `False`):
                 Return the normed states of every loop and the logits of the gate, which runs for this alone.
+            stack_loop_states (`bool`, *optional*, defaults to `False`):
+                Return as `last_hidden_state` the states of all loops, those of the first loop's rows first: shape
+                `(R * batch, seq, hidden)`, for an LM head that scores all loops in one call.
             output_hidden_states (`bool`, *optional*):
                 Return the input of every layer in every loop, and the last normed states: `R * L + 1` tensors.
             kwargs:
@@ -186,10 +190,10 @@ class OuroModel(OuroPreTrainedModel):
                     **kwargs,
                 )
             hidden_states = self.norm(hidden_states)
-            if output_loop_states:
+            if output_loop_states or stack_loop_states:
                 loop_states.append(hidden_states)
         return OuroModelOutput(
-            last_hidden_state=hidden_states,
+            last_hidden_state=torch.cat(loop_states) if stack_loop_states else hidden_states,
             past_key_values=past_key_values if use_cache else None,
             hidden_states=(*inputs_of_layers, hidden_states) if output_hidden_states else None,
             loop_states=tuple(loop_states) if output_loop_states else None,

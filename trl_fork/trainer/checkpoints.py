@@ -50,6 +50,8 @@ _SETTINGS = (
     "length_normalized",
     "balance_reward",
     "max_importance_ratio",
+    "loop_credit",
+    "loop_credit_power",
 )
 
 

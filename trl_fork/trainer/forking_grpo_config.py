@@ -9,6 +9,8 @@ from trl import GRPOConfig
 from ..credit import POOLS, TOKEN_SELECTIONS, Chain, Random, TopFraction, build_credit
 from ..credit.presets import preset_instruction
 from ..data.yaml_values import json_value
+from ..looped.credit import LOOP_CREDITS
+from .loop_checks import check_loop_credit
 from .objective_checks import BALANCE_REWARDS, OBJECTIVE_NAMES, PARTITIONS, POLICY_GRADIENT, check_objective
 from .setting_checks import check_dynamic_sampling_settings, check_passes, check_precision, check_rules
 
@@ -90,6 +92,20 @@ class ForkingGRPOConfig(GRPOConfig):
         max_importance_ratio (`float`, *optional*, defaults to `10.0`):
             Largest `w`, the probability of a completion by the policy over that by the policy that wrote it; at
             least 1.
+
+        > Parameters of looped language models
+
+        loop_credit (`str`, *optional*):
+            RLTT (https://huggingface.co/papers/2602.10520), for a looped model such as Ouro
+            ([`~looped.OuroForCausalLM`]): the log-probability of a token in the policy loss is
+            `sum_t omega_t log P_t`, where `P_t` is read after loop `t`. `"uniform"`: the weights are 1 / R each.
+            `"progressive"`: `t ** loop_credit_power / sum`. `"exit"`: for each token the probabilities of the exit
+            gate, which is trained through them. `None`: the last loop's, GRPO. Completions are sampled from the last
+            loop, so that for `t < R` this is supervision weighted by the advantage, and no policy gradient of `P_t`.
+            RLTT has neither ratio nor clipping: there is one update per generation batch, and TRL's ratio is 1.
+            `beta` has to be 0. Entropies, which select the tokens, are those of the last loop.
+        loop_credit_power (`float`, *optional*, defaults to `1.0`):
+            Power of `"progressive"`, at least 0: the larger, the more weight is on the last loops.
 
         > Parameters that control the work
 
@@ -217,6 +233,18 @@ class ForkingGRPOConfig(GRPOConfig):
             "the policy that wrote it."
         },
     )
+    loop_credit: str | None = field(
+        default=None,
+        metadata={
+            "help": "Looped models, RLTT: weights of the loops in the policy loss, 'uniform', 'progressive' or 'exit' "
+            "(the exit gate's probabilities). By default the last loop alone.",
+            "choices": list(LOOP_CREDITS),
+        },
+    )
+    loop_credit_power: float = field(
+        default=1.0,
+        metadata={"help": "Looped models: the weight of loop t is t ** loop_credit_power with 'progressive'."},
+    )
     skip_inert_compute: bool = field(
         default=True,
         metadata={"help": "Leave out work whose gradient is exactly zero."},
@@ -306,6 +334,7 @@ class ForkingGRPOConfig(GRPOConfig):
             )
         self.check_windows(self.credit)
         check_objective(self, self.credit)
+        check_loop_credit(self, self.credit)
 
     def __getstate__(self):
         # `training_args.bin` is this object, pickled. It lies in every checkpoint and is pushed to the Hub.

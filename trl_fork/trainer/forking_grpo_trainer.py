@@ -13,6 +13,7 @@ from trl import GRPOTrainer
 from .._logging import logger
 from ..credit import Chain, build_credit
 from ..generation.rotary import rescales_with_length
+from ..looped import find_looped
 from ..ranks import Ranks
 from ._trl import (
     check_attributes,
@@ -41,6 +42,8 @@ from .forking_grpo_config import ForkingGRPOConfig
 from .generating import CompactGenerationMixin
 from .health import HealthCallback
 from .lm_head import row_sparse_head
+from .loop_checks import check_loop_credit
+from .looping import refuse_model_without_loops
 from .metrics import partial_metrics
 from .objective_checks import check_objective
 from .out_of_memory import explain_out_of_memory
@@ -183,6 +186,8 @@ class ForkingGRPOTrainer(
                 "mask_truncated_completions=False: token_credit trains on the whole of a completion without a match "
                 f"({chain.in_words}), and a completion that was cut off has none. Set mask_truncated_completions=True."
             )
+        if isinstance(model, torch.nn.Module) and find_looped(model) is None:
+            refuse_model_without_loops(args, model)
         if isinstance(model, torch.nn.Module) and given.get("peft_config") is None:  # no adapter will be added
             refuse_frozen_model(model)
         super().__init__(*call.args[1:], **call.kwargs)
@@ -190,6 +195,7 @@ class ForkingGRPOTrainer(
         self._add_end_tokens()
         if given.get("processing_class") is None:  # its special tokens were not known before
             check_contrast(args, chain, given | {"processing_class": self.processing_class})
+        self._init_loops()
         refuse_frozen_model(self.model)
         check_processing_class(self.processing_class, self.train_dataset, chain)
         warn_of_cast_weights(self)
@@ -218,6 +224,7 @@ class ForkingGRPOTrainer(
         # Rules that read nothing and leave nothing out are GRPO, which stays TRL's to the last bit.
         reads = chain is not None and bool(chain.sparse or chain.needs)
         self._differs_from_trl = args.skip_inert_compute or reads or self._objective is not None
+        self._differs_from_trl |= args.loop_credit is not None
         self._savings = self._plan_savings(rescales_with_length(self.model.config))
         reasons = [f"{name}: {reason}" for name, reason in self._savings.reasons.items() if reason != ALL_TOKENS]
         if reasons and self.accelerator.is_main_process:
@@ -423,4 +430,5 @@ def _chain_of(token_credit_func, args: ForkingGRPOConfig) -> Chain:
     args.check_credit(chain)
     args.check_windows(chain)
     check_objective(args, chain)
+    check_loop_credit(args, chain)
     return chain

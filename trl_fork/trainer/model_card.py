@@ -35,6 +35,7 @@ SETTINGS = (
 # Of a run of trajectory balance, in the place of those that it does not read.
 BALANCE_SETTINGS = ("objective", *BALANCE_FIELDS)
 _UNREAD_BY_BALANCE = ("loss_type", "epsilon", "epsilon_high", "delta")
+LOOP_SETTINGS = ("loop_credit", "loop_credit_power")  # of a run of RLTT
 PACKAGES = ("trl_fork", "trl", "transformers", "torch", "datasets", "tokenizers")
 
 CITATION = textwrap.dedent("""\
@@ -146,6 +147,7 @@ def build_model_card(
         settings={
             "token_credit": None if credit is None else json.dumps(credit.describe()),
             **({"contrast_instruction": args.contrast_instruction} if args.contrast_instruction else {}),
+            **({name: getattr(args, name) for name in LOOP_SETTINGS} if args.loop_credit else {}),
             **{name: getattr(args, name) for name in names},
         },
         steps=steps,

@@ -5,18 +5,19 @@ from contextlib import nullcontext
 import torch
 
 from .._logging import logger
-from ._trl import TrainerMixin, evaluation_mode, training_adapter_is_active
+from ._trl import evaluation_mode, training_adapter_is_active
 from .balancing import chunks_needed, default_tokens, spread
 from .batch import GenerationBatch
-from .context import PolicyScores, WithContext, context_of
+from .context import PolicyScores, context_of
 from .lm_head import row_sparse_head
+from .looping import LoopingMixin
 from .packed_attention import find_other_layers, packed_attention
 from .packing import Packed, fill_pass, packing_effect
 from .right_padding import RightPadded
 from .savings import Savings, padding_effect, rounding, score_by_length
 
 
-class ScoringMixin(WithContext, TrainerMixin):
+class ScoringMixin(LoopingMixin):
     """Makes the scores of a row independent of the other rows of its batch."""
 
     _savings = Savings()
@@ -78,8 +79,9 @@ class ScoringMixin(WithContext, TrainerMixin):
         images = any(value is not None for name, value in arguments.items() if name != "compute_aux_loss")
         if images or not self._differs_from_trl:
             return model
+        own, model = self._own(model), self._of_all_loops(model)
         if self._savings.packing:
-            return Packed(model, self._own(model))
+            return Packed(model, own)
         return RightPadded(model, cut=self._savings.padding)
 
     def _own(self, model):
