@@ -1,5 +1,7 @@
 """Configuration of Ouro, a looped language model."""
 
+from typing import ClassVar
+
 from transformers import LlamaConfig
 
 from .._logging import logger
@@ -33,6 +35,8 @@ class OuroConfig(LlamaConfig):
     """
 
     model_type = "ouro"
+    # TRL reads it of every model whose class is not in transformers; only published files have one of their own.
+    auto_map: ClassVar[dict] = {}
 
     def __init__(
         self,
