@@ -31,7 +31,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainingArguments
 from trl import ModelConfig, TrlParser
 
-from tests.conftest import build_model
+from tests.conftest import build_looped_model, build_model
 from tests.hub_stand_in import TOKEN, HubStandIn
 from tests.trainer.test_features import byte_tokenizer
 from trl_fork import ForkingGRPOConfig
@@ -171,8 +171,19 @@ def published_adapter(directory: Path) -> None:
         part.save_pretrained(directory / "my-name/Qwen3-0.6B-forks")
 
 
+def looped_model(directory: Path) -> None:
+    path, tokenizer = directory / "ByteDance/Ouro-1.4B-Thinking", byte_tokenizer()
+    build_looped_model(tokenizer, max_position_embeddings=4096, initializer_range=0.02).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
 # What was done before the page is read.
-BEFORE = {"evaluate.md": trained_model, "analyze.md": evaluated_model, "hub.md": published_adapter}
+BEFORE = {
+    "looped.md": looped_model,
+    "evaluate.md": trained_model,
+    "analyze.md": evaluated_model,
+    "hub.md": published_adapter,
+}
 
 
 # ---------------------------------------------------------------------- running

@@ -77,7 +77,10 @@ def naive_gradient(model, batch, credit, power=1.0, fraction=0.2, denominator="s
             raw = [float(t) ** (power if credit == "progressive" else 0.0) for t in range(1, loops + 1)]
             weights = torch.tensor(raw)[:, None] / sum(raw)
         mixture = (weights * log_probs).sum(0)
-        total = total - sum(advantage * mixture[t] for row, t in selected if row == rollout.row)
+        own = sum(advantage * mixture[t] for row, t in selected if row == rollout.row)
+        total = total - (own / len(rollout.completion) if denominator == "means" else own)
+    if denominator == "means":  # Eq. 6 of RLTT: the mean over completions of means over tokens
+        return gradient(model, total / len(batch))
     count = len(selected) if denominator == "selected" else sum(len(r.completion) for r in batch)
     return gradient(model, total / count)
 
@@ -96,8 +99,9 @@ def looped(tokenizer):
         {"skip_inert_compute": False, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 2},
         {"temperature": 0.7, "loss_denominator": "all", "gradient_checkpointing": True},
         {"loss_type": "cispo", "epsilon_high": 5.0, "max_tokens_per_forward": 90},
+        {"loss_type": "grpo", "loss_denominator": "all"},
     ],
-    ids=["packed", "padded", "micro-batches", "whole", "temperature", "cispo"],
+    ids=["packed", "padded", "micro-batches", "whole", "temperature", "cispo", "means"],
 )
 @pytest.mark.parametrize("credit", CREDITS)
 def test_gradient_is_that_of_naive_loops(looped, tokenizer, tmp_path, credit, settings):
@@ -112,7 +116,7 @@ def test_gradient_is_that_of_naive_loops(looped, tokenizer, tmp_path, credit, se
         rollouts.generated[0],
         credit,
         CREDITS[credit].get("loop_credit_power", 1.0),
-        denominator=settings.get("loss_denominator", "selected"),
+        denominator="means" if "grpo" in settings.values() else settings.get("loss_denominator", "selected"),
         temperature=settings.get("temperature", 1.0),
     )
     assert relative_difference(weight_change(start, looped), expected) < 2e-4

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
+from accelerate.utils import DistributedType
 
 from .._logging import logger
 from ..looped import OuroForCausalLM, exit_gate_of, find_looped
@@ -80,7 +81,8 @@ class LoopingMixin(WithContext, TrainerMixin):
         Look at the model, and freeze a gate that no loss reads.
 
         Raises:
-            `ValueError`: for `loop_credit` with a model without loops, or continuous batching of a model with loops.
+            `ValueError`: for `loop_credit` with a model without loops; for a model with loops and continuous batching,
+                or reentrant checkpointing in several processes.
         """
         self._looped, args = find_looped(self.model), self.args
         if self._looped is None:
@@ -90,6 +92,13 @@ class LoopingMixin(WithContext, TrainerMixin):
             raise ValueError(
                 "use_transformers_continuous_batching=True does not go with a looped model: it keeps the keys and "
                 "values of a layer once, and a loop has its own. Set it to False."
+            )
+        if self._checkpoints_reentrantly and self.accelerator.distributed_type != DistributedType.NO:
+            raise ValueError(
+                "Reentrant gradient checkpointing does not go with a looped model in several processes: the backward "
+                "pass of each loop would report the gradients of the layers as complete. Leave use_reentrant out of "
+                "gradient_checkpointing_kwargs. With an adapter under ZeRO-3, where TRL sets it, set "
+                "gradient_checkpointing=False, or take DDP or ZeRO-2."
             )
         gate = exit_gate_of(self.model)
         if args.loop_credit == EXIT and self._looped.config.total_ut_steps > 1:
@@ -102,6 +111,11 @@ class LoopingMixin(WithContext, TrainerMixin):
         # A parameter that no loss reads is an error in DDP, which waits for its gradient.
         for parameter in gate:
             parameter.requires_grad_(False)
+
+    @property
+    def _checkpoints_reentrantly(self) -> bool:
+        kwargs = self.args.gradient_checkpointing_kwargs or {}
+        return bool(self.args.gradient_checkpointing and kwargs.get("use_reentrant"))
 
     def _of_all_loops(self, model):
         """Replacement of `model` for TRL's calls in the update with `loop_credit`; otherwise the model itself."""
