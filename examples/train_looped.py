@@ -22,6 +22,7 @@ import time
 import warnings
 from pathlib import Path
 
+import torch
 from rich.table import Table
 from transformers import AutoTokenizer, set_seed
 
@@ -125,12 +126,14 @@ def make_model(tokenizer, seed: int) -> OuroForCausalLM:
         **SHAPE,
         vocab_size=len(tokenizer),
         max_position_embeddings=256,
-        tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return OuroForCausalLM(config)
+    model = OuroForCausalLM(config)
+    # Every layer adds normed vectors, of size 1 in each number: beside them an embedding of 0.02 would not be seen.
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=1.0)
+    return model
 
 
 def accuracy_by_loops(path: Path, problems: list[tuple[int, ...]], seed: int) -> list[float]:

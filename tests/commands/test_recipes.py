@@ -63,6 +63,7 @@ PAPER = {
     "dynamic_sampling_max_rounds": 10,
     "dynamic_sampling_reward": "accuracy_reward",
 }
+MADE_HERE = ("quickstart", "looped_tiny")  # whose model and data a command makes
 # run_rltt.slurm of the authors' code, and Eq. 6 of its README.
 RLTT_RECIPE = "ouro_1.4b_thinking_lora"
 RLTT = {
@@ -97,7 +98,7 @@ def parse(name, monkeypatch, *overrides):
 
 
 def test_all_recipes_are_there():
-    small = {RLTT_RECIPE, "qwen3_1.7b_lora_24gb", "qwen3_0.6b_lora_8gb", "gsm8k_single_gpu", "quickstart"}
+    small = {RLTT_RECIPE, "qwen3_1.7b_lora_24gb", "qwen3_0.6b_lora_8gb", "gsm8k_single_gpu", *MADE_HERE}
     assert set(RECIPES) == {*PROCESSES, *small}
 
 
@@ -105,11 +106,11 @@ def test_all_recipes_are_there():
 def test_recipe_is_complete(name, monkeypatch):
     arguments, args, model_config = parse(name, monkeypatch)
     assert model_config.model_name_or_path and args.output_dir
-    assert arguments.dataset_name in TRAINING_SETS or name == "quickstart"
+    assert arguments.dataset_name in TRAINING_SETS or name in MADE_HERE
     rewards = script.load_rewards(arguments, args)
     assert rewards[0].__name__ == "accuracy_reward"
     assert len(args.reward_weights or arguments.reward_funcs) == len(arguments.reward_funcs)
-    if name != "quickstart":
+    if name not in MADE_HERE:
         assert (arguments.prompt_template == PAPER_PROMPT) == (name != RLTT_RECIPE)
         assert args.max_steps > 0 and args.report_to in ("none", [], ["none"])
 
@@ -164,7 +165,7 @@ def test_looped_recipe_is_rltts(monkeypatch):
     assert not args.trust_remote_code
 
 
-@pytest.mark.parametrize("name", sorted({*RECIPES} - {*PROCESSES, "quickstart", RLTT_RECIPE}))
+@pytest.mark.parametrize("name", sorted({*RECIPES} - {*PROCESSES, *MADE_HERE, RLTT_RECIPE}))
 def test_small_recipes_keep_the_method(name, monkeypatch):
     _, args, model_config = parse(name, monkeypatch)
     assert {key: getattr(args, key) for key in METHOD} == {key: PAPER[key] for key in METHOD}
@@ -189,7 +190,7 @@ def test_header_names_what_exists(name):
     for launch_file in re.findall(r"--accelerate_config (\w+)", header):
         assert launch_file in shipped_files("accelerate")
     assert all((ROOT / path).is_file() for path in paths)
-    if name != "quickstart":
+    if name not in MADE_HERE:
         assert all(f"# {entry}" in header for entry in ("Hardware", "Memory", "Tokens per step", "Time", "Launch"))
 
 
