@@ -59,6 +59,7 @@ PARSED_ONLY = {
 LONG = {
     "benchmarks/growth.py",
     "examples/forecasting.py",
+    "examples/train_looped.py",
     "studies/which_tokens/real_model.py",
     "studies/which_tokens/run.py",
     "studies/which_tokens/report.py",
