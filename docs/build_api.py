@@ -16,7 +16,18 @@ from jinja2 import Environment, StrictUndefined
 PAGE = Path(__file__).with_name("api.md")
 TEMPLATE = Path(__file__).with_name("api.md.jinja")
 # What may be relied on: the names that the package and its rooms list in their `__init__`.
-ROOMS = ("", ".trainer", ".credit", ".rewards", ".data", ".generation", ".evaluation", ".analysis", ".report")
+ROOMS = (
+    "",
+    ".trainer",
+    ".credit",
+    ".looped",
+    ".rewards",
+    ".data",
+    ".generation",
+    ".evaluation",
+    ".analysis",
+    ".report",
+)
 # Our docstrings are in doc-builder's grammar: types are in the docstring, and one entry may name two parameters.
 OPTIONS = {
     "returns_multiple_items": False,

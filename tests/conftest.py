@@ -86,7 +86,8 @@ def build_looped_model(tokenizer, seed=0, **overrides):
     settings = {
         **tiny_sizes(tokenizer),
         "max_position_embeddings": 128,
-        "initializer_range": 0.3,
+        # At 0.3, float32 and float64 differ in the sixth place of a gradient; the norms make loops sensitive.
+        "initializer_range": 0.2,
         "total_ut_steps": 3,
         **overrides,
     }

@@ -24,6 +24,7 @@ from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 from trl_fork.trainer import packing
 
 
+TOLERANCE = 1e-4  # relative; float32 and float64 differ by 3e-6, and by up to 3e-5 with an adapter
 CREDITS = {"uniform": {}, "progressive": {"loop_credit_power": 2.0}, "exit": {}}
 LORA = {"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "init_lora_weights": False}
 
@@ -90,20 +91,24 @@ def looped(tokenizer):
     return build_looped_model(tokenizer)
 
 
+PADDED = {"padding_free": False, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("credit", "settings"),
     [
-        {},
-        {"padding_free": False, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 4},
-        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8},
-        {"skip_inert_compute": False, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 2},
-        {"temperature": 0.7, "loss_denominator": "all", "gradient_checkpointing": True},
-        {"loss_type": "cispo", "epsilon_high": 5.0, "max_tokens_per_forward": 90},
-        {"loss_type": "grpo", "loss_denominator": "all"},
+        *((credit, {}) for credit in CREDITS),
+        *((credit, PADDED) for credit in CREDITS),
+        ("exit", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8}),
+        (
+            "progressive",
+            {"skip_inert_compute": False, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 2},
+        ),
+        ("exit", {"temperature": 1.3, "loss_denominator": "all", "gradient_checkpointing": True}),
+        ("uniform", {"loss_type": "cispo", "epsilon_high": 5.0, "max_tokens_per_forward": 90}),
+        ("exit", {"loss_type": "grpo", "loss_denominator": "all"}),
     ],
-    ids=["packed", "padded", "micro-batches", "whole", "temperature", "cispo", "means"],
 )
-@pytest.mark.parametrize("credit", CREDITS)
 def test_gradient_is_that_of_naive_loops(looped, tokenizer, tmp_path, credit, settings):
     start, rollouts = copy.deepcopy(looped), FixedRollouts(tokenizer)
     before = packing.tokens_packed
@@ -119,7 +124,7 @@ def test_gradient_is_that_of_naive_loops(looped, tokenizer, tmp_path, credit, se
         denominator="means" if "grpo" in settings.values() else settings.get("loss_denominator", "selected"),
         temperature=settings.get("temperature", 1.0),
     )
-    assert relative_difference(weight_change(start, looped), expected) < 2e-4
+    assert relative_difference(weight_change(start, looped), expected) < TOLERANCE
     gate = start.model.early_exit_gate.weight - looped.model.early_exit_gate.weight
     assert bool(gate.any()) == (credit == "exit")
     assert looped.model.early_exit_gate.weight.requires_grad == (credit == "exit")
@@ -136,7 +141,7 @@ def test_gradient_of_an_adapter(looped, tokenizer, tmp_path, credit):
     start = plain_copy(trainer.model)
     trainer.train()
     expected = naive_gradient(start, rollouts.generated[0], credit, CREDITS[credit].get("loop_credit_power", 1.0))
-    assert relative_difference(weight_change(start, trainer.model), expected) < 2e-4
+    assert relative_difference(weight_change(start, trainer.model), expected) < TOLERANCE
 
 
 def test_all_tokens(looped, tokenizer, tmp_path):
@@ -146,7 +151,7 @@ def test_all_tokens(looped, tokenizer, tmp_path):
     for rollout, advantage in zip(batch, advantages(batch), strict=True):
         total = total - advantage * naive_scores(start, rollout)[0].mean(0).sum()
     expected = gradient(start, total / sum(len(r.completion) for r in batch))
-    assert relative_difference(weight_change(start, looped), expected) < 2e-4
+    assert relative_difference(weight_change(start, looped), expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"padding_free": False}])
@@ -162,7 +167,7 @@ def test_without_loop_credit_it_is_the_policy_gradient_of_the_last_loop(looped, 
     selected = select(batch, entropies, 0.2, "high_entropy", [[r.row for r in batch]])
     given = {r.row: a for r, a in zip(batch, advantages(batch), strict=True)}
     expected = gradient(start, loss(start, batch, given, selected, len(selected)))
-    assert relative_difference(weight_change(start, looped), expected) < 2e-4
+    assert relative_difference(weight_change(start, looped), expected) < TOLERANCE
     assert not looped.model.early_exit_gate.weight.requires_grad
 
 

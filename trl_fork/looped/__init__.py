@@ -7,6 +7,7 @@ Importing this package teaches transformers' `AutoConfig` and `AutoModelForCausa
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .config import OuroConfig, with_end_of_turn
+from .credit import exit_distribution, expected_depth_loss, gate_loss, gate_targets, loop_weights
 from .model import OuroCausalLMOutput, OuroForCausalLM, OuroModel, OuroModelOutput, exit_gate_of, find_looped
 
 
@@ -20,7 +21,12 @@ __all__ = [
     "OuroForCausalLM",
     "OuroModel",
     "OuroModelOutput",
+    "exit_distribution",
     "exit_gate_of",
+    "expected_depth_loss",
     "find_looped",
+    "gate_loss",
+    "gate_targets",
+    "loop_weights",
     "with_end_of_turn",
 ]
