@@ -12,6 +12,7 @@ from trl_fork.analysis import scoring
 from trl_fork.analysis.responses import Response
 from trl_fork.analysis.score_store import ScoreStore
 from trl_fork.analysis.scoring import score_completions
+from trl_fork.looped import OuroConfig, OuroForCausalLM
 
 
 ROWS = [
@@ -224,3 +225,89 @@ def test_other_weights_and_settings_have_other_scores(saved, tokenizer, tmp_path
     stores.append(ScoreStore(tmp_path, name))
     assert len({store.directory for store in stores}) == 4
     assert ScoreStore(tmp_path, name).directory == stores[-1].directory
+
+
+# ---------------------------------------------------------------------- loops of a looped model
+
+
+@pytest.fixture
+def looped():
+    torch.manual_seed(0)
+    config = OuroConfig(**{**SIZES, "num_key_value_heads": 4}, total_ut_steps=3)
+    model = OuroForCausalLM(config).eval()
+    torch.nn.init.normal_(model.model.early_exit_gate.weight, std=0.2)  # exits differ by token
+    return model
+
+
+def naive_loops(model, prompt, completion, temperature):
+    """Entropy after each loop from the logits of a model that has no more loops, and the exits from gates in words."""
+    ids, places = torch.tensor([prompt + completion]), slice(len(prompt) - 1, -1)
+    entropies, gates = [], []
+    with torch.no_grad():
+        for num_loops in (1, 2, 3):
+            logits = model(input_ids=ids, num_loops=num_loops).logits[0, places].double() / temperature
+            log_probs = logits.log_softmax(-1)
+            entropies.append(-(log_probs.exp() * log_probs).sum(-1))
+            states = model.model(input_ids=ids, num_loops=num_loops).last_hidden_state[0, places]
+            gates.append(model.model.early_exit_gate(states)[:, 0].double().sigmoid())
+    first, second, _ = gates
+    exits = [first, (1 - first) * second, (1 - first) * (1 - second)]
+    return torch.stack(entropies, -1), torch.stack(exits, -1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("max_batch_tokens", [30, 10**6])
+def test_loops_are_scored_from_one_forward(looped, monkeypatch, temperature, max_batch_tokens):
+    monkeypatch.setattr(scoring, "_LOGITS_PER_SLICE", 7 * SIZES["vocab_size"])
+    expected = [naive_loops(looped, *row, temperature) if row[1] else None for row in ROWS]
+    calls = []
+    looped.model.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    settings = {"temperature": temperature, "max_batch_tokens": max_batch_tokens, "top_k": 2}
+    scores = score_completions(looped, ROWS, loops=True, **settings)
+    num_batches = len([*scoring.token_batches([len(p) + len(c) for p, c in ROWS], max_batch_tokens)])
+    assert len(calls) == 3 * num_batches, "no loop is run again"
+    plain = score_completions(looped, ROWS, **settings)
+    for (_, completion), row, same, naive_row in zip(ROWS, scores, plain, expected, strict=True):
+        assert row.loop_entropies.shape == row.exit_probs.shape == (len(completion), 3)
+        assert same.loop_entropies is None and same.exit_probs is None
+        for name in ("entropies", "log_probs", "top_ids", "top_probs"):
+            np.testing.assert_allclose(getattr(row, name), getattr(same, name), atol=1e-6)
+        if naive_row is None:
+            continue
+        entropies, exits = naive_row
+        np.testing.assert_allclose(row.loop_entropies, entropies, atol=5e-6)
+        np.testing.assert_allclose(row.exit_probs, exits, atol=5e-6)
+        np.testing.assert_array_equal(row.loop_entropies[:, -1], row.entropies)
+        if len(completion) > 1:
+            assert exits.std(0).min() > 0.01 and (entropies[:, 0] - entropies[:, 2]).abs().max() > 0.01
+
+
+def test_loops_through_an_adapter(looped):
+    peft_model = get_peft_model(looped, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
+    found = score_completions(peft_model, ROWS, loops=True)
+    merged = score_completions(peft_model.merge_and_unload(), ROWS, loops=True)
+    for row, other in zip(found, merged, strict=True):
+        np.testing.assert_allclose(row.loop_entropies, other.loop_entropies, atol=1e-5)
+        np.testing.assert_allclose(row.exit_probs, other.exit_probs, atol=1e-5)
+
+
+def test_the_store_keeps_the_loops(looped, tmp_path, monkeypatch):
+    monkeypatch.setattr(trl_fork.analysis.score_store, "SHARD_SIZE", 2)
+    responses = [Response(prompt, completion, "", "", None, {}) for prompt, completion in ROWS]
+    store, loads = ScoreStore(tmp_path, "looped"), []
+
+    def load():
+        loads.append(1)
+        return looped
+
+    store.score(responses, load)
+    assert [scores.loop_entropies for _, scores in store.read(responses)] == [None] * len(ROWS)
+    for expected in (2, 2):  # scores without loops are not enough; those with loops are
+        store.score(responses, load, loops=True)
+        assert len(loads) == expected
+    store.score(responses, load)
+    assert len(loads) == 2, "scores with loops are scores"
+    fresh = score_completions(looped, ROWS, loops=True)
+    for (_, kept), row in zip(store.read(responses), fresh, strict=True):
+        np.testing.assert_allclose(kept.loop_entropies, row.loop_entropies, atol=1e-5)
+        np.testing.assert_allclose(kept.exit_probs, row.exit_probs, atol=1e-5)

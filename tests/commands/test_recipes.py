@@ -23,7 +23,7 @@ DIRECTORY = ROOT / "configs" / "recipes"
 RECIPES = sorted(path.stem for path in DIRECTORY.glob("*.yaml"))
 LARGE = {"qwen3_8b_forking": 8, "qwen3_14b_forking": 16, "qwen3_32b_forking": 64}
 PROCESSES = {**LARGE, "qwen2.5_7b_flowrl": 8}
-FROM_THE_QUICKSTART = {"quickstart", "balance_tiny"}
+MADE_HERE = {"quickstart", "balance_tiny", "looped_tiny"}  # whose model and data a command makes
 BALANCE = {"qwen2.5_7b_flowrl", "balance_tiny"}
 
 # arXiv 2506.01939, sections 2 and 5.2. Values of the authors' script where the paper states none.
@@ -130,18 +130,18 @@ def parse(name, monkeypatch, *overrides):
 
 def test_all_recipes_are_there():
     small = {RLTT_RECIPE, "qwen3_1.7b_lora_24gb", "qwen3_0.6b_lora_8gb", "gsm8k_single_gpu"}
-    assert set(RECIPES) == {*PROCESSES, *small, *FROM_THE_QUICKSTART}
+    assert set(RECIPES) == {*PROCESSES, *small, *MADE_HERE}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_is_complete(name, monkeypatch):
     arguments, args, model_config = parse(name, monkeypatch)
     assert model_config.model_name_or_path and args.output_dir
-    assert arguments.dataset_name in TRAINING_SETS or name in FROM_THE_QUICKSTART
+    assert arguments.dataset_name in TRAINING_SETS or name in MADE_HERE
     rewards = script.load_rewards(arguments, args)
     assert rewards[0].__name__ == "accuracy_reward"
     assert len(args.reward_weights or arguments.reward_funcs) == len(arguments.reward_funcs)
-    if name not in FROM_THE_QUICKSTART:
+    if name not in MADE_HERE:
         assert (arguments.prompt_template == PAPER_PROMPT) == (name != RLTT_RECIPE)
         assert args.max_steps > 0 and args.report_to in ("none", [], ["none"])
 
@@ -215,7 +215,7 @@ def test_looped_recipe_is_rltts(monkeypatch):
     assert not args.trust_remote_code
 
 
-@pytest.mark.parametrize("name", sorted({*RECIPES} - {*PROCESSES, *FROM_THE_QUICKSTART, RLTT_RECIPE}))
+@pytest.mark.parametrize("name", sorted({*RECIPES} - {*PROCESSES, *MADE_HERE, RLTT_RECIPE}))
 def test_small_recipes_keep_the_method(name, monkeypatch):
     _, args, model_config = parse(name, monkeypatch)
     assert {key: getattr(args, key) for key in METHOD} == {key: PAPER[key] for key in METHOD}
@@ -240,7 +240,7 @@ def test_header_names_what_exists(name):
     for launch_file in re.findall(r"--accelerate_config (\w+)", header):
         assert launch_file in shipped_files("accelerate")
     assert all((ROOT / path).is_file() for path in paths)
-    if name not in FROM_THE_QUICKSTART:
+    if name not in MADE_HERE:
         assert all(f"# {entry}" in header for entry in ("Hardware", "Memory", "Tokens per step", "Time", "Launch"))
 
 

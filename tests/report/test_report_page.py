@@ -487,3 +487,126 @@ def test_thousands_of_tokens_and_empty_pages(open_page, tmp_path):
     empty = open_page(tmp_path / "empty.html")
     assert empty.locator("#label").inner_text() == "No response"
     assert (tab.errors, empty.errors) == ([], [])
+
+
+# ---------------------------------------------------------------------- loops of a looped model
+
+EARLIER = [
+    [0.0, 2.5, 0.5, 0.25, 0.125, 0.75, 1.0],  # the forks of the first loop are not those of the last
+    [1.5, 0.75, 0.5, 2.25, 0.125, 0.0, 0.25],
+]
+LOOPED = replace(PLAIN, earlier_entropies=EARLIER)
+
+
+def test_file_holds_the_loops(tmp_path):
+    evil = replace(EVIL, earlier_entropies=[[0.5] * len(HOSTILE), [0.25] * len(HOSTILE)])
+    write_report_page(tmp_path / "page.html", [LOOPED, evil], title="t")
+    data, _ = read(tmp_path / "page.html")
+    found = [np.frombuffer(zlib.decompress(base64.b64decode(text)), "<f4") for text in data["earlier"]]
+    expected = [first + second for first, second in zip(EARLIER, evil.earlier_entropies, strict=True)]
+    np.testing.assert_array_equal(found, np.float32(expected))
+    write_report_page(tmp_path / "page.html", [PLAIN, EVIL], title="t")
+    assert read(tmp_path / "page.html")[0]["earlier"] == []
+
+
+@pytest.mark.parametrize(
+    ("loops", "message"),
+    [
+        ([EARLIER[0], [0.5] * 6], "earlier_entropies of each loop must be one per token: got 6 for 7"),
+        ([EARLIER[0], [float("nan")] * 7], "earlier_entropies of each loop must be finite and not negative"),
+        ([EARLIER[0], [-0.5] * 7], "earlier_entropies of each loop must be finite and not negative"),
+        ([EARLIER[0]], "earlier_entropies must be of as many loops in all responses: got 1 after 2"),
+        ([], "earlier_entropies must be of as many loops in all responses: got 0 after 2"),
+    ],
+)
+def test_loops_that_cannot_be_shown_are_refused(loops, message, tmp_path):
+    responses = [LOOPED, replace(PLAIN, earlier_entropies=loops)]
+    with pytest.raises(ValueError, match=rf"Response 2 \('problem 0'\): {message}"):
+        write_report_page(tmp_path / "page.html", responses, title="t")
+
+
+def test_hostile_text_opens_no_tag_on_a_page_with_loops(tmp_path):
+    evil = replace(EVIL, earlier_entropies=[[0.5] * len(HOSTILE)] * 2)
+    write_report_page(tmp_path / "evil.html", [LOOPED, evil], title=HOSTILE[0])
+    write_report_page(tmp_path / "tame.html", [LOOPED], title="t")
+    evil_tags, tame_tags = (Scripts((tmp_path / f"{n}.html").read_text("utf-8")).tags for n in ("evil", "tame"))
+    assert evil_tags == tame_tags
+
+
+def set_loop(tab, number):
+    tab.locator("#loop").evaluate(
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }", number
+    )
+
+
+def heats(tab):
+    """The step of the colour scale of each token."""
+    classes = tab.locator("#response .token").evaluate_all("spans => spans.map(span => span.className)")
+    return [[int(name[1:]) for name in text.split() if re.fullmatch(r"e\d+", name)] for text in classes]
+
+
+def test_slider_leads_through_the_loops(tmp_path, open_page):
+    evil = replace(EVIL, earlier_entropies=[[0.5] * len(HOSTILE), [0.25] * len(HOSTILE)])
+    write_report_page(tmp_path / "page.html", [LOOPED, evil], title="t", fraction=0.2)
+    tab = open_page(tmp_path / "page.html")
+    assert tab.locator("#loop").is_visible() and tab.locator("#loop").input_value() == "3"
+    rows = [
+        first + second for first, second in zip([*EARLIER, PLAIN.entropies],
+                                                [*evil.earlier_entropies, EVIL.entropies], strict=True)
+    ]  # fmt: skip
+    for fraction in (4, 2):  # four tokens of 17 at first, and two
+        if fraction == 2:
+            set_slider(tab, 11)
+        for number in (1, 2, 3, 1):
+            set_loop(tab, number)
+            values = rows[number - 1]
+            threshold = sorted(values, reverse=True)[fraction - 1]
+            assert forks(tab) == [i for i, entropy in enumerate(values[:7]) if entropy >= threshold]
+            mean = sum(values) / len(values)
+            assert tab.locator("#reached").inner_text() == f"{number} of 3, mean {mean:.3f} nats"
+            assert f"{threshold:.3f} nats" in tab.locator("#selection").inner_text()
+            assert f"mean entropy {sum(values[:7]) / 7:.3f} nats" in tab.locator("#statistics").inner_text()
+            assert f"mean {sum(values[:7]) / 7:.3f} nats" in tab.locator("#list > div").first.inner_text()
+            levels = heats(tab)
+            assert all(len(level) == 1 for level in levels)
+            order = sorted(range(7), key=lambda i: values[i])
+            assert [levels[i] for i in order] == sorted(levels)
+    # One scale: the same entropy has the same colour after every loop.
+    set_loop(tab, 1)
+    first = heats(tab)[2]
+    set_loop(tab, 3)
+    assert heats(tab)[2] == first, "0.5 nats in both"
+    tab.locator("#response .token").nth(1).hover()  # among the two largest of the first loop only
+    terms = tab.locator("#card dl").inner_text().split("\n")
+    assert [line.strip() for line in terms if line.strip()][:6] == [
+        *("Entropy after loop 1", "2.500 nats, forking"),
+        *("Entropy after loop 2", "0.750 nats"),
+        *("Entropy after loop 3", "0.250 nats"),
+    ]
+    # The text is the model's, hostile or not, after every loop.
+    set_loop(tab, 1)
+    tab.locator("#list > div").nth(1).click()
+    tab.locator(".token").nth(9).wait_for(state="attached")
+    shown = [text.replace("\ufffd\ufffd", "\ufffd\ud800") for text in tab.locator(".token").all_text_contents()]
+    assert shown == HOSTILE and {tuple(level) for level in heats(tab)} == {tuple(first)}
+    set_loop(tab, 2)
+    tab.locator(".token").nth(1).hover()
+    assert "alert" in tab.locator("#card").inner_text()
+    assert (tab.dialogs, tab.errors) == ([], [])
+    assert all(url.startswith(("file:", "data:")) for url in tab.requests)
+
+
+def test_a_page_without_loops_has_no_slider_of_loops(page, open_page):
+    tab = open_page(page)
+    assert tab.locator("#loops").is_hidden()
+    tab.locator(".token").nth(3).hover()
+    assert "loop" not in tab.locator("#card").inner_text()
+
+
+def test_loops_of_a_page_without_responses(tmp_path, open_page):
+    empty = ReportResponse("p", [], [], [], earlier_entropies=[[]])
+    write_report_page(tmp_path / "empty.html", [empty], title="t")
+    tab = open_page(tmp_path / "empty.html")
+    set_loop(tab, 1)
+    assert tab.locator("#reached").inner_text() == "1 of 2, mean 0.000 nats"
+    assert (tab.dialogs, tab.errors) == ([], [])

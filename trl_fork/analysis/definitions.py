@@ -126,6 +126,54 @@ DEFINITIONS = {
             "Fraction of the positions selected from the whole set that are also selected response by response."
         ),
     },
+    "loops": {
+        "fraction": (
+            "rho, the fraction of positions that is compared; of resolved and late forks, their part of all tokens."
+        ),
+        "loops": "The loops, first to last. The last is the one that tokens are drawn from.",
+        "loop": "Number of the loop, from 1.",
+        "mean_entropy": (
+            "Mean over all tokens of the entropy after this loop, in nats; in `bins`, of the entropy after the last."
+        ),
+        "p50": _PERCENTILE.format("50 %"),
+        "p80": _PERCENTILE.format("80 %"),
+        "p95": _PERCENTILE.format("95 %"),
+        "fraction_below_0.01": "Fraction of tokens whose entropy is below 0.01 nats.",
+        "overlap_with_last": "Positions of largest entropy that the loop shares with the last one.",
+        "whole_set": (
+            "Fraction of the ceil(rho * N) positions of largest entropy after the last loop, among the N tokens of "
+            "all responses, that are so after this loop too; ties to the earlier token."
+        ),
+        "per_response": "The same with ceil(rho * n) positions of each response of n tokens, summed over responses.",
+        "resolved": (
+            "Positions among the ceil(rho * N) of largest entropy after the first loop and not after the last."
+        ),
+        "late": (
+            "Positions among the ceil(rho * N) of largest entropy after the last loop and not after the first: always "
+            "as many as resolved ones."
+        ),
+        "num_tokens": "Such positions; in `bins`, tokens of the bin.",
+        "tokens": "The token types most frequent there, falling; ties to the smaller token id.",
+        "token": "Text of the token.",
+        "token_id": "Its number in the vocabulary.",
+        "count": "Such positions at which it was sampled.",
+        "share": "Their part of all positions at which it was sampled.",
+        "mean_entropy_first": "Mean over these positions of the entropy after the first loop, in nats.",
+        "mean_entropy_last": "Mean over these positions of the entropy after the last loop, in nats.",
+        "exit": (
+            "Where the exit gate would leave the loops. It is read at the position that predicts a token. The "
+            "responses themselves come from the last loop."
+        ),
+        "probabilities": "Mean over all tokens of the probability to leave after each loop.",
+        "mean_depth": "Mean over tokens of the expected number of loops, sum_t t p_t.",
+        "spearman_with_entropy": (
+            "Correlation, over tokens, of the ranks of expected number of loops and entropy; null where one is "
+            "constant."
+        ),
+        "first_loop": "With the entropy after the first loop.",
+        "last_loop": "With the entropy after the last loop.",
+        "bins": "Tokens in the order of their entropy after the last loop, cut into twenty bins of equal count.",
+    },
     "credit": {
         "trained_on": "The tokens that the rules of `--token_credit` give weight to.",
         "num_responses": "Responses weighed, those of the page.",

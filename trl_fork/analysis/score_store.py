@@ -18,6 +18,8 @@ from .scoring import TokenScores, score_completions
 
 # Responses of one file: the most that a killed run loses, and the number sorted by length at a time.
 SHARD_SIZE = 64
+_LOOP_COLUMNS = ("loop_entropies", "exit_probs")
+_COLUMNS = ("entropies", "log_probs", "top_ids", "top_probs", *_LOOP_COLUMNS)
 
 
 class ScoreStore:
@@ -50,6 +52,7 @@ class ScoreStore:
         progress: tqdm | None = None,
         rank: int = 0,
         num_processes: int = 1,
+        loops: bool = False,
     ) -> None:
         """
         Score all responses that are not scored yet.
@@ -70,6 +73,8 @@ class ScoreStore:
             rank, num_processes (`int`, *optional*):
                 Number of this process, and of all of them, which share the shards. They must wait for each other
                 before one reads.
+            loops (`bool`, *optional*, defaults to `False`):
+                Argument of [`~analysis.scoring.score_completions`]: score every loop of a looped model.
         """
         model = None
         for index, shard in enumerate(_shards(responses)):
@@ -77,7 +82,7 @@ class ScoreStore:
                 continue
             k = top_k if index * SHARD_SIZE < num_alternatives else 0
             digest = _digest(shard)
-            if self._holds(index, digest, k):
+            if self._holds(index, digest, k, loops):
                 if progress is not None:
                     progress.update(sum(len(response.completion_ids) for response in shard))
                 continue
@@ -89,6 +94,7 @@ class ScoreStore:
                 top_k=k,
                 max_batch_tokens=max_batch_tokens,
                 progress=progress,
+                loops=loops,
             )
             self._save(index, digest, scores)
 
@@ -104,9 +110,9 @@ class ScoreStore:
                 raise ValueError(f"{self._path(index)} is missing, or holds other responses: score them first.")
             with np.load(self._path(index)) as data:
                 cuts = np.cumsum(data["lengths"])[:-1]
-                columns = [np.split(data[name], cuts) for name in ("entropies", "log_probs", "top_ids", "top_probs")]
-            for response, *columns_of_row in zip(shard, *columns, strict=True):
-                yield response, TokenScores(*columns_of_row)
+                columns = {name: np.split(data[name], cuts) for name in _COLUMNS if name in data}
+            for response, *columns_of_row in zip(shard, *columns.values(), strict=True):
+                yield response, TokenScores(**dict(zip(columns, columns_of_row, strict=True)))
 
     def entropies(self, responses: Iterable[Response]) -> np.ndarray:
         """Entropies of all tokens, one response after the other: float32, 4 MB per million tokens."""
@@ -116,17 +122,20 @@ class ScoreStore:
     def _path(self, index: int) -> Path:
         return self.directory / f"scores-{index:06d}.npz"
 
-    def _holds(self, index: int, digest: str, top_k: int) -> bool:
+    def _holds(self, index: int, digest: str, top_k: int, loops: bool = False) -> bool:
         if not self._path(index).exists():
             return False
         with np.load(self._path(index)) as data:
+            if loops and not all(name in data for name in _LOOP_COLUMNS):
+                return False
             return str(data["digest"]) == digest and data["top_ids"].shape[1] >= top_k
 
     def _save(self, index: int, digest: str, scores: list[TokenScores]) -> None:
         with replacing(self._path(index)) as unfinished, open(unfinished, "wb") as file:
             arrays: dict = {
                 name: np.concatenate([getattr(row, name) for row in scores])
-                for name in ("entropies", "log_probs", "top_ids", "top_probs")
+                for name in _COLUMNS
+                if getattr(scores[0], name) is not None
             }
             lengths = np.array([len(row.entropies) for row in scores])
             np.savez(file, digest=digest, lengths=lengths, **arrays)

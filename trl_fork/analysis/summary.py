@@ -1,5 +1,6 @@
 """The summary of `trl-fork analyze` as figures, a table of tokens and lines on the screen."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,9 @@ def draw(
         reference, last = summary["change"]["reference"], summary["change"]["models"][-1]
         add("Change of entropy", "change", figures.plot_change(last["bins"], reference, last["model"]))
         add("Percentiles over checkpoints", "percentiles", figures.plot_percentiles(summary["percentiles"]))
+    if "loops" in summary:
+        add("Entropy and forks after each loop", "loops", figures.plot_loops(summary["loops"]))
+        add("Expected number of loops by entropy", "exit_depth", figures.plot_exit_depth(summary["loops"]))
     if "decoding_temperature" in summary:
         cells = summary["decoding_temperature"]["cells"]
         add("Decoding temperatures", "decoding_temperature", figures.plot_decoding_temperature(cells))
@@ -55,12 +59,36 @@ def _no_types(tokens: dict) -> str:
     )
 
 
+def _cell(text: str) -> str:
+    """A text in a table of Markdown, where it neither ends a cell nor begins an HTML tag."""
+    return re.sub(r"([\\|<])", r"\\\1", figures.visible(text).replace("\u2423", " "))
+
+
+def loops_as_markdown(loops: dict) -> str:
+    """The tables of resolved and late forks."""
+    lines = []
+    for name, title, words in (
+        ("resolved", "Resolved forks", "after the first loop and not after the last"),
+        ("late", "Late forks", "after the last loop and not after the first"),
+    ):
+        found = loops[name]
+        lines += [
+            f"## {title}\n",
+            f"{found['num_tokens']:,} tokens ({found['fraction']:.1%}) are among the {loops['fraction']:.0%} of "
+            f"largest entropy {words}. Entropies in nats, means over these tokens.\n",
+            "| token | count | of its occurrences | entropy, first loop | entropy, last loop |",
+            "|---|---|---|---|---|",
+        ]
+        for row in found["tokens"]:
+            entropies = f"{row['mean_entropy_first']:.4f} | {row['mean_entropy_last']:.4f}"
+            lines.append(f"| **{_cell(row['token'])}** | {row['count']:,} | {row['share']:.1%} | {entropies} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def tokens_as_markdown(tokens: dict) -> str:
     """The tables of analysis B."""
-
-    def cell(text: str) -> str:
-        return figures.visible(text).replace("\u2423", " ").replace("\\", "\\\\").replace("|", "\\|")
-
+    cell = _cell
     if not tokens["num_types"]:
         return _no_types(tokens) + "\n"
     lines = [f"Token types sampled more often than {tokens['min_count']} times. Entropies in nats.\n"]
@@ -114,6 +142,23 @@ def print_summary(summary: dict, output: Path, fraction: float) -> None:
             f"Mean change of entropy: {bins[0]['mean_change']:+.4f} nats in the lowest 5 % of the reference, "
             f"{bins[-1]['mean_change']:+.4f} in the highest"
         )
+    if "loops" in summary:
+        found = summary["loops"]
+        for row in found["loops"]:
+            print(
+                f"After loop {row['loop']}: mean entropy {row['mean_entropy']:.3f} nats, 80th percentile "
+                f"{row['p80']:.3f}; {row['overlap_with_last']['whole_set']:.1%} of its top {fraction:.0%} positions "
+                "are the last loop's"
+            )
+        for name, words in (("resolved", "Resolved by the loops"), ("late", "Forks of the last loop only")):
+            shown = "  ".join(figures.visible(entry["token"]) for entry in found[name]["tokens"][:12])
+            print(f"{words}: {found[name]['fraction']:.1%} of the tokens, most often {shown or 'none'}")
+        correlation = found["exit"]["spearman_with_entropy"]["last_loop"]
+        if correlation is not None:
+            print(
+                f"Expected number of loops {found['exit']['mean_depth']:.2f}, its rank correlation with the entropy "
+                f"{correlation:.2f}"
+            )
     if "scope" in summary:
         shares = summary["scope"]["selected_fraction_of_responses"]
         print(

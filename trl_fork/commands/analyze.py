@@ -26,7 +26,7 @@ from .._files import write_json, write_text
 from ..analysis import statistics
 from ..analysis.definitions import DEFINITIONS
 from ..analysis.score_store import ScoreStore
-from ..analysis.summary import draw, print_summary, tokens_as_markdown
+from ..analysis.summary import draw, loops_as_markdown, print_summary, tokens_as_markdown
 from ..analysis.temperatures import TEMPERATURES, decode_with_temperatures, problems_of
 from ..data.prompt_file import PROMPT_ARGUMENTS, add_prompt_arguments, find_prompt
 from ..generation.engines import auto_model_class, check_model_path, load_tokenizer
@@ -43,12 +43,13 @@ from .corpus import (
     without_nan,
 )
 from .corpus_credit import SCOPES, credit_rules, group_advantages, refuse_advantages, weigh
+from .corpus_loops import analyse_loops, refuse_without_loops
 from .corpus_page import write_page
 from .options import OptionParser
 
 
-ANALYSES = ("distribution", "tokens", "overlap", "change", "position", "temperature")
-DEFAULT_ANALYSES = ANALYSES[:-1]  # the last one generates
+DEFAULT_ANALYSES = ("distribution", "tokens", "overlap", "change", "position")
+ANALYSES = (*DEFAULT_ANALYSES, "loops", "temperature")  # for looped models only; generates
 COMPARISONS = ("overlap", "change")  # need a reference
 
 
@@ -130,7 +131,9 @@ def load_model(name: str, options: argparse.Namespace) -> torch.nn.Module:
     return (model if options.device_map else model.to(PartialState().device)).eval()
 
 
-def score(name: str, corpus: Corpus, options: argparse.Namespace, num_alternatives: int = 0) -> ScoreStore:
+def score(
+    name: str, corpus: Corpus, options: argparse.Namespace, num_alternatives: int = 0, loops: bool = False
+) -> ScoreStore:
     """Score all responses with a model, except those that an earlier run has scored."""
     store = ScoreStore(Path(options.output) / "scores", name, temperature=options.temperature, dtype=options.dtype)
     with tqdm(total=corpus.num_tokens, desc=f"scores of {name}", unit=" tokens", unit_scale=True) as progress:
@@ -140,6 +143,7 @@ def score(name: str, corpus: Corpus, options: argparse.Namespace, num_alternativ
             num_alternatives=num_alternatives,
             max_batch_tokens=options.max_batch_tokens,
             progress=progress,
+            loops=loops,
         )
     return store
 
@@ -150,6 +154,8 @@ def run(options: argparse.Namespace) -> None:
     models = [*(model for model in models if model != options.model), options.model]
     for model in models:  # before the first of them has sampled or read for hours
         check_model_path(model)
+    if "loops" in options.analyses:
+        refuse_without_loops(options.model)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(options.model)
@@ -165,8 +171,9 @@ def run(options: argparse.Namespace) -> None:
 
     wanted = options.analyses
     compared = models if set(wanted) & set(COMPARISONS) else [options.model]
-    stores = {m: score(m, corpus, options, options.page_responses if m == options.model else 0) for m in compared}
-    store = stores[options.model]
+    stores = {m: score(m, corpus, options) for m in compared if m != options.model}
+    store = score(options.model, corpus, options, options.page_responses, loops="loops" in wanted)
+    stores[options.model] = store
     entropies = store.entropies(corpus.read())
 
     known = [value for value in corpus.correct if value is not None]
@@ -191,6 +198,9 @@ def run(options: argparse.Namespace) -> None:
     summary |= compare_models(compared, stores, corpus, wanted)
     if "position" in wanted:
         summary |= analyse_positions(entropies, corpus)
+    if "loops" in wanted:
+        summary["loops"] = analyse_loops(store, corpus, tokenizer)
+        write_text(output / "loops.md", loops_as_markdown(summary["loops"]))
     if "temperature" in wanted:
         threshold = statistics.percentile(entropies, 1 - FRACTION) if options.threshold is None else options.threshold
         settings = f"{store.directory.name} {threshold} {options.num_samples} {options.max_new_tokens} {options.seed}"

@@ -34,6 +34,7 @@ def write_page(
                 correct=response.correct,
                 label=label_of(number, response.row),
                 weights=None if weights is None else weights[number],
+                earlier_entropies=scores.loop_entropies[:, :-1].T.tolist() if "loops" in summary else [],
             )
 
     numbers = summary["responses"]
@@ -48,6 +49,9 @@ def write_page(
     ):
         if "distribution" in summary:
             overview[words] = summary["distribution"][key]
+    for row in summary["loops"]["loops"] if "loops" in summary else ():
+        overview[f"loop {row['loop']}, mean entropy (nats)"] = row["mean_entropy"]
+        overview[f"loop {row['loop']}, forks shared with the last"] = f"{row['overlap_with_last']['whole_set']:.1%}"
     if "credit" in summary:
         overview["trained on"] = summary["credit"]["trained_on"]
         if summary["credit"]["progress"] is not None:

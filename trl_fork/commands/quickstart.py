@@ -152,10 +152,10 @@ def warm_up(path: Path, seed: int, rng: random.Random) -> None:
     imitate(model, tokenizer, demonstrations, path, batch_size=WARM_UP_BATCH, seed=seed)
 
 
-def reinforce(output_dir: Path, seed: int, max_steps: int | None) -> None:
+def reinforce(output_dir: Path, seed: int, max_steps: int | None, recipe: str = "quickstart") -> None:
     """`trl-fork train` in a process of its own, with the paths and the seed of this run."""
     command = [
-        *(sys.executable, "-m", "trl_fork", "train", "--recipe", "quickstart", *run_paths(output_dir)),
+        *(sys.executable, "-m", "trl_fork", "train", "--recipe", recipe, *run_paths(output_dir)),
         *("--output_dir", str(output_dir), "--seed", str(seed)),
     ]
     if max_steps is not None:
@@ -184,27 +184,9 @@ def run_paths(output_dir: Path) -> list[str]:
 def evaluate(path: Path, problems: list[tuple[int, ...]], seed: int) -> Evaluation:
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = Qwen3ForCausalLM.from_pretrained(path).eval()
-    prompts: list[Any] = [
-        tokenizer.apply_chat_template(conversation(problem), add_generation_prompt=True, return_dict=False)
-        for problem in problems
-    ]
-    seeds = [seed + number for number in range(len(problems))]
-    solutions = [*map(task.solution, problems)]
-
-    def answers(**settings):
-        config = GenerationConfig(
-            max_new_tokens=MAX_COMPLETION_LENGTH,
-            eos_token_id=model.generation_config.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **settings,
-        )
-        completions = complete(model, prompts, seeds, config)
-        texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
-        rewards = accuracy_reward([[message("assistant", text)] for text in texts], solutions)
-        return completions, [reward == 1.0 for reward in rewards]
-
-    _, greedy_correct = answers(do_sample=False)
-    completions, correct = answers(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+    prompts = prompt_ids_of(tokenizer, problems)
+    _, greedy_correct = answer(model, tokenizer, problems, seed, greedy=True)
+    completions, correct = answer(model, tokenizer, problems, seed)
 
     prompt_ids, prompt_mask = _padded(prompts, tokenizer.pad_token_id, "left")
     completion_ids, completion_mask = _padded(completions, tokenizer.pad_token_id, "right")
@@ -233,6 +215,29 @@ def evaluate(path: Path, problems: list[tuple[int, ...]], seed: int) -> Evaluati
             for i in range(NUM_SHOWN)
         ],
     )
+
+
+def prompt_ids_of(tokenizer, problems: list[tuple[int, ...]]) -> list[Any]:
+    return [
+        tokenizer.apply_chat_template(conversation(problem), add_generation_prompt=True, return_dict=False)
+        for problem in problems
+    ]
+
+
+def answer(model, tokenizer, problems: list[tuple[int, ...]], seed: int, greedy: bool = False):
+    """Token ids of a completion of each problem, sampled at temperature 1 or greedy, and whether each is right."""
+    sampling = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    config = GenerationConfig(
+        max_new_tokens=MAX_COMPLETION_LENGTH,
+        eos_token_id=model.generation_config.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **sampling,
+    )
+    seeds = [seed + number for number in range(len(problems))]
+    completions = complete(model, prompt_ids_of(tokenizer, problems), seeds, config)
+    texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+    rewards = accuracy_reward([[message("assistant", text)] for text in texts], [*map(task.solution, problems)])
+    return completions, [reward == 1.0 for reward in rewards]
 
 
 def _padded(rows: list[list[int]], pad_token_id: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:

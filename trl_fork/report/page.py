@@ -47,6 +47,9 @@ class ReportResponse:
             Its name in the list of responses, such as the number of its problem.
         weights (`list[float]`, *optional*):
             Weight of at least 0 that a credit rule gives each token. All responses of a page have them, or none has.
+        earlier_entropies (`list[list[float]]`, *optional*):
+            Of a looped model, the entropies of all tokens after each loop but the last, the first loop first;
+            `entropies` are those after the last. All responses of a page have as many of these lists.
     """
 
     prompt: str
@@ -57,6 +60,7 @@ class ReportResponse:
     correct: bool | None = None
     label: str = ""
     weights: list[float] | None = None
+    earlier_entropies: list[list[float]] = field(default_factory=list)
 
 
 def write_report_page(
@@ -78,6 +82,9 @@ def write_report_page(
     If the responses have weights, the outlines are those of the tokens with weight, and a switch leads back to the
     threshold. Where weights differ, an outline is the stronger and wider, the larger the token's share of the
     largest weight on the page; the number is shown with the entropy.
+
+    If they have entropies of earlier loops, a second slider leads through the loops: colours, outlines and numbers are
+    those after the loop, and the same number of tokens is outlined after each. A token shows its entropies after all.
 
     With five alternatives and a weight a token takes up to 40 bytes. The file replaces an older file in one step, so
     that a browser never reads half of one.
@@ -101,12 +108,13 @@ def write_report_page(
 
     Raises:
         `ValueError`: naming the response, if its lists differ in length, or hold an invalid entropy, probability or
-            weight, or if only some of the responses have weights.
+            weight, if only some of the responses have weights, or if their numbers of loops differ.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}: pass 0.2 to outline the top 20 %.")
     vocabulary: dict[str, int] = {}
     entropies, weights = [np.empty(0, "<f4")], [np.empty(0, "<f4")]
+    earlier: list[np.ndarray] = []  # (loops, length) of each response
     entries: list[dict] = []
     for number, response in enumerate(responses, start=1):
         try:
@@ -118,6 +126,16 @@ def write_report_page(
                 )
             if response.weights is not None:
                 weights.append(_nonnegative("weights", response.weights, len(values)))
+            loops = [
+                _nonnegative("earlier_entropies of each loop", row, len(values), ", in nats")
+                for row in response.earlier_entropies
+            ]
+            if earlier and len(loops) != len(earlier[-1]):
+                raise ValueError(
+                    f"earlier_entropies must be of as many loops in all responses: got {len(loops)} after "
+                    f"{len(earlier[-1])}."
+                )
+            earlier.append(np.reshape(loops, (len(loops), len(values))).astype("<f4"))
         except ValueError as error:
             raise ValueError(f"Response {number} ({response.label!r}): {error}") from error
         entropies.append(values)
@@ -140,6 +158,7 @@ def write_report_page(
         "vocabulary": list(vocabulary),
         "entropies": _pack(all_entropies.tobytes()),
         "weights": None if len(weights) == 1 else _pack(np.concatenate(weights).tobytes()),
+        "earlier": [_pack(row.tobytes()) for row in np.concatenate(earlier, axis=1)] if earlier else [],
         "responses": entries,
     }
     # Surrogates in a title or a summary have no bytes; `tojson` has escaped those in the data.

@@ -16,6 +16,7 @@ def imitate(
     *,
     batch_size: int,
     seed: int,
+    trainer_class: type[SFTTrainer] = SFTTrainer,
 ) -> None:
     """
     Train a model once on every demonstration, and save it with its tokenizer.
@@ -29,6 +30,7 @@ def imitate(
         path (`Path`): Folder of the model.
         batch_size (`int`): Demonstrations a step.
         seed (`int`): Seed of their order.
+        trainer_class (`type`, *optional*, defaults to [`~trl.SFTTrainer`]): A subclass has a loss of its own.
     """
     rows = [
         {
@@ -38,7 +40,7 @@ def imitate(
         for question, answer in demonstrations
     ]
     steps = len(rows) // batch_size
-    trainer = SFTTrainer(
+    trainer = trainer_class(
         model=model,
         args=SFTConfig(
             output_dir=str(path),

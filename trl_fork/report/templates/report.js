@@ -31,16 +31,32 @@
 
   // ------------------------------------------------------------------ entropies of all responses
 
-  const entropies = new Float32Array(await unpack(data.entropies));
-  const sorted = entropies.slice().sort(); // ascending
+  // One array per loop of a looped model, the last loop last; a single one of any other model.
+  const loops = [];
+  for (const packed of [...data.earlier, data.entropies]) loops.push(new Float32Array(await unpack(packed)));
+  const sortedOfLoops = loops.map((entropies) => entropies.slice().sort()); // ascending
+  let loop = loops.length - 1; // the one that is shown
+  let sorted = sortedOfLoops[loop];
   let start = 0;
   for (const response of responses) {
-    response.entropies = entropies.subarray(start, (start += response.length));
-    response.mean = response.entropies.reduce((sum, entropy) => sum + entropy, 0) / Math.max(response.length, 1);
+    response.loops = loops.map((entropies) => entropies.subarray(start, start + response.length));
+    start += response.length;
   }
 
-  // A square root, so that the many small entropies can be told apart. The few largest share the last colour.
-  const scaleEnd = Math.max(sorted[Math.floor(0.999 * (sorted.length - 1))] || 0, 0.1);
+  function takeLoop(number) {
+    loop = number;
+    sorted = sortedOfLoops[loop];
+    for (const response of responses) {
+      response.entropies = response.loops[loop];
+      response.mean = response.entropies.reduce((sum, entropy) => sum + entropy, 0) / Math.max(response.length, 1);
+    }
+  }
+  takeLoop(loop);
+
+  // A square root, so that the many small entropies can be told apart. The few largest share the last colour. All loops
+  // have one scale.
+  const largestOf = (sorted) => sorted[Math.floor(0.999 * (sorted.length - 1))] || 0;
+  const scaleEnd = Math.max(...sortedOfLoops.map(largestOf), 0.1);
   const place = (entropy) => Math.min(Math.sqrt(entropy / scaleEnd), 1);
   const style = new CSSStyleSheet();
   for (let level = 0; level < LEVELS; level++) {
@@ -52,6 +68,8 @@
 
   let threshold = data.threshold ?? Infinity;
   const isFork = (entropy) => entropy >= threshold;
+  // The threshold that `number` tokens reach, and more only where entropies are equal.
+  const thresholdOf = (sorted, number) => (number > 0 ? sorted[sorted.length - number] : Infinity);
 
   function numberOfForks() {
     let [low, high] = [0, sorted.length];
@@ -62,6 +80,7 @@
     }
     return sorted.length - low;
   }
+  let wanted = numberOfForks(); // kept when the loop changes, where equal entropies may select more
 
   // ------------------------------------------------------------------ weights of all responses
 
@@ -215,13 +234,23 @@
     }
     const place = `${(position + 1).toLocaleString("en")} of ${current.length.toLocaleString("en")}`;
     const card = $("card");
+    const ofLoop = (number) => {
+      const value = current.loops[number][position];
+      const forks = value >= (number === loop ? threshold : thresholdOf(sortedOfLoops[number], wanted));
+      const className = number === loop ? "here" : "";
+      return [
+        element("dt", { className }, `Entropy after loop ${number + 1}`),
+        element("dd", { className }, nats(value) + (forks ? ", forking" : "")),
+      ];
+    };
     card.replaceChildren(
       element("div", { className: "name" }, element("bdi", {}, visible(tokenAt(position))), element("span", {}, place)),
       element(
         "dl",
         {},
-        element("dt", {}, "Entropy"),
-        element("dd", {}, nats(entropy) + (isFork(entropy) ? ", forking" : "")),
+        ...(loops.length > 1
+          ? loops.flatMap((_, number) => ofLoop(number))
+          : [element("dt", {}, "Entropy"), element("dd", {}, nats(entropy) + (isFork(entropy) ? ", forking" : ""))]),
         element("dt", {}, "Probability when drawn"),
         element("dd", {}, percent(probabilityAt(position))),
         ...(weights ? [element("dt", {}, "Weight"), element("dd", {}, weightText(current.weights[position]))] : []),
@@ -301,9 +330,36 @@
   }
 
   function setFraction(fraction) {
-    const number = Math.ceil(fraction * sorted.length - 1e-9);
-    threshold = number > 0 ? sorted[sorted.length - number] : Infinity;
+    wanted = Math.ceil(fraction * sorted.length - 1e-9);
+    threshold = thresholdOf(sorted, wanted);
     showThreshold();
+  }
+
+  function showLoop(number) {
+    takeLoop(number);
+    threshold = thresholdOf(sorted, wanted);
+    hideCard();
+    spans.forEach((span, position) => {
+      for (const name of [...span.classList]) if (/^e\d+$/.test(name)) span.classList.remove(name);
+      span.classList.add(level(current.entropies[position]));
+    });
+    for (const response of responses) response.option.querySelector("small").textContent = sizeOf(response);
+    showReached();
+    showThreshold();
+  }
+
+  function showReached() {
+    const mean = loops[loop].reduce((sum, entropy) => sum + entropy, 0) / Math.max(sorted.length, 1);
+    $("reached").textContent = `${loop + 1} of ${loops.length}, mean ${nats(mean)}`;
+  }
+
+  function buildLoops() {
+    if (loops.length < 2) return;
+    $("loops").hidden = false;
+    $("loop").max = loops.length;
+    $("loop").value = loops.length;
+    $("loop").addEventListener("input", (event) => showLoop(event.target.valueAsNumber - 1));
+    showReached();
   }
 
   function buildLegend() {
@@ -360,6 +416,8 @@
 
   const filters = { all: () => true, correct: (r) => r.correct === true, incorrect: (r) => r.correct === false };
 
+  const sizeOf = (response) => `${count(response.length, "token")}, mean ${nats(response.mean)}`;
+
   function buildList() {
     for (const response of responses) {
       const sign = response.correct === null ? "" : response.correct ? "✓" : "✗";
@@ -368,7 +426,7 @@
         { role: "option", tabIndex: -1 },
         element("b", { title: response.label }, response.label || "response"),
         element("span", { className: response.correct ? "right" : "wrong", title: verdict(response) }, sign),
-        element("small", {}, `${count(response.length, "token")}, mean ${nats(response.mean)}`),
+        element("small", {}, sizeOf(response)),
       );
       response.option.addEventListener("click", () => show(response));
     }
@@ -413,6 +471,7 @@
   nameTheme();
   buildLegend();
   buildWeights();
+  buildLoops();
   buildList();
   buildFilter();
   $("size").textContent = `${count(responses.length, "response")}, ${count(sorted.length, "token")}`;
