@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from peft import LoraConfig
+from trl import TrlParser
 
 from tests.conftest import (
     FixedRollouts,
@@ -258,6 +259,13 @@ def test_a_gate_under_an_adapter(looped, tokenizer, tmp_path, caplog):
 def test_settings_that_are_refused(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         ForkingGRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **settings)
+
+
+def test_no_credit_on_a_command_line(tmp_path):
+    words = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false", "--loop_credit"]
+    for word, expected in (("none", None), ("exit", "exit")):
+        (args,) = TrlParser(ForkingGRPOConfig).parse_args_and_config([*words, word])
+        assert args.loop_credit == expected
 
 
 def test_settings_that_go_together(tmp_path):
