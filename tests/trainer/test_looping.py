@@ -139,7 +139,14 @@ def test_gradient_is_that_of_naive_loops(looped, tokenizer, tmp_path, credit, se
 def test_gradient_of_an_adapter(looped, tokenizer, tmp_path, credit):
     rollouts = FixedRollouts(tokenizer)
     trainer = build_trainer(
-        looped, tokenizer, rollouts, tmp_path, loop_credit=credit, peft_config=LoraConfig(**LORA), **CREDITS[credit]
+        looped,
+        tokenizer,
+        rollouts,
+        tmp_path,
+        loop_credit=credit,
+        peft_config=LoraConfig(**LORA),
+        gradient_checkpointing=credit == "exit",
+        **CREDITS[credit],
     )
     start = plain_copy(trainer.model)
     trainer.train()
