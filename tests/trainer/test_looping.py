@@ -305,6 +305,16 @@ def test_reentrant_checkpointing_is_refused_in_several_processes(looped, tokeniz
     trainer._init_loops()
 
 
+def test_nothing_looks_for_unused_parameters(looped, tokenizer, tmp_path):
+    """DDP would take the gate for one, and end in an error about a gradient that is ready twice."""
+    settings = {"loop_credit": "exit", "ddp_find_unused_parameters": True}
+    with pytest.raises(ValueError, match="ddp_find_unused_parameters=True does not go with loop_credit='exit'"):
+        build_trainer(looped, tokenizer, FixedRollouts(tokenizer), tmp_path, **settings)
+    for credit in (None, "exit"):
+        trainer = build_trainer(looped, tokenizer, FixedRollouts(tokenizer), tmp_path, loop_credit=credit)
+        assert trainer.args.ddp_find_unused_parameters is False
+
+
 def test_a_rule_that_would_read_the_mixture_of_loops_is_refused(looped, tokenizer, tmp_path):
     def less_likely(signals):
         return (signals.log_probs < -1).float()
