@@ -139,7 +139,14 @@ def test_gradient_is_that_of_naive_loops(looped, tokenizer, tmp_path, credit, se
 def test_gradient_of_an_adapter(looped, tokenizer, tmp_path, credit):
     rollouts = FixedRollouts(tokenizer)
     trainer = build_trainer(
-        looped, tokenizer, rollouts, tmp_path, loop_credit=credit, peft_config=LoraConfig(**LORA), **CREDITS[credit]
+        looped,
+        tokenizer,
+        rollouts,
+        tmp_path,
+        loop_credit=credit,
+        peft_config=LoraConfig(**LORA),
+        gradient_checkpointing=credit == "exit",
+        **CREDITS[credit],
     )
     start = plain_copy(trainer.model)
     trainer.train()
@@ -253,6 +260,7 @@ def test_a_gate_under_an_adapter(looped, tokenizer, tmp_path, caplog):
         ({"loop_credit": "uniform", "steps_per_generation": 4}, "steps_per_generation=4 make several updates"),
         ({"loop_credit": "uniform", "use_vllm": True}, "vllm_importance_sampling_correction=True does not go with"),
         ({"loop_credit": "uniform", "off_policy_mask_threshold": 0.5}, "off_policy_mask_threshold=0.5"),
+        ({"loop_credit": "exit", "ddp_find_unused_parameters": True}, "ddp_find_unused_parameters=True does not go"),
         ({"loop_credit": "uniform", "reuse_scoring_graph": True}, "reuse_scoring_graph=True does not go with"),
     ],
 )
@@ -296,6 +304,13 @@ def test_reentrant_checkpointing_is_refused_in_several_processes(looped, tokeniz
         trainer._init_loops()
     trainer.args.gradient_checkpointing = False
     trainer._init_loops()
+
+
+def test_nothing_looks_for_unused_parameters(looped, tokenizer, tmp_path):
+    """DDP would take the gate for one, and end in an error about a gradient that is ready twice."""
+    settings = {"loop_credit": "exit", "peft_config": LoraConfig(**LORA)}
+    trainer = build_trainer(looped, tokenizer, FixedRollouts(tokenizer), tmp_path, **settings)
+    assert trainer.accelerator.ddp_handler.find_unused_parameters is False
 
 
 def test_a_rule_that_would_read_the_mixture_of_loops_is_refused(looped, tokenizer, tmp_path):
