@@ -144,8 +144,8 @@ SCENARIOS = {
     "lora": {"micro_batch": 8, "lora": True},
     # A layer runs three times in a forward pass, and again in the backward; nothing reads the gate, which is frozen.
     "looped": {"micro_batch": 8, "looped": True, "gradient_checkpointing": True},
-    # All loops have a gradient, and so has the gate.
-    "looped_exit": {"micro_batch": 8, "looped": True, "gradient_checkpointing": True, "loop_credit": "exit"},
+    # All loops have a gradient, and so has the gate, which DDP does not see among the outputs.
+    "looped_exit": {"micro_batch": 8, "looped": True, "loop_credit": "exit"},
     # Loaded by name, as users do: under ZeRO-3 the weights are split before the trainer sees them.
     "from_disk": {"micro_batch": 8, "from_disk": True},
     # The page needs forward passes of its own, of rows of rank 0 alone, and the second one a scoring pass as well.

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from peft import LoraConfig
+from trl import TrlParser
 
 from tests.conftest import (
     FixedRollouts,
@@ -107,6 +109,7 @@ PADDED = {"padding_free": False, "per_device_train_batch_size": 8, "gradient_acc
         ("exit", {"temperature": 1.3, "loss_denominator": "all", "gradient_checkpointing": True}),
         ("uniform", {"loss_type": "cispo", "epsilon_high": 5.0, "max_tokens_per_forward": 90}),
         ("exit", {"loss_type": "grpo", "loss_denominator": "all"}),
+        ("uniform", {"entropy_threshold_scope": "micro_batch"}),  # by the entropies of the update's own pass
     ],
 )
 def test_gradient_is_that_of_naive_loops(looped, tokenizer, tmp_path, credit, settings):
@@ -136,7 +139,14 @@ def test_gradient_is_that_of_naive_loops(looped, tokenizer, tmp_path, credit, se
 def test_gradient_of_an_adapter(looped, tokenizer, tmp_path, credit):
     rollouts = FixedRollouts(tokenizer)
     trainer = build_trainer(
-        looped, tokenizer, rollouts, tmp_path, loop_credit=credit, peft_config=LoraConfig(**LORA), **CREDITS[credit]
+        looped,
+        tokenizer,
+        rollouts,
+        tmp_path,
+        loop_credit=credit,
+        peft_config=LoraConfig(**LORA),
+        gradient_checkpointing=credit == "exit",
+        **CREDITS[credit],
     )
     start = plain_copy(trainer.model)
     trainer.train()
@@ -258,6 +268,13 @@ def test_settings_that_are_refused(tmp_path, settings, message):
         ForkingGRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **settings)
 
 
+def test_no_credit_on_a_command_line(tmp_path):
+    words = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false", "--loop_credit"]
+    for word, expected in (("none", None), ("exit", "exit")):
+        (args,) = TrlParser(ForkingGRPOConfig).parse_args_and_config([*words, word])
+        assert args.loop_credit == expected
+
+
 def test_settings_that_go_together(tmp_path):
     for settings in (
         {"loop_credit": "progressive"},
@@ -274,6 +291,28 @@ def test_models_that_are_refused(looped, tokenizer, tmp_path):
         build_trainer(build_model(tokenizer), tokenizer, FixedRollouts(tokenizer), tmp_path, loop_credit="uniform")
     with pytest.raises(ValueError, match="use_transformers_continuous_batching=True does not go with a looped model"):
         build_trainer(looped, tokenizer, FixedRollouts(tokenizer), tmp_path, use_transformers_continuous_batching=True)
+
+
+def test_reentrant_checkpointing_is_refused_in_several_processes(looped, tokenizer, tmp_path, monkeypatch):
+    """With it DDP and ZeRO-3 end in an error about a gradient that is ready twice."""
+    settings = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    trainer = build_trainer(looped, tokenizer, FixedRollouts(tokenizer), tmp_path, **settings)
+    trainer.train()  # one process may
+    monkeypatch.setitem(vars(trainer.accelerator.state), "distributed_type", DistributedType.MULTI_CPU)
+    with pytest.raises(ValueError, match="Reentrant gradient checkpointing does not go with a looped model"):
+        trainer._init_loops()
+    trainer.args.gradient_checkpointing = False
+    trainer._init_loops()
+
+
+def test_nothing_looks_for_unused_parameters(looped, tokenizer, tmp_path):
+    """DDP would take the gate for one, and end in an error about a gradient that is ready twice."""
+    settings = {"loop_credit": "exit", "ddp_find_unused_parameters": True}
+    with pytest.raises(ValueError, match="ddp_find_unused_parameters=True does not go with loop_credit='exit'"):
+        build_trainer(looped, tokenizer, FixedRollouts(tokenizer), tmp_path, **settings)
+    for credit in (None, "exit"):
+        trainer = build_trainer(looped, tokenizer, FixedRollouts(tokenizer), tmp_path, loop_credit=credit)
+        assert trainer.args.ddp_find_unused_parameters is False
 
 
 def test_a_rule_that_would_read_the_mixture_of_loops_is_refused(looped, tokenizer, tmp_path):

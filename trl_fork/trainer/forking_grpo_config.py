@@ -100,10 +100,11 @@ class ForkingGRPOConfig(GRPOConfig):
             ([`~looped.OuroForCausalLM`]): the log-probability of a token in the policy loss is
             `sum_t omega_t log P_t`, where `P_t` is read after loop `t`. `"uniform"`: the weights are 1 / R each.
             `"progressive"`: `t ** loop_credit_power / sum`. `"exit"`: for each token the probabilities of the exit
-            gate, which is trained through them. `None`: the last loop's, GRPO. Completions are sampled from the last
-            loop, so that for `t < R` this is supervision weighted by the advantage, and no policy gradient of `P_t`.
-            RLTT has neither ratio nor clipping: there is one update per generation batch, and TRL's ratio is 1.
-            `beta` has to be 0. Entropies, which select the tokens, are those of the last loop.
+            gate, which is trained through them. `None`, or `none` on a command line: the last loop's, GRPO.
+            Completions are sampled from the last loop, so that for `t < R` this is supervision weighted by the
+            advantage, and no policy gradient of `P_t`. RLTT has neither ratio nor clipping: there is one update per
+            generation batch, and TRL's ratio is 1. `beta` has to be 0. Entropies, which select the tokens, are those
+            of the last loop.
         loop_credit_power (`float`, *optional*, defaults to `1.0`):
             Power of `"progressive"`, at least 0: the larger, the more weight is on the last loops.
 
@@ -238,7 +239,7 @@ class ForkingGRPOConfig(GRPOConfig):
         metadata={
             "help": "Looped models, RLTT: weights of the loops in the policy loss, 'uniform', 'progressive' or 'exit' "
             "(the exit gate's probabilities). By default the last loop alone.",
-            "choices": list(LOOP_CREDITS),
+            "choices": [*LOOP_CREDITS, "none"],
         },
     )
     loop_credit_power: float = field(
@@ -317,6 +318,8 @@ class ForkingGRPOConfig(GRPOConfig):
             )
         if isinstance(self.token_credit, str) and self.token_credit.lower() in ("none", "null"):
             self.token_credit = None
+        if isinstance(self.loop_credit, str) and self.loop_credit.lower() in ("none", "null"):
+            self.loop_credit = None
         if isinstance(self.token_credit, str) and self.contrast_instruction is None:
             self.contrast_instruction = preset_instruction(self.token_credit)
         self._check_selection()
