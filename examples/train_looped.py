@@ -54,7 +54,7 @@ def parse_arguments(arguments=None):
     parser = OptionParser(description=__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/looped_tiny"), help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=42, help="of problems, weights and sampling (%(default)s)")
-    parser.add_argument("--warm_up_steps", type=int, default=150, help="steps of Stage I (%(default)s)")
+    parser.add_argument("--warm_up_steps", type=int, default=275, help="steps of Stage I (%(default)s)")
     parser.add_argument("--max_steps", type=int, help="optimizer steps of RL; the recipe's if not given")
     options = parser.parse_args(arguments)
     for name in ("warm_up_steps", "max_steps"):
