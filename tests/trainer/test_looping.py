@@ -260,6 +260,7 @@ def test_a_gate_under_an_adapter(looped, tokenizer, tmp_path, caplog):
         ({"loop_credit": "uniform", "steps_per_generation": 4}, "steps_per_generation=4 make several updates"),
         ({"loop_credit": "uniform", "use_vllm": True}, "vllm_importance_sampling_correction=True does not go with"),
         ({"loop_credit": "uniform", "off_policy_mask_threshold": 0.5}, "off_policy_mask_threshold=0.5"),
+        ({"loop_credit": "exit", "ddp_find_unused_parameters": True}, "ddp_find_unused_parameters=True does not go"),
         ({"loop_credit": "uniform", "reuse_scoring_graph": True}, "reuse_scoring_graph=True does not go with"),
     ],
 )
@@ -307,12 +308,9 @@ def test_reentrant_checkpointing_is_refused_in_several_processes(looped, tokeniz
 
 def test_nothing_looks_for_unused_parameters(looped, tokenizer, tmp_path):
     """DDP would take the gate for one, and end in an error about a gradient that is ready twice."""
-    settings = {"loop_credit": "exit", "ddp_find_unused_parameters": True}
-    with pytest.raises(ValueError, match="ddp_find_unused_parameters=True does not go with loop_credit='exit'"):
-        build_trainer(looped, tokenizer, FixedRollouts(tokenizer), tmp_path, **settings)
-    for credit in (None, "exit"):
-        trainer = build_trainer(looped, tokenizer, FixedRollouts(tokenizer), tmp_path, loop_credit=credit)
-        assert trainer.args.ddp_find_unused_parameters is False
+    settings = {"loop_credit": "exit", "peft_config": LoraConfig(**LORA)}
+    trainer = build_trainer(looped, tokenizer, FixedRollouts(tokenizer), tmp_path, **settings)
+    assert trainer.accelerator.ddp_handler.find_unused_parameters is False
 
 
 def test_a_rule_that_would_read_the_mixture_of_loops_is_refused(looped, tokenizer, tmp_path):

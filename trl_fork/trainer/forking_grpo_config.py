@@ -9,7 +9,7 @@ from trl import GRPOConfig
 from ..credit import POOLS, TOKEN_SELECTIONS, Chain, Random, TopFraction, build_credit
 from ..credit.presets import preset_instruction
 from ..data.yaml_values import json_value
-from ..looped.credit import LOOP_CREDITS
+from ..looped.credit import EXIT, LOOP_CREDITS
 from .loop_checks import check_loop_credit
 from .objective_checks import BALANCE_REWARDS, OBJECTIVE_NAMES, PARTITIONS, POLICY_GRADIENT, check_objective
 from .setting_checks import check_dynamic_sampling_settings, check_passes, check_precision, check_rules
@@ -338,6 +338,8 @@ class ForkingGRPOConfig(GRPOConfig):
         self.check_windows(self.credit)
         check_objective(self, self.credit)
         check_loop_credit(self, self.credit)
+        if self.loop_credit == EXIT:  # transformers searches where there is an adapter, or no checkpointing
+            self.ddp_find_unused_parameters = False
 
     def __getstate__(self):
         # `training_args.bin` is this object, pickled. It lies in every checkpoint and is pushed to the Hub.

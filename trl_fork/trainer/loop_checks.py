@@ -4,7 +4,7 @@ from math import isfinite
 
 from ..credit import Chain
 from ..credit.pools import is_at_loss_time
-from ..looped.credit import LOOP_CREDITS, PROGRESSIVE
+from ..looped.credit import EXIT, LOOP_CREDITS, PROGRESSIVE
 
 
 def check_loop_credit(args, chain: Chain | None) -> None:
@@ -71,6 +71,13 @@ def check_loop_credit(args, chain: Chain | None) -> None:
             args.reuse_scoring_graph,
             "the scoring pass is of the last loop, and the update reads all of them",
             "Leave it out",
+        ),
+        (
+            "ddp_find_unused_parameters",
+            bool(args.ddp_find_unused_parameters) and credit == EXIT,
+            "the search begins at the outputs of the model, among which the gate's are not, so that DDP would take it "
+            "for unused",
+            "Leave it out, as all that is trained is used",
         ),
         (
             "entropy_threshold_scope",

@@ -82,7 +82,7 @@ class LoopingMixin(WithContext, TrainerMixin):
 
         Raises:
             `ValueError`: for `loop_credit` with a model without loops; for a model with loops and continuous batching,
-                or reentrant checkpointing in several processes, or `ddp_find_unused_parameters` with `"exit"`.
+                or reentrant checkpointing in several processes.
         """
         self._looped, args = find_looped(self.model), self.args
         if self._looped is None:
@@ -100,14 +100,6 @@ class LoopingMixin(WithContext, TrainerMixin):
                 "gradient_checkpointing_kwargs. With an adapter under ZeRO-3, where TRL sets it, set "
                 "gradient_checkpointing=False, or take DDP or ZeRO-2."
             )
-        # Every parameter that is trained has a gradient. DDP's search for others begins at the outputs, among which the
-        # gate's are not, and transformers asks for it where there is an adapter, or no checkpointing.
-        if args.ddp_find_unused_parameters and args.loop_credit == EXIT:
-            raise ValueError(
-                "ddp_find_unused_parameters=True does not go with loop_credit='exit': DDP would take the gate for "
-                "unused. Leave it out; all that is trained is used."
-            )
-        args.ddp_find_unused_parameters = args.ddp_find_unused_parameters or False
         gate = exit_gate_of(self.model)
         if args.loop_credit == EXIT and self._looped.config.total_ut_steps > 1:
             if not any(parameter.requires_grad for parameter in gate) and self.accelerator.is_main_process:
