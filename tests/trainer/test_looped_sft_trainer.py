@@ -122,7 +122,7 @@ def test_a_large_bonus_spreads_the_exits(looped, tmp_path):
         parameter.requires_grad = True
     before = naive_loss(looped, 0.1)[1]
     trainer.train()
-    assert before < 1.3 and abs(naive_loss(looped, 0.1)[1] - 2) < 0.1
+    assert before < 1.5 and abs(naive_loss(looped, 0.1)[1] - 2) < 0.1
 
 
 @pytest.mark.parametrize("kind", ["plain", "negative"])
