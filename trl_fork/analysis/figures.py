@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..report.palette import BLUE, GREY, VERMILION
+from .figure_axes import BACKGROUND, add_legend, new_figure, new_figures, plain_label
 
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ def save_figure(figure: Figure, directory: str | Path, name: str) -> str:
 
 def plot_distribution(distribution: dict) -> Figure:
     """Analysis A: histogram of token entropies with counts on a log axis (paper, Fig. 2a)."""
-    figure, axes = _figure("Entropy of tokens", "entropy of the next-token distribution (nats)", "tokens (log axis)")
+    figure, axes = new_figure(
+        "Entropy of tokens", "entropy of the next-token distribution (nats)", "tokens (log axis)"
+    )
     edges, counts = distribution["histogram"]["edges"], distribution["histogram"]["counts"]
     axes.stairs(counts, edges, fill=True, color=BLUE)
     axes.set_yscale("log")
@@ -64,7 +67,7 @@ def plot_distribution(distribution: dict) -> Figure:
         va="top",
         fontsize=9,
         color=VERMILION,
-        bbox=_BACKGROUND,
+        bbox=BACKGROUND,
     )
     axes.set_title(
         f"{distribution['fraction_below_0.01']:.1%} of {distribution['num_tokens']:,} tokens are below 0.01 nats",
@@ -78,21 +81,21 @@ def plot_distribution(distribution: dict) -> Figure:
 def plot_overlap(overlap: dict) -> Figure:
     """Analysis D: positions of largest entropy in common with the reference and with the model (paper, Table 1)."""
     names = [entry["model"] for entry in overlap["models"]]
-    figure, axes = _figure(
+    figure, axes = new_figure(
         f"Overlap of the top {overlap['fraction']:.0%} positions", "", "positions in common (%)", names=names
     )
     places = range(len(names))
     lowest = 100.0
     for key, label, colour, marker in (
-        ("with_reference", f"with {_plain(names[0])}", BLUE, "o"),
-        ("with_model", f"with {_plain(names[-1])}", VERMILION, "s"),
+        ("with_reference", f"with {plain_label(names[0])}", BLUE, "o"),
+        ("with_model", f"with {plain_label(names[-1])}", VERMILION, "s"),
     ):
         for pool, style, words in (("whole_set", "-", "whole set"), ("per_response", ":", "per response")):
             values = [100 * entry[key][pool] for entry in overlap["models"]]
             lowest = min(lowest, *values)
             axes.plot(places, values, color=colour, linestyle=style, marker=marker, label=f"{label}, {words}")
     axes.set_ylim(lowest - 0.08 * (100 - lowest) - 0.5, 100.5 + 0.04 * (100 - lowest))
-    _legend(figure)
+    add_legend(figure)
     return figure
 
 
@@ -103,9 +106,9 @@ def plot_change(change: list[dict], reference: str, model: str) -> Figure:
     The paper's log axis cannot show a decrease. Here the axis has both signs (linear within 1e-4 nats of 0), and the
     lower panel counts the tokens whose entropy rose and fell.
     """
-    figure, (upper, lower) = _figures("Change of entropy", (2, 1))
+    figure, (upper, lower) = new_figures("Change of entropy", (2, 1))
     upper.set_title(
-        f"from {_plain(reference)} to {_plain(model)}", fontsize=9, loc="left", color=GREY, parse_math=False
+        f"from {plain_label(reference)} to {plain_label(model)}", fontsize=9, loc="left", color=GREY, parse_math=False
     )
     centres = [sum(row["percentiles"]) / 2 for row in change]
     width = 0.85 * (change[0]["percentiles"][1] - change[0]["percentiles"][0]) if change else 1
@@ -126,7 +129,7 @@ def plot_change(change: list[dict], reference: str, model: str) -> Figure:
     upper.set_yscale("symlog", linthresh=_SMALLEST_CHANGE)
     _label_decades(upper, means)
     upper.set_ylabel("mean change (nats)", fontsize=9, color=GREY)
-    _legend(figure)
+    add_legend(figure)
     up = np.array([100 * row["fraction_increased"] for row in change])
     down = np.array([100 * row["fraction_decreased"] for row in change])
     lower.bar(centres, up, width, color=BLUE)
@@ -144,7 +147,7 @@ def plot_change(change: list[dict], reference: str, model: str) -> Figure:
 def plot_percentiles(percentiles: dict) -> Figure:
     """Analysis F: percentiles of the entropy over checkpoints (paper, Fig. 5)."""
     names = [entry["model"] for entry in percentiles["models"]]
-    figure, panels = _figures("Percentiles of token entropy", (3, 3), names=names)
+    figure, panels = new_figures("Percentiles of token entropy", (3, 3), names=names)
     for number, (axes, level) in enumerate(zip(panels, percentiles["levels"], strict=True)):
         values = [entry["values"][number] for entry in percentiles["models"]]
         axes.plot(range(len(names)), values, color=BLUE, marker="o", markersize=4, clip_on=False)
@@ -159,7 +162,9 @@ def plot_percentiles(percentiles: dict) -> Figure:
 
 def plot_position(position: dict) -> Figure:
     """Entropy against relative position in the response."""
-    figure, axes = _figure("Entropy along a response", "relative position (0: first token, 1: last)", "nats per token")
+    figure, axes = new_figure(
+        "Entropy along a response", "relative position (0: first token, 1: last)", "nats per token"
+    )
     for group, profile in position.items():
         values = np.array([np.nan if v is None else v for v in profile["mean_entropy"]], dtype=float)
         if np.isnan(values).all():
@@ -170,13 +175,13 @@ def plot_position(position: dict) -> Figure:
         axes.plot(centres, values, color=colour, linestyle=style, marker=marker, markersize=4, label=group)
     axes.set_xlim(0, 1)
     axes.set_ylim(bottom=0)
-    _legend(figure)
+    add_legend(figure)
     return figure
 
 
 def plot_length(lengths: np.ndarray, means: np.ndarray, correct: Sequence[bool | None]) -> Figure:
     """Mean entropy of each response against its length; at most 5,000 of them, evenly spaced."""
-    figure, axes = _figure("Responses", "length (tokens)", "mean entropy (nats)")
+    figure, axes = new_figure("Responses", "length (tokens)", "mean entropy (nats)")
     kept = (
         np.unique(np.linspace(0, len(lengths) - 1, min(len(lengths), 5000)).astype(int)).tolist()
         if len(lengths)
@@ -194,63 +199,13 @@ def plot_length(lengths: np.ndarray, means: np.ndarray, correct: Sequence[bool |
                 lengths[rows], means[rows], s=16, color=colour, marker=marker, alpha=0.7, label=label, **filled
             )
     axes.set_ylim(bottom=0)
-    _legend(figure)
-    return figure
-
-
-def plot_loops(summary: dict) -> Figure:
-    """Entropies after each loop, and the positions of largest entropy that it shares with the last."""
-    rows, fraction = summary["loops"], summary["fraction"]
-    numbers = [row["loop"] for row in rows]
-    figure, (left, right) = _figures("Loops", (1, 2))
-    for key, label, colour, style, marker in (
-        ("mean_entropy", "mean", BLUE, "-", "o"),
-        ("p95", "95th percentile", GREY, ":", "^"),
-        ("p80", "80th percentile", VERMILION, "--", "s"),
-        ("p50", "median", GREY, "-", "."),
-    ):
-        left.plot(
-            numbers,
-            [row[key] for row in rows],
-            color=colour,
-            linestyle=style,
-            marker=marker,
-            markersize=4,
-            label=label,
-        )
-    left.set_ylim(bottom=0)
-    left.set_ylabel("entropy (nats)", fontsize=9, color=GREY)
-    for pool, style, words in (("whole_set", "-", "overlap, whole set"), ("per_response", ":", "per response")):
-        values = [100 * row["overlap_with_last"][pool] for row in rows]
-        right.plot(numbers, values, color=BLUE, linestyle=style, marker="o", markersize=4, label=words)
-    right.axhline(100 * fraction, color=GREY, linewidth=0.8, linestyle="--")
-    right.annotate("by chance", (numbers[0], 100 * fraction), xytext=(0, 3), textcoords="offset points", fontsize=8)
-    right.set_ylim(0, 103)
-    right.set_ylabel(f"top {fraction:.0%} shared with the last loop (%)", fontsize=9, color=GREY)
-    right.legend(fontsize=8, frameon=False, labelcolor=GREY, loc="lower right")
-    for axes in (left, right):
-        axes.set_xticks(numbers)
-        axes.set_xlabel("loop", fontsize=9, color=GREY)
-    _legend(figure)
-    return figure
-
-
-def plot_exit_depth(summary: dict) -> Figure:
-    """Expected number of loops by the entropy after the last, in bins of equal count."""
-    bins, num_loops = summary["exit"]["bins"], len(summary["loops"])
-    figure, axes = _figure("Exit depth", "mean entropy of the bin, after the last loop (nats)", "expected loops")
-    axes.plot([part["mean_entropy"] for part in bins], [part["mean_depth"] for part in bins], color=BLUE, marker="o")
-    correlation = summary["exit"]["spearman_with_entropy"]["last_loop"]
-    words = "undefined, as one of the two is constant" if correlation is None else f"{correlation:.2f}"
-    axes.set_title(f"rank correlation over tokens: {words}", fontsize=9, loc="left", color=GREY)
-    axes.set_ylim(1, num_loops)
-    axes.set_xlim(left=0)
+    add_legend(figure)
     return figure
 
 
 def plot_decoding_temperature(cells: list[dict]) -> Figure:
     """Analysis C: accuracy against either temperature, the other at 1 (paper, Fig. 3)."""
-    figure, axes = _figure("Two decoding temperatures", "temperature; the other one is 1", "accuracy (%)")
+    figure, axes = new_figure("Two decoding temperatures", "temperature; the other one is 1", "accuracy (%)")
     temperatures = sorted({cell[key] for cell in cells for key in ("forking_temperature", "other_temperature")})
     places = {temperature: place for place, temperature in enumerate(temperatures)}  # 0 has no place on a log axis
     for varied, fixed, label, colour, marker, style in (
@@ -270,7 +225,7 @@ def plot_decoding_temperature(cells: list[dict]) -> Figure:
         )
     axes.set_xticks(range(len(temperatures)), [f"{temperature:g}" for temperature in temperatures])
     axes.set_ylim(bottom=0)
-    _legend(figure)
+    add_legend(figure)
     return figure
 
 
@@ -315,7 +270,7 @@ def plot_token_cloud(tokens: list[dict], title: str, *, largest: str) -> Figure 
         random_state=0,
     ).generate_from_frequencies(words)
 
-    figure, (axes,) = _figures(title, (1, 1))
+    figure, (axes,) = new_figures(title, (1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
     axes.axis("off")
     # Outlines at the places of the cloud, whose own SVG needs the font on the reader's machine.
@@ -336,47 +291,6 @@ def visible(token: str) -> str:
     return text.replace("\n", "\u21b5").replace("\t", "\u21e5").replace(" ", "\u2423") or "(empty)"
 
 
-_BACKGROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
-
-
-def _figure(title: str, x_label: str, y_label: str, names: Sequence[str] = ()):
-    figure, (axes,) = _figures(title, (1, 1), names=names)
-    axes.set_xlabel(x_label, fontsize=9, color=GREY)
-    axes.set_ylabel(y_label, fontsize=9, color=GREY)
-    return figure, axes
-
-
-def _figures(title: str, shape: tuple[int, int], names: Sequence[str] = ()):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows, columns = shape
-    size = (7.2, 4.2) if rows * columns == 1 else (3.4 * columns, 2.3 * rows + 0.5) if columns > 1 else (7.2, 5.6)
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)  # pyplot's backend and open figures belong to the caller
-    figure.suptitle(title, fontsize=13, fontweight="bold", parse_math=False)
-    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=bool(names)).flat)
-    for axes in panels:
-        axes.tick_params(labelsize=9, colors=GREY)
-        axes.grid(color="0.9", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        if names:
-            _name_ticks(axes, names)
-    return figure, panels
-
-
-def _name_ticks(axes, names: Sequence[str]) -> None:
-    """Write at most a dozen names, the first and the last among them."""
-    shown = np.unique(np.linspace(0, len(names) - 1, min(len(names), 12)).astype(int))
-    labels = [_plain(names[place], 24) for place in shown]
-    is_long = max(map(len, labels)) * len(labels) > 60 or max(map(len, labels)) > 10
-    axes.set_xticks(
-        shown, labels, rotation=30 if is_long else 0, ha="right" if is_long else "center", parse_math=False
-    )
-    axes.set_xlim(-0.3, len(names) - 0.7)
-
-
 def _label_decades(axes, values: np.ndarray) -> None:
     """Set ticks at 0 and at powers of ten on both sides, within the range of the values."""
     largest = max(float(np.abs(values).max(initial=0.0)), _SMALLEST_CHANGE)
@@ -385,19 +299,3 @@ def _label_decades(axes, values: np.ndarray) -> None:
     ticks = [*([-d for d in reversed(decades)] if low else []), 0.0, *(decades if high else [])]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-
-
-def _legend(figure) -> None:
-    """Draw the legend below the axes, where it hides nothing."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    if labels:
-        columns = 2 if max(map(len, labels)) > 20 else 4
-        legend = figure.legend(
-            handles, labels, loc="outside lower center", ncols=columns, fontsize=9, frameon=False, labelcolor=GREY
-        )
-        for text in legend.get_texts():
-            text.set_parse_math(False)
-
-
-def _plain(text: str, longest: int = 36) -> str:
-    return text if len(text) <= longest else "…" + text[1 - longest :]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import figures, statistics
+from . import figures, loop_figures, statistics
 
 
 def draw(
@@ -39,8 +39,8 @@ def draw(
         add("Change of entropy", "change", figures.plot_change(last["bins"], reference, last["model"]))
         add("Percentiles over checkpoints", "percentiles", figures.plot_percentiles(summary["percentiles"]))
     if "loops" in summary:
-        add("Entropy and forks after each loop", "loops", figures.plot_loops(summary["loops"]))
-        add("Expected number of loops by entropy", "exit_depth", figures.plot_exit_depth(summary["loops"]))
+        add("Entropy and forks after each loop", "loops", loop_figures.plot_loops(summary["loops"]))
+        add("Expected number of loops by entropy", "exit_depth", loop_figures.plot_exit_depth(summary["loops"]))
     if "decoding_temperature" in summary:
         cells = summary["decoding_temperature"]["cells"]
         add("Decoding temperatures", "decoding_temperature", figures.plot_decoding_temperature(cells))
