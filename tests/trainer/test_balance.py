@@ -757,10 +757,9 @@ def test_a_faulty_column_is_refused_before_a_model_is_loaded(fault, tokenizer, t
 
 @pytest.mark.parametrize(
     ("name", "then", "now"),
-    [("beta", 0.5, 0.31), ("length_normalized", False, "True"), ("temperature", 0.8, "1.0")],
+    [("beta", 0.5, BETA), ("length_normalized", False, "True"), ("temperature", 0.8, "1.0")],
 )
 def test_a_column_for_other_settings_is_refused(name, then, now, tokenizer, tmp_path):
-    assert BETA == 0.31
     rollouts = OwnRewards(tokenizer)
     settings = {"beta": BETA, "length_normalized": True, "temperature": 1.0, "max_completion_length": 16}
     good = with_column(rollouts, [0.1, 0.2, 0.3, 0.4])

@@ -10,6 +10,7 @@ from ..objectives.trajectory_balance import (
     fit_log_partition,
     proposal_log_partition,
     proposal_standard_error,
+    ridge_map,
 )
 
 
@@ -102,15 +103,9 @@ def ridge_predictions(states: torch.Tensor, values: torch.Tensor, ridge: float) 
     predictions = fit_log_partition(states, values, ridge)(states)
     states, values, count = states.double(), values.double(), len(values)
     centred = states - states.mean(0)
-    # Leverages: diagonal of X (X'X + ridge)^-1 X' + 1/n, in the smaller of the two systems. The error at a prompt that
-    # was left out is then error / (1 - leverage): a penalty is the same as further rows, which are never left out.
-    if len(states) < states.shape[1]:
-        gram = centred @ centred.T
-        leverages = torch.linalg.solve(gram + ridge * torch.eye(count).double(), gram).diagonal()
-    else:
-        gram = centred.T @ centred
-        gram.diagonal().add_(ridge)
-        leverages = (torch.linalg.solve(gram, centred.T) * centred.T).sum(0)
+    # Leverages: diagonal of X (X'X + ridge)^-1 X' + 1/n. The error at a prompt that was left out is then
+    # error / (1 - leverage): a penalty is the same as further rows, which are never left out.
+    leverages = (ridge_map(centred, ridge).T * centred).sum(1)
     errors = (values - predictions) / (1 - leverages - 1 / count)
     distances = (values - values.mean()) / (1 - 1 / count)
     if float(values.max() - values.min()) < 1e-9:  # equal but for the rounding of their bisections

@@ -16,6 +16,7 @@ from .trajectory_balance import (
     log_ratio,
     proposal_log_partition,
     proposal_standard_error,
+    ridge_map,
 )
 
 
@@ -34,5 +35,6 @@ __all__ = [
     "log_ratio",
     "proposal_log_partition",
     "proposal_standard_error",
+    "ridge_map",
     "with_weighted_gradient",
 ]

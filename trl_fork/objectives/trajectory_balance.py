@@ -237,17 +237,25 @@ def fit_log_partition(states: torch.Tensor, values: torch.Tensor, ridge: float =
         raise ValueError(f"ridge must be a positive number, got {ridge}: it is the penalty on the squared slope.")
     states, values = states.double(), values.double()
     mean_state, mean_value = states.mean(0), values.mean()
-    centred, gaps = states - mean_state, values - mean_value
-    # The smaller of the two systems: (X'X + ridge) w = X'y, or w = X' a with (XX' + ridge) a = y.
-    if len(states) < states.shape[1]:
-        gram = centred @ centred.T
-        gram.diagonal().add_(ridge)
-        weight = centred.T @ torch.linalg.solve(gram, gaps)
-    else:
-        gram = centred.T @ centred
-        gram.diagonal().add_(ridge)
-        weight = torch.linalg.solve(gram, centred.T @ gaps)
-    return LogPartitionFit(weight, mean_state, mean_value)
+    return LogPartitionFit(ridge_map(states - mean_state, ridge) @ (values - mean_value), mean_state, mean_value)
+
+
+def ridge_map(centred: torch.Tensor, ridge: float) -> torch.Tensor:
+    """
+    `(X'X + ridge)^-1 X'`, which takes values to the slope of their ridge regression on `X`.
+
+    Args:
+        centred (`torch.Tensor` of shape `(num_prompts, width)`): States minus their mean, `X`, float64.
+        ridge (`float`): Penalty on the squared slope, above 0.
+
+    Returns:
+        `torch.Tensor` of shape `(width, num_prompts)`.
+    """
+    # The smaller of two systems: X' (XX' + ridge)^-1 is the same.
+    tall = len(centred) >= centred.shape[1]
+    gram = centred.T @ centred if tall else centred @ centred.T
+    gram.diagonal().add_(ridge)
+    return torch.linalg.solve(gram, centred.T) if tall else torch.linalg.solve(gram, centred).T
 
 
 def _as_doubles(ref_log_probs, proposal_log_probs, rewards, beta, lengths):
