@@ -31,6 +31,7 @@ from ..report.curves import plot_training, require_matplotlib
 from ..trainer.callbacks import ForkReportCallback
 from ..trainer.checkpoints import check_model_will_be_saved
 from ..trainer.checks import required_columns, warn_of_overlap
+from ..trainer.credit_checks import check_contrast_instruction
 from ..trainer.telemetry import LastLogCallback, SummaryCallback
 from .finishing import attempt, files_of, train_and_save
 from .launch import launch
@@ -80,7 +81,7 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
         raise ValueError("dataset_name is not set: name a data set of the Hub, or a local file.")
     if not model_config.model_name_or_path:
         raise ValueError("model_name_or_path is not set: name a model of the Hub, or a local folder.")
-    args.check_contrast_instruction(args.credit)
+    check_contrast_instruction(args, args.credit)
     check_model_path(model_config.model_name_or_path)
     refuse_adapter(model_config.model_name_or_path)
     checkpoint = checkpoint_choice(args.resume_from_checkpoint)

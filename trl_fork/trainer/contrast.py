@@ -9,6 +9,7 @@ from ..data.contrast import CONTRAST_COLUMN, contrast_prompt_of, pattern_of
 from ._trl import TrainerMixin, pad
 from .checks import named_datasets
 from .context import WithContext
+from .credit_checks import check_contrast_instruction
 
 
 # Of a batch: (batch, seq) float, log-probabilities of the completion tokens after the negative prompt.
@@ -101,7 +102,7 @@ def check_contrast(args, chain: Chain | None, given: dict) -> None:
             `remove_unused_columns` beside the column.
         `NotImplementedError`: for tools, environments and images.
     """
-    args.check_contrast_instruction(chain)
+    check_contrast_instruction(args, chain)
     if not is_contrasted(chain):
         return
     assert chain is not None

@@ -10,15 +10,18 @@ from ..credit import POOLS, TOKEN_SELECTIONS, Chain, Random, TopFraction, build_
 from ..credit.presets import preset_instruction
 from ..data.yaml_values import json_value
 from ..looped.credit import EXIT, LOOP_CREDITS
+from .credit_checks import (
+    LOSS_DENOMINATORS,
+    check_contrast_instruction,
+    check_credit,
+    check_selection,
+    check_windows,
+)
 from .loop_checks import check_loop_credit
-from .objective_checks import BALANCE_REWARDS, OBJECTIVE_NAMES, PARTITIONS, POLICY_GRADIENT, check_objective
-from .setting_checks import check_dynamic_sampling_settings, check_passes, check_precision, check_rules
+from .objective_checks import BALANCE_REWARDS, OBJECTIVE_NAMES, PARTITIONS, check_objective
+from .setting_checks import check_dynamic_sampling_settings, check_passes, check_precision
 
 
-# Losses whose denominator counts tokens, so that it can count the selected ones instead. The others divide by the
-# tokens of each sequence (grpo, sapo), by a constant (dr_grpo) or by sequences (luspo).
-TOKEN_COUNT_LOSSES = ("bnpo", "cispo", "dapo", "vespo")
-LOSS_DENOMINATORS = ("selected", "all")
 EXAMPLE = '{"top_fraction": {"fraction": 0.2}}'  # a value of `token_credit` on a command line
 SCALES = ("group", "batch", "none")  # TRL's values of `scale_rewards`
 
@@ -322,10 +325,10 @@ class ForkingGRPOConfig(GRPOConfig):
             self.loop_credit = None
         if isinstance(self.token_credit, str) and self.contrast_instruction is None:
             self.contrast_instruction = preset_instruction(self.token_credit)
-        self._check_selection()
-        self.check_credit(self.credit)
+        check_selection(self)
+        check_credit(self, self.credit)
         if self.token_credit is not None:  # otherwise the trainer may be given rules as `token_credit_func`
-            self.check_contrast_instruction(self.credit)
+            check_contrast_instruction(self, self.credit)
         check_passes(self)
         check_dynamic_sampling_settings(self)
         check_precision(self)
@@ -335,7 +338,7 @@ class ForkingGRPOConfig(GRPOConfig):
                 f"scale_rewards must be one of {list(SCALES)}, or True ('group') or False ('none'), got "
                 f"{self.scale_rewards!r}."
             )
-        self.check_windows(self.credit)
+        check_windows(self, self.credit)
         check_objective(self, self.credit)
         check_loop_credit(self, self.credit)
         if self.loop_credit == EXIT:  # transformers searches where there is an adapter, or no checkpointing
@@ -350,112 +353,3 @@ class ForkingGRPOConfig(GRPOConfig):
         memo[id(self)] = copied = object.__new__(type(self))
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied
-
-    def _check_selection(self):
-        rho = self.top_entropy_quantile
-        if not isinstance(rho, (int, float)) or not 0 < rho <= 1:
-            raise ValueError(
-                f"top_entropy_quantile must be in (0, 1], got {rho!r}: it is the fraction of tokens in the forking "
-                "set. Pass 0.2 for the paper's top 20 %, 1.0 for all tokens."
-            )
-        for name, allowed in (
-            ("token_selection", TOKEN_SELECTIONS),
-            ("entropy_threshold_scope", POOLS),
-            ("loss_denominator", LOSS_DENOMINATORS),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}.")
-        if self.token_credit is not None:
-            self.check_flags("token_credit", self.token_credit)
-        if self.token_selection == "low_entropy" and rho == 1.0:
-            raise ValueError(
-                "token_selection='low_entropy' with top_entropy_quantile=1.0 selects no token: it is the complement "
-                "of the top 100 %. Lower top_entropy_quantile (the paper's bottom 80 % is 0.2), or select "
-                "'high_entropy' to train on all tokens."
-            )
-
-    def check_flags(self, name: str, value) -> None:
-        """
-        Refuse credit rules beside flags that say something else.
-
-        Args:
-            name (`str`): The option or argument that gives the rules.
-            value: What it was given.
-
-        Raises:
-            `ValueError`: for a `top_entropy_quantile` other than its default and 1.0, or another `token_selection`
-                than its default.
-        """
-        rho = self.top_entropy_quantile
-        if rho not in (type(self).top_entropy_quantile, 1.0) or self.token_selection != type(self).token_selection:
-            raise ValueError(
-                f"{name}={value!r} says which tokens are trained on, and so do top_entropy_quantile={rho} and "
-                f"token_selection={self.token_selection!r}: leave these two out, or write them as the rule "
-                "{'top_fraction': {'fraction': ..., 'complement': ...}} or {'random': {'fraction': ...}}."
-            )
-
-    def check_credit(self, chain: Chain | None) -> None:
-        """
-        Refuse credit rules that do not go with the other settings.
-
-        Args:
-            chain ([`~credit.Chain`], *optional*): The rules; `None` where every token has weight 1.
-
-        Raises:
-            `ValueError`: naming the setting, its value, the rule and the remedy.
-        """
-        if chain is not None:
-            check_rules(self, chain)
-        if chain is not None and self.loss_denominator == "selected" and self.loss_type not in TOKEN_COUNT_LOSSES:
-            raise ValueError(
-                f"loss_denominator='selected' is not defined for loss_type={self.loss_type!r}, which does not divide "
-                f"by a number of tokens of the batch. Set loss_denominator='all' (TRL's own denominator), or one of "
-                f"the losses that count tokens: {list(TOKEN_COUNT_LOSSES)}."
-            )
-        # `epsilon_high=None` without a selection is plain GRPOTrainer, which is left alone.
-        read = self.objective == POLICY_GRADIENT
-        if read and self.loss_type == "cispo" and (self.epsilon_high is not None or chain is not None):
-            bound = self.epsilon if self.epsilon_high is None else self.epsilon_high
-            if bound < 1:
-                raise ValueError(
-                    f"epsilon_high must be at least 1 with loss_type='cispo', got {bound}: CISPO clamps the "
-                    "importance ratio itself at epsilon_high, so that a value below 1 scales down every on-policy "
-                    "token. The default of 0.28 is meant for the clipped losses; set epsilon_high=5.0 (ScaleRL's "
-                    "value)."
-                )
-
-    def check_contrast_instruction(self, chain: Chain | None) -> None:
-        """
-        Refuse an instruction for negative prompts that is empty, or that no credit rule reads.
-
-        Args:
-            chain ([`~credit.Chain`], *optional*): The rules.
-
-        Raises:
-            `ValueError`: naming the instruction, the rules and the remedy.
-        """
-        instruction = self.contrast_instruction
-        if instruction is None:
-            return
-        if not isinstance(instruction, str) or not instruction.strip():
-            raise ValueError(
-                f"contrast_instruction must be a text, such as 'Note: Intentionally generate an incorrect answer.', "
-                f"got {instruction!r}. Leave it out where no negative prompt is needed."
-            )
-        if chain is None or "contrast_log_probs" not in chain.needs:
-            rules = "all tokens have one weight" if chain is None else f"the credit rules are {chain.describe()}"
-            raise ValueError(
-                f"contrast_instruction={instruction!r} is set, but nothing reads the log-probabilities after a "
-                f"negative prompt: {rules}. Leave it out, or set token_credit to a rule that needs "
-                "contrast_log_probs, such as the preset 'gcpo'."
-            )
-
-    def check_windows(self, chain: Chain | None) -> None:
-        """Refuse a selection whose optimizer steps mix parts of generation batches."""
-        accumulation, steps = self.gradient_accumulation_steps, self.steps_per_generation or 1
-        if chain is not None and steps % accumulation and accumulation % steps:
-            raise ValueError(
-                f"steps_per_generation ({steps}) must be a multiple or a divisor of gradient_accumulation_steps "
-                f"({accumulation}): otherwise an optimizer step mixes parts of generation batches, and no token count "
-                "of a batch is the count of a step."
-            )

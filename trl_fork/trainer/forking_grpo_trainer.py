@@ -37,6 +37,7 @@ from .checks import check_processing_class, check_rollouts, check_training_data,
 from .completions_table import CompletionMarks, CompletionsTableMixin
 from .context import PolicyScores, context_of
 from .contrast import CONTRAST_LOG_PROBS, ContrastMixin, check_contrast
+from .credit_checks import check_credit, check_flags, check_windows
 from .dynamic_sampling import DynamicSamplingMixin, check_dynamic_sampling
 from .forking_grpo_config import ForkingGRPOConfig
 from .generating import CompactGenerationMixin
@@ -425,10 +426,10 @@ def _chain_of(token_credit_func, args: ForkingGRPOConfig) -> Chain:
             f"token_credit_func and token_credit={args.token_credit!r} both say which tokens are trained on: pass one "
             "of them."
         )
-    args.check_flags("token_credit_func", token_credit_func)
+    check_flags(args, "token_credit_func", token_credit_func)
     chain = build_credit(token_credit_func)
-    args.check_credit(chain)
-    args.check_windows(chain)
+    check_credit(args, chain)
+    check_windows(args, chain)
     check_objective(args, chain)
     check_loop_credit(args, chain)
     return chain

@@ -2,48 +2,6 @@
 
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
-from ..credit import Chain
-from ..credit.pools import is_at_loss_time
-
-
-def check_rules(args, chain: Chain) -> None:
-    """Refuse credit rules that do not go with the settings of the loss, of pools and of the run's length."""
-    chain.check_pool(args.entropy_threshold_scope)
-    at_loss_time = is_at_loss_time(args.entropy_threshold_scope)
-    if at_loss_time and (names := [rule.name for rule in chain.rules if "contrast_log_probs" in rule.needs]):
-        raise ValueError(
-            f"entropy_threshold_scope={args.entropy_threshold_scope!r} does not go with the credit rules {names}: "
-            "their log-probabilities after a negative prompt are of the policy that starts the generation batch, "
-            "and that scope takes those of the current policy. Set entropy_threshold_scope to 'batch' or "
-            "'sequence'."
-        )
-    if chain.scheduled and args.max_steps <= 0:
-        raise ValueError(
-            f"max_steps must be set with a schedule of token_credit, got {args.max_steps}: the weights depend on "
-            "global_step / max_steps, and a number of epochs would make them depend on the size of the data set. "
-            f"Set max_steps, or take a constant in the rules {chain.describe()}."
-        )
-    uncounted = [rule.name for rule in chain.rules if not rule.counted]
-    if uncounted and args.loss_type == "bnpo" and args.loss_denominator == "selected":
-        raise ValueError(
-            f"loss_type='bnpo' does not go with loss_denominator='selected' and the credit rules {uncounted}, "
-            "which the denominator does not count: a micro-batch's loss is divided by its weights. Set "
-            "loss_type='dapo', or loss_denominator='all'."
-        )
-    if chain.selects:
-        return
-    for name, value, conflicts in (
-        ("entropy_coef", args.entropy_coef, args.entropy_coef != 0.0),
-        ("use_adaptive_entropy", args.use_adaptive_entropy, args.use_adaptive_entropy),
-        ("importance_sampling_level", args.importance_sampling_level, args.importance_sampling_level != "token"),
-    ):
-        if conflicts:
-            raise ValueError(
-                f"{name}={value!r} does not go with credit rules {chain.describe()}, whose weights differ from "
-                "token to token: TRL would weight the entropy bonus by them too, and a ratio of a whole "
-                "completion reaches every token. Leave it at its default, or take a rule that selects tokens."
-            )
-
 
 def check_passes(args) -> None:
     """Refuse a limit of tokens that is none, or that nothing reads."""
