@@ -1,17 +1,33 @@
-"""Runs of a study, one after the other or side by side: one line of results for each, written when it ends."""
+"""
+Runs of a study, one after the other or side by side: one line of results for each, written when it ends.
+
+To be imported before transformers: it sets what the libraries of a run read from the environment.
+"""
 
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import TypeVar
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # everything is made here
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["PYTHONWARNINGS"] = "ignore"
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process per run uses a computer better than a run on all cores
 
 from rich.console import Console
 from tqdm import tqdm
 
 
 console = Console()
+Run = TypeVar("Run", bound=Hashable)
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -62,3 +78,20 @@ def run_cells(
             file.flush()
             bar.write(f"{futures[future]}  accuracy {row['accuracy']:.3f}  {row['processor_seconds']:.0f} s")
             bar.update()
+
+
+def pick(cells: Sequence[Run], name: str, stage: str) -> Run:
+    """The run of a stage that has a name; without one the process ends."""
+    for cell in cells:
+        if str(cell) == name:
+            return cell
+    example = f" It has, for example, {str(cells[0])!r}." if cells else ""
+    sys.exit(f"Stage {stage} has no cell {name!r}.{example}")
+
+
+def compare(row: dict, rows: Sequence[dict], cell_of: Callable[[dict], Hashable], measures: Sequence[str]) -> None:
+    """Print a run that was made again beside its line of results."""
+    earlier = next((old for old in rows if cell_of(old) == cell_of(row)), None)
+    for name in measures:
+        recorded = "not there" if earlier is None else f"{earlier[name]:.4g}"
+        console.print(f"{name:16} now {row[name]:.4g}, in the file {recorded}", highlight=False)

@@ -17,20 +17,9 @@ again and prints it beside the line that is there, without changing the file:
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # everything is made here
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
-os.environ["PYTHONWARNINGS"] = "ignore"
-os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process per run uses a computer better than a run on all cores
-
-
-from studies.cells import console, read_rows, run_cells
+from studies.cells import compare, console, pick, read_rows, run_cells  # before transformers
 from trl_fork.commands.options import OptionParser
 
 from .plan import ARMS, MEASURES, SEEDS, STAGES, TASK, TUNING_SEEDS, Cell, cell_of
@@ -64,11 +53,8 @@ def main(options: argparse.Namespace) -> None:
     rows = read_rows(path)
     cells = [cell for cell in STAGES[options.stage](rows) if cell.arm in options.arms]
     if options.only:
-        found = [cell for cell in cells if str(cell) == options.only]
-        if not found:
-            example = f" It has, for example, {str(cells[0])!r}." if cells else ""
-            sys.exit(f"Stage {options.stage} has no cell {options.only!r}.{example}")
-        compare(run_cell(found[0], options.work_dir), rows)
+        cell = pick(cells, options.only, options.stage)
+        compare(run_cell(cell, options.work_dir), rows, cell_of, MEASURES)
         return
     arguments = (options.work_dir,)
     run_cells(cells, rows, path, options.workers, cell_of=cell_of, run_cell=run_cell, arguments=arguments)
@@ -102,13 +88,6 @@ def run_cell(cell: Cell, work_dir: Path) -> dict:
     from .runs import run
 
     return run(cell, work_dir)
-
-
-def compare(row: dict, rows: list[dict]) -> None:
-    earlier = next((old for old in rows if cell_of(old) == cell_of(row)), None)
-    for name in MEASURES:
-        recorded = "not there" if earlier is None else f"{earlier[name]:.4g}"
-        console.print(f"{name:16} now {row[name]:.4g}, in the file {recorded}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -21,26 +21,16 @@ are missing. `--only` makes one cell again and prints it beside the line that is
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # everything is made here
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
-os.environ["PYTHONWARNINGS"] = "ignore"
-os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process per run uses a computer better than a run on all cores
-
-
-from studies.cells import console, read_rows, run_cells
+from studies.cells import compare, console, pick, read_rows, run_cells  # before transformers
 from trl_fork.commands.options import OptionParser
 
 from .grid import ARMS, STAGES, TASKS, Cell, cell_of
 
 
+MEASURES = ("accuracy", "pass@8", "greedy_accuracy", "length", "entropy")  # that `--only` prints
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -67,11 +57,9 @@ def main(options: argparse.Namespace) -> None:
     rows = read_rows(path)
     cells = [cell for cell in STAGES[options.stage](options.size, rows, tasks) if cell.arm in options.arms]
     if options.only:
-        cells = [cell for cell in cells if str(cell) == options.only] or sys.exit(
-            f"Stage {options.stage} has no cell {options.only!r}. It has, for example, {str(cells[0])!r}."
-        )
+        cell = pick(cells, options.only, options.stage)
         make_starts(options.work_dir, options.size, tasks)
-        compare(run_cell(cells[0], options.work_dir, False), rows)
+        compare(run_cell(cell, options.work_dir, False), rows, cell_of, MEASURES)
         return
     make_starts(options.work_dir, options.size, tasks)
     arguments = (options.work_dir, options.stage == "arms")
@@ -104,13 +92,6 @@ def run_cell(cell: Cell, work_dir: Path, take_gradient_apart: bool) -> dict:
     from .runs import run
 
     return run(cell, work_dir, take_gradient_apart)
-
-
-def compare(row: dict, rows: list[dict]) -> None:
-    earlier = next((old for old in rows if cell_of(old) == cell_of(row)), None)
-    for name in ("accuracy", "pass@8", "greedy_accuracy", "length", "entropy"):
-        recorded = "not there" if earlier is None else f"{earlier[name]:.4g}"
-        console.print(f"{name:16} now {row[name]:.4g}, in the file {recorded}", highlight=False)
 
 
 if __name__ == "__main__":
