@@ -5,6 +5,7 @@ The formulas of magnetic mirror descent are written here, over whole sequences; 
 """
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -45,7 +46,8 @@ def policy_of(probabilities):
 def step_by_hand(start, magnet, rewards, tau, eta):
     """`(pi exp(eta r) rho^(eta tau))^(1 / (1 + eta tau))`, normalised, by sequences."""
     weights = [
-        (p * math.exp(eta * r) * q ** (eta * tau)) ** (1 / (1 + eta * tau))
+        # Each factor has its power, so that none is too small for a float.
+        p ** (1 / (1 + eta * tau)) * math.exp(eta * r / (1 + eta * tau)) * q ** (eta * tau / (1 + eta * tau))
         for p, q, r in zip(start, magnet, rewards, strict=True)
     ]
     return [w / sum(weights) for w in weights]
@@ -87,7 +89,7 @@ def test_residuals_are_0_at_the_step(tau, eta, rewards, start, magnet):
     assert residuals.abs().max() < 1e-9
     exact = math.log(
         sum(
-            (p * q ** (eta * tau)) ** (1 / (1 + eta * tau)) * math.exp(eta * r / (1 + eta * tau))
+            p ** (1 / (1 + eta * tau)) * q ** (eta * tau / (1 + eta * tau)) * math.exp(eta * r / (1 + eta * tau))
             for p, q, r in zip(probabilities_of(start), probabilities_of(magnet), rewards.tolist(), strict=True)
         )
     )
@@ -128,7 +130,7 @@ def test_steps_end_at_the_target_without_them(tau, eta, start, magnet):
         policy = policy_of((weights / weights.sum()).tolist())
         gaps = np.log(np.array(probabilities_of(policy))) - np.log(target)
         distances.append(np.ptp(gaps))
-    for before, after in zip(distances[:8], distances[1:9], strict=True):
+    for before, after in pairwise(distances[:9]):
         assert after == pytest.approx(before / (1 + eta * tau), rel=1e-6)
     if eta * tau > 0.39:
         assert distances[-1] < 1e-5
@@ -162,7 +164,7 @@ def test_each_completion_may_have_its_own_coefficient(start, magnet):
     outputs = TrajectoryBalance(99.0, length_normalized=False)(
         LossInputs(own, reference, MASK, rewards, log_partition, torch.tensor(1.0), beta=betas)
     )
-    gradients = torch.autograd.grad(outputs.loss, start.logits)[0]
+    gradients = torch.autograd.grad(outputs.loss, start.logits, retain_graph=True)[0]
     total, loss = torch.zeros_like(gradients), 0.0
     for role, tau in enumerate((0.2, 3.0)):
         rows = roles == role

@@ -14,8 +14,8 @@ It is `ref(y) exp(r(y) / beta) / Z` with `ref = pi_k ** (1 / (1 + eta tau)) * rh
 neither over tokens nor over completions, and need not be: the constant of a prompt is part of `log Z`.
 
 With length normalisation the residual is 0 at `ref(y) exp(|y| (r(y) / beta - c))`, a step with the rewards
-`|y| (r - c beta)`: the step size of a completion is `eta |y|`, and its temperature `tau / |y|`. Over the steps an error
-of `c` adds up to `(1 + eta tau) / (eta tau)` times what it is in one, as a bias of length. Without it, an error of
+`|y| (r - c beta)`: the step size of a completion is `eta |y|`, its temperature `tau / |y|`. Over the steps an error of
+`c` adds up to `(1 + eta tau) / (eta tau)` times what it is in one, as a bias of length. Without it, an error of
 `log Z` changes no expected gradient.
 """
 

@@ -1,5 +1,6 @@
 """What trajectory balance reads of rollouts in which several roles write: turns of an episode, and KL coefficients."""
 
+from functools import partial
 from math import isfinite, isnan
 from numbers import Real
 
@@ -13,7 +14,7 @@ def rows_per_episode(rollout_func) -> int:
     Rows of an episode: the attribute `rows_per_episode` of a rollout function, 1 where it has none.
 
     Row `i` of a process is turn `i % rows_per_episode` of its episode. The functions that a wrapper made by
-    `functools.wraps` calls are asked as well, since a wrapper has no attributes of the wrapped object's class.
+    `functools.wraps`, or a partial, calls are asked as well, since it has no attributes of the other one's class.
 
     Raises:
         `ValueError`: for a value that is not a whole number of at least 1.
@@ -28,7 +29,7 @@ def rows_per_episode(rollout_func) -> int:
                     "number of adjacent rows that are the turns of one episode. Leave it out where each row is one."
                 )
             return rows
-        function = getattr(function, "__wrapped__", None)
+        function = function.func if isinstance(function, partial) else getattr(function, "__wrapped__", None)
     return 1
 
 
