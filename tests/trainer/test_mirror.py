@@ -284,6 +284,18 @@ def test_a_column_of_coefficients(tokenizer, tmp_path):
             build_trainer("no/model", tokenizer, rollouts, tmp_path, **BALANCE, **datasets)
 
 
+def test_coefficients_beside_the_policy_gradient(tokenizer, tmp_path):
+    rollouts = Episodes(tokenizer)
+    trainer = build_trainer(build_model(tokenizer), tokenizer, rollouts, tmp_path)
+    assert trainer._rows_per_episode == 2
+    with pytest.raises(
+        ValueError, match=r"process 0, row 0 of the batch: role_beta=0.12 has no effect with objective"
+    ):
+        trainer.train()
+    rollouts.role_betas = (None, math.nan)
+    trainer.train()
+
+
 def test_coefficients_beside_estimates_for_another_one(tokenizer, tmp_path):
     case = Case(tokenizer, tmp_path, Episodes(tokenizer), **OFFLINE)
     with pytest.raises(ValueError, match=r"row 0 of the batch.* role_beta is 0.12 and beta 0.31, for which"):
@@ -402,5 +414,4 @@ def test_steps_lead_to_the_target(tokenizer, tmp_path):
     trainer.train()
     found = distribution(model)
     distances = [(p - target).abs().sum().item() / 2 for p in (reference, found)]
-    print(distances, found[4:8], target[4:8])
     assert distances[0] > 0.4 and distances[1] < 0.25 * distances[0]

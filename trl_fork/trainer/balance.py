@@ -25,7 +25,7 @@ from .context import PolicyScores, WithContext
 from .metrics import weighted_sum
 from .partition_column import check_partition_column, check_partition_settings, log_partition_of
 from .pass_metrics import PassMetrics
-from .roles import check_episodes, check_role_column, role_beta_of, rows_per_episode
+from .roles import check_episodes, check_role_column, refuse_role_betas, role_beta_of, rows_per_episode
 from .sampling_checks import check_model_sampling
 
 
@@ -51,18 +51,18 @@ class BalanceMixin(WithContext, TrainerMixin):
     _rewards: Any  # (rows of all processes, reward functions), of the latest batch
 
     def _init_objective(self):
+        self._rows_per_episode = rows_per_episode(self.rollout_func)
         if self.args.objective in OBJECTIVES:
             kind = OBJECTIVES[self.args.objective]
             self._objective = kind(**{field.name: getattr(self.args, field.name) for field in fields(kind)})
-            self._init_roles()
+            self._warn_of_single_updates()
             if isinstance(self.processing_class, ProcessorMixin):  # not known before it was loaded
                 _refuse_images(self.args.objective)
             if not self.use_vllm and self.rollout_func is None:
                 check_model_sampling(self.accelerator.unwrap_model(self.model), self.generation_config.to_dict())
         self._pass_metrics = {"train": PassMetrics(), "eval": PassMetrics()}
 
-    def _init_roles(self):
-        self._rows_per_episode = rows_per_episode(self.rollout_func)
+    def _warn_of_single_updates(self) -> None:
         step, beta = self.args.mirror_step_size, self.args.beta
         if step is not None and updates_per_batch(self) <= 1 and self.accelerator.is_main_process:
             logger.warning(
@@ -81,9 +81,11 @@ class BalanceMixin(WithContext, TrainerMixin):
         return self._objective is not None and self.args.partition == "group"
 
     def _generate_and_score_completions(self, inputs):
-        if self._objective is None:
-            return super()._generate_and_score_completions(inputs)
         step = f"Step {self.state.global_step}, process {self.accelerator.process_index}"
+        if self._objective is None:
+            output = super()._generate_and_score_completions(inputs)
+            refuse_role_betas(inputs, step)
+            return output
         places = [
             f"{step}, row {row} of the batch, prompt {str(example.get('prompt'))[:60]!r}"
             for row, example in enumerate(inputs)

@@ -95,6 +95,23 @@ def role_beta_of(example: dict, args, where: str) -> float:
     return float(value)
 
 
+def refuse_role_betas(examples: list[dict], where: str) -> None:
+    """
+    Refuse KL coefficients of roles in a batch of the policy gradient, which does not read them.
+
+    Raises:
+        `ValueError`: naming the row and the remedy.
+    """
+    for row, example in enumerate(examples):
+        value = example.get(ROLE_BETA)
+        if value is not None and value == value:  # NaN stands for none
+            raise ValueError(
+                f"{where}, row {row} of the batch: {ROLE_BETA}={value!r} has no effect with "
+                "objective='policy_gradient', whose KL coefficient is beta for all rows. Leave it out, or set "
+                "objective='trajectory_balance'."
+            )
+
+
 def check_role_column(name: str, dataset, args) -> None:
     """[`role_beta_of`] each row of a data set that has such a column, before a model is loaded."""
     # A transform may make another column of it.
