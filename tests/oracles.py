@@ -233,14 +233,29 @@ def balance_gap(
     return reward / beta - sum(differences) / (len(differences) if length_normalized else 1)
 
 
-def group_constants(rollouts, log_probs, ref_log_probs, rewards, beta, length_normalized=True) -> dict[int, float]:
-    """The mean gap of each row's group, of the completions that have a valid token and a reward. By row."""
-    gaps: dict[int, list[float]] = {}
+def group_constants(
+    rollouts, log_probs, ref_log_probs, rewards, beta, length_normalized=True, turns: int = 1
+) -> dict[int, float]:
+    """
+    The mean gap of each row's group, of the completions of the same turn that have a valid token and a reward. By row.
+    `beta` is one number, or one for each row.
+    """
+    gaps: dict[tuple[int, int], list[float]] = {}
     for r in rollouts:
         if any(r.valid) and rewards[r.row] is not None:
-            gap = balance_gap(r, log_probs[r.row], ref_log_probs[r.row], rewards[r.row], beta, length_normalized)
-            gaps.setdefault(r.group, []).append(gap)
-    return {r.row: sum(gaps[r.group]) / len(gaps[r.group]) for r in rollouts if r.group in gaps}
+            own = beta[r.row] if isinstance(beta, dict) else beta
+            gap = balance_gap(r, log_probs[r.row], ref_log_probs[r.row], rewards[r.row], own, length_normalized)
+            gaps.setdefault((r.group, r.row % turns), []).append(gap)
+    places = {r.row: gaps.get((r.group, r.row % turns)) for r in rollouts}
+    return {row: sum(found) / len(found) for row, found in places.items() if found}
+
+
+def mirror_target(start_log_probs, magnet_log_probs, taus: dict[int, float], eta: float) -> tuple[dict, dict]:
+    """Log-probabilities of the reference of a mirror step, and the number that divides rewards. By row."""
+    mixed = {
+        row: (start_log_probs[row] + eta * tau * magnet_log_probs[row]) / (1 + eta * tau) for row, tau in taus.items()
+    }
+    return mixed, {row: (1 + eta * tau) / eta for row, tau in taus.items()}
 
 
 def balance(
@@ -251,7 +266,7 @@ def balance(
     ref_log_probs: dict[int, torch.Tensor],
     divisor: float,
     *,
-    beta: float,
+    beta: float | dict[int, float],
     length_normalized: bool = True,
     weights: dict[tuple[int, int], float] | None = None,
     old_log_probs: dict[int, torch.Tensor] | None = None,
@@ -267,7 +282,8 @@ def balance(
         if not any(r.valid) or rewards[r.row] is None:
             continue
         log_probs, _ = log_probs_and_entropies(model, r)
-        gap = balance_gap(r, log_probs, ref_log_probs[r.row], rewards[r.row], beta, length_normalized)
+        own = beta[r.row] if isinstance(beta, dict) else beta
+        gap = balance_gap(r, log_probs, ref_log_probs[r.row], rewards[r.row], own, length_normalized)
         residual = constants[r.row] - gap
         ratio = 1.0
         if old_log_probs is not None:

@@ -44,6 +44,7 @@ from tests.oracles import (
     informative_batch,
     log_probs_and_entropies,
     loss,
+    mirror_target,
     priority,
     select,
 )
@@ -325,7 +326,7 @@ def naive_run(model, run: Run) -> tuple[list[float], list[dict]]:
             # A window of `accumulation` micro-batches is `accumulation / steps` of the generation batch.
             share = accumulation / steps
             if settings["objective"] == "trajectory_balance":
-                value, surrogate = naive_balance(model, batch, window, weights, old, settings["beta"], share)
+                value, surrogate = naive_balance(model, batch, window, weights, old, settings, share)
                 surrogate.backward()
             elif settings["loop_credit"]:
                 value = naive_loop_credit(model, window, advantages_of(batch), weights) / sum(weights.values()) / share
@@ -347,14 +348,17 @@ def naive_run(model, run: Run) -> tuple[list[float], list[dict]]:
     return losses, selections
 
 
-def naive_balance(model, batch, window, weights, old, beta: float, share: float):
-    """Loss of a window, and a value with its gradient. The reference is the model without its adapter."""
+def naive_balance(model, batch, window, weights, old, settings: dict, share: float):
+    """Loss of a window, and a value with its gradient. The magnet is the model without its adapter."""
     with torch.no_grad(), model.disable_adapter():
         ref = {r.row: log_probs_and_entropies(model, r)[0] for r in batch}
-    constants = group_constants(batch, old, ref, advantages_of(batch), beta)
+    roles = settings["role_betas"]
+    taus = {r.row: roles[r.row % len(roles)] or settings["beta"] for r in batch}
+    reference, betas = mirror_target(old, ref, taus, settings["mirror_step_size"])
+    constants = group_constants(batch, old, reference, advantages_of(batch), betas, False, turns=len(roles))
     found = balance(
-        model, window, advantages_of(batch), constants, ref, len(batch) * share, beta=beta, weights=weights,
-        old_log_probs=old,
+        model, window, advantages_of(batch), constants, reference, len(batch) * share, beta=betas,
+        length_normalized=False, weights=weights, old_log_probs=old,
     )  # fmt: skip
     return found[:2]
 

@@ -123,13 +123,17 @@ SCENARIOS = {
         "max_steps": 4,
         "learning_rate": 0.05,
     },
-    # The mean of a group that is half on one process, half on the other, and the reference is the adapter turned off.
+    # Mirror steps of two roles, which speak in turn, in a group that is half on one process, half on the other. The
+    # magnet is the adapter turned off.
     "balance": {
         "generation": 24,
         "micro_batch": 12,
         "lora": True,
+        "roles": True,
         "objective": "trajectory_balance",
         "beta": 0.31,
+        "mirror_step_size": 0.5,
+        "length_normalized": False,
         "loss_denominator": "all",
         "eval_strategy": "steps",
         "eval_steps": 1,
@@ -166,7 +170,7 @@ PRESETS = {
 }
 DATA_KEYS = (
     *("generation", "micro_batch", "prompts", "truncated_prompts", "inert_prompts"),
-    *("lora", "looped", "from_disk", "report"),
+    *("lora", "looped", "from_disk", "report", "roles"),
 )
 # Random from the start, so that a forward without the adapter would select other tokens.
 LORA = {"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "init_lora_weights": False}
@@ -231,9 +235,21 @@ class TrainingRollouts(FixedRollouts):
         return output
 
 
+class RoleRollouts(TrainingRollouts):
+    """Two roles speak in turn, each with a KL coefficient; that of the second is the run's."""
+
+    rows_per_episode = 2
+    role_betas = (0.12, None)
+
+    def __call__(self, prompts, trainer):
+        output = super().__call__(prompts, trainer)
+        return output | {"role_beta": [self.role_betas[row % 2] for row in range(len(prompts))]}
+
+
 def build_rollouts(scenario, tokenizer) -> TrainingRollouts:
     generation = scenario.get("generation", 32)
-    rollouts = TrainingRollouts(tokenizer, prompts=scenario.get("prompts", generation // NUM_GENERATIONS))
+    kind = RoleRollouts if scenario.get("roles") else TrainingRollouts
+    rollouts = kind(tokenizer, prompts=scenario.get("prompts", generation // NUM_GENERATIONS))
     for (text, i), ids in rollouts.completions.items():
         prompt = rollouts.texts.index(text)
         # Short ones in the first half of each generation batch: ranks pad to different lengths.
@@ -327,6 +343,8 @@ def record_of(trainer: Recorder, rollouts: TrainingRollouts) -> dict:
             "credit": trainer.args.token_credit,
             "objective": trainer.args.objective,
             "beta": trainer.args.beta,
+            "mirror_step_size": trainer.args.mirror_step_size,
+            "role_betas": getattr(rollouts, "role_betas", None),
             "loop_credit": trainer.args.loop_credit,
             "learning_rate": trainer.args.learning_rate,
             "seed": trainer.args.seed,

@@ -46,6 +46,7 @@ BETA = 0.31
 CUTS = {"32x1": (32, 1), "8x4": (8, 4), "2x16": (2, 16)}
 BALANCE = {"objective": "trajectory_balance", "beta": BETA, "loss_denominator": "all"}
 OFFLINE = {"partition": "offline", "balance_reward": "reward"}
+MIRROR = {"mirror_step_size": 0.5, "length_normalized": False}
 
 
 class Balanced(SpyTrainer):
@@ -413,6 +414,14 @@ def test_several_updates_per_generation_batch(iterations, steps, accumulation, t
         gradient_accumulation_steps=accumulation, num_iterations=iterations, max_steps=updates, learning_rate=0.05,
         max_importance_ratio=1.05,
     )  # fmt: skip
+    clipped = check_updates(case, updates)
+    assert bool(clipped) == (steps * iterations > accumulation)
+
+
+def check_updates(case, updates, tolerance=1e-5) -> int:
+    """Check each update of a run with learning rate 0.05 and largest ratio 1.05. How many ratios were clipped."""
+    args, rollouts = case.trainer.args, case.rollouts
+    iterations, steps, accumulation = args.num_iterations, args.steps_per_generation, args.gradient_accumulation_steps
     case.trainer.train()
     oracle = copy.deepcopy(case.start)
     micro_steps, batches = iter(case.trainer.micro_batches), iter(rollouts.generated)
@@ -440,11 +449,11 @@ def test_several_updates_per_generation_batch(iterations, steps, accumulation, t
         for parameter in oracle.parameters():
             parameter.data -= 0.05 * total[offset : offset + parameter.numel()].view_as(parameter)
             offset += parameter.numel()
-    assert bool(clipped) == (steps * iterations > accumulation)
     moved = weight_change(case.start, oracle)
-    assert relative_difference(weight_change(case.start, case.model), moved) < 1e-5
+    assert relative_difference(weight_change(case.start, case.model), moved) < tolerance
     # TRL's pass for old log-probabilities is the only one of the policy
     assert case.trainer.scoring_passes == 2 * len(rollouts.generated)
+    return clipped
 
 
 def test_offline_needs_no_pass_of_the_policy(tokenizer, tmp_path):
@@ -558,6 +567,7 @@ def test_resumed_within_a_generation_batch(partition, tokenizer, tmp_path):
         ({"length_normalized": False}, "length_normalized was True, is False"),
         ({"balance_reward": "reward"}, "balance_reward was advantage, is reward"),
         ({"max_importance_ratio": 5.0}, "max_importance_ratio was 10.0, is 5.0"),
+        (MIRROR, "length_normalized was True, is False; mirror_step_size was None, is 0.5"),
         ({"objective": "policy_gradient"}, "objective was trajectory_balance, is policy_gradient"),
     ],
     ids=str,
@@ -637,6 +647,13 @@ def test_a_checkpoint_from_before_there_were_objectives(tokenizer, tmp_path):
         ({"vllm_structured_outputs_regex": "[0-9]+"}, r"vllm_structured_outputs_regex='\[0-9\]\+' does not go with"),
         ({"partition": "offline"}, "balance_reward='advantage' does not go with partition='offline'"),
         ({**OFFLINE, "sync_ref_model": True}, "sync_ref_model=True does not go with partition='offline'"),
+        *(
+            ({**MIRROR, "mirror_step_size": value}, f"mirror_step_size must be a positive number, got {value!r}")
+            for value in (0, -0.5, math.inf, math.nan, "0.5", True)
+        ),
+        ({"mirror_step_size": 0.5}, "length_normalized=True does not go with mirror_step_size=0.5.*=False"),
+        ({**MIRROR, **OFFLINE}, "partition='offline' does not go with mirror_step_size=0.5.*partition='group'"),
+        ({**MIRROR, "sync_ref_model": True}, "sync_ref_model=True does not go with mirror_step_size=0.5"),
         (
             {"balance_reward": "reward", "multi_objective_aggregation": "normalize_then_sum"},
             "multi_objective_aggregation='normalize_then_sum' has no effect with balance_reward='reward'",
@@ -656,6 +673,7 @@ def test_refused(settings, message, tmp_path):
         {"length_normalized": False},
         {"balance_reward": "reward"},
         {"max_importance_ratio": 3.0},
+        {"mirror_step_size": 0.5},
     ],
     ids=str,
 )
@@ -673,6 +691,7 @@ def test_what_the_policy_gradient_does_not_read_is_refused(settings, tmp_path):
         {"max_importance_ratio": float("inf")},
         {"max_importance_ratio": 1},
         {"sync_ref_model": True},
+        {"length_normalized": False, "mirror_step_size": 1},
         {"dynamic_sampling": True},
         {"generation_kwargs": {"temperature": 1.0, "top_p": 1.0, "do_sample": True, "stop_strings": ["x"]}},
         {"multi_objective_aggregation": "normalize_then_sum"},

@@ -17,6 +17,10 @@ SOLUTION_COLUMNS = ("ground_truth", "reward_model.ground_truth", "final_answer",
 LOG_PARTITION, LOG_PARTITION_SETTINGS = "log_partition", "log_partition_settings"
 PARTITION_SETTINGS = ("beta", "length_normalized", "temperature", "max_completion_length")
 
+# Of a completion, for `objective="trajectory_balance"`: the KL coefficient of the role that wrote it; `beta` where it
+# is not set.
+ROLE_BETA = "role_beta"
+
 # What the trainer itself passes to a reward function (`GRPOTrainer._calculate_rewards`).
 REWARD_ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 

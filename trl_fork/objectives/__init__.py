@@ -5,6 +5,7 @@ This package imports torch, but neither TRL nor a trainer.
 """
 
 from .losses import OBJECTIVES, LossInputs, LossOutputs, TrajectoryBalance, with_weighted_gradient
+from .mirror import mirror_beta, mirror_reference
 from .trajectory_balance import (
     LogPartitionFit,
     balance_loss,
@@ -33,6 +34,8 @@ __all__ = [
     "group_log_partition",
     "importance_ratio",
     "log_ratio",
+    "mirror_beta",
+    "mirror_reference",
     "proposal_log_partition",
     "proposal_standard_error",
     "ridge_map",

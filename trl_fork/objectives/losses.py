@@ -14,7 +14,8 @@ class LossInputs:
 
     Args:
         log_probs (`torch.Tensor` of shape `(batch, seq)`): Log-probabilities of the tokens by the policy.
-        ref_log_probs (`torch.Tensor` of shape `(batch, seq)`): Those by the reference.
+        ref_log_probs (`torch.Tensor` of shape `(batch, seq)`):
+            Those by the reference; with mirror steps [`mirror_reference`], that of the step.
         mask (`torch.Tensor` of shape `(batch, seq)`): Nonzero at valid tokens.
         rewards (`torch.Tensor` of shape `(batch,)`): Rewards; NaN at completions that are left out.
         log_partition (`torch.Tensor` of shape `(batch,)`): Estimates of `log Z` of their prompts, in nats.
@@ -23,6 +24,8 @@ class LossInputs:
             Log-probabilities by the policy that wrote the batch; `None` while the policy is that one.
         weights (`torch.Tensor` of shape `(batch, seq)` or `(batch, 1)`, *optional*):
             Factors of the gradients of the log-probabilities; 1 by default.
+        beta (`torch.Tensor` of shape `(batch,)`, *optional*):
+            KL coefficients of the completions, above 0; that of the objective by default.
     """
 
     log_probs: torch.Tensor
@@ -33,6 +36,7 @@ class LossInputs:
     normalizer: torch.Tensor
     old_log_probs: torch.Tensor | None = None
     weights: torch.Tensor | None = None
+    beta: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class TrajectoryBalance:
     move the target.
 
     Args:
-        beta (`float`): KL coefficient, above 0.
+        beta (`float`): KL coefficient, above 0, of completions that bring none of their own.
         length_normalized (`bool`): Whether the log-ratio of a completion is a mean over its tokens.
         max_importance_ratio (`float`): Largest `w`, see [`importance_ratio`].
     """
@@ -78,7 +82,8 @@ class TrajectoryBalance:
             values[counted] for values in (log_probs, mask, inputs.ref_log_probs, inputs.rewards, inputs.log_partition)
         )
         ratios = log_ratio(log_probs, ref, mask, length_normalized=self.length_normalized)
-        residuals = balance_residual(ratios, rewards, log_partition, self.beta)
+        beta = self.beta if inputs.beta is None else inputs.beta[counted]
+        residuals = balance_residual(ratios, rewards, log_partition, beta)
         unclipped = torch.ones_like(rewards)
         if inputs.old_log_probs is not None:
             unclipped = importance_ratio(log_probs, inputs.old_log_probs[counted], mask, maximum=float("inf"))

@@ -34,7 +34,7 @@ def log_ratio(
 
 
 def balance_residual(
-    log_ratios: torch.Tensor, rewards: torch.Tensor, log_partition: torch.Tensor, beta: float
+    log_ratios: torch.Tensor, rewards: torch.Tensor, log_partition: torch.Tensor, beta: float | torch.Tensor
 ) -> torch.Tensor:
     """
     `log_partition + log_ratio - reward / beta`: 0 at the target.
@@ -43,7 +43,7 @@ def balance_residual(
         log_ratios (`torch.Tensor` of shape `(batch,)`): See [`log_ratio`].
         rewards (`torch.Tensor` of shape `(batch,)`): Rewards, or advantages, of the completions.
         log_partition (`torch.Tensor` of shape `(batch,)`): `log Z` of their prompts in nats, or `c` of the module.
-        beta (`float`): KL coefficient, above 0.
+        beta (`float` or `torch.Tensor` of shape `(batch,)`): KL coefficient, above 0.
 
     Returns:
         `torch.Tensor` of shape `(batch,)`: residuals in nats.
@@ -52,7 +52,11 @@ def balance_residual(
 
 
 def group_log_partition(
-    log_ratios: torch.Tensor, rewards: torch.Tensor, beta: float, groups: torch.Tensor, counted: torch.Tensor
+    log_ratios: torch.Tensor,
+    rewards: torch.Tensor,
+    beta: float | torch.Tensor,
+    groups: torch.Tensor,
+    counted: torch.Tensor,
 ) -> torch.Tensor:
     """
     The estimate of `log Z` under which the residuals of a group have mean 0 (VarGrad; TBA, arXiv 2503.18929).
@@ -64,7 +68,7 @@ def group_log_partition(
         log_ratios (`torch.Tensor` of shape `(batch,)`):
             Log-ratios by the policy that starts the generation batch, see [`log_ratio`].
         rewards (`torch.Tensor` of shape `(batch,)`): Rewards.
-        beta (`float`): KL coefficient, above 0.
+        beta (`float` or `torch.Tensor` of shape `(batch,)`): KL coefficient, above 0.
         groups (`torch.Tensor` of shape `(batch,)`): Number of the group of each completion.
         counted (`torch.BoolTensor` of shape `(batch,)`): Completions that are trained on; the others are left out.
 

@@ -204,6 +204,11 @@ def old_logps_are_computed(trainer: TrainerMixin) -> bool:
     )
 
 
+def updates_per_batch(trainer: TrainerMixin) -> float:
+    """Optimizer steps on each generation batch; below 1 where a step takes several batches."""
+    return trainer.args.steps_per_generation * trainer.num_iterations / trainer.args.gradient_accumulation_steps
+
+
 def warn_of_cast_weights(trainer: TrainerMixin) -> None:
     """
     Warn where TRL will round the weights that are trained, in place and for good.

@@ -6,22 +6,35 @@ from typing import Any
 import torch
 from transformers import ProcessorMixin
 
+from .._logging import logger
 from ..data.columns import LOG_PARTITION, LOG_PARTITION_SETTINGS
-from ..objectives import OBJECTIVES, LossInputs, TrajectoryBalance, group_log_partition, log_ratio
+from ..objectives import (
+    OBJECTIVES,
+    LossInputs,
+    TrajectoryBalance,
+    group_log_partition,
+    log_ratio,
+    mirror_beta,
+    mirror_reference,
+)
 from ..ranks import Ranks
-from ._trl import TrainerMixin
+from ._trl import TrainerMixin, updates_per_batch
 from .batching import loss_mask
 from .checks import named_datasets
 from .context import PolicyScores, WithContext
 from .metrics import weighted_sum
 from .partition_column import check_partition_column, check_partition_settings, log_partition_of
 from .pass_metrics import PassMetrics
+from .roles import check_episodes, check_role_column, refuse_role_betas, role_beta_of, rows_per_episode
 from .sampling_checks import check_model_sampling
 
 
 # What the objective adds to TRL's batches, beside LOG_PARTITION, (batch,) float.
 REWARDS = "balance_rewards"  # (batch,) float: NaN at completions that are left out
+ROLE_BETAS = "balance_betas"  # (batch,) float: KL coefficients to the reference model
 NUM_COMPLETIONS = "num_completions_in_batch"  # scalar: completions that count, over the generation batch and all ranks
+# (batch, seq) float: with mirror steps, log-probabilities by the policy that starts the generation batch
+START_LOG_PROBS = "start_per_token_logps"
 
 
 class BalanceMixin(WithContext, TrainerMixin):
@@ -33,18 +46,31 @@ class BalanceMixin(WithContext, TrainerMixin):
     """
 
     _objective: TrajectoryBalance | None = None  # `None`: TRL's loss
+    _rows_per_episode = 1  # of `rollout_func`: row `i` of a process is turn `i % _rows_per_episode` of its episode
     _ranks: Ranks
     _rewards: Any  # (rows of all processes, reward functions), of the latest batch
 
     def _init_objective(self):
+        self._rows_per_episode = rows_per_episode(self.rollout_func)
         if self.args.objective in OBJECTIVES:
             kind = OBJECTIVES[self.args.objective]
             self._objective = kind(**{field.name: getattr(self.args, field.name) for field in fields(kind)})
+            self._warn_of_single_updates()
             if isinstance(self.processing_class, ProcessorMixin):  # not known before it was loaded
                 _refuse_images(self.args.objective)
             if not self.use_vllm and self.rollout_func is None:
                 check_model_sampling(self.accelerator.unwrap_model(self.model), self.generation_config.to_dict())
         self._pass_metrics = {"train": PassMetrics(), "eval": PassMetrics()}
+
+    def _warn_of_single_updates(self) -> None:
+        step, beta = self.args.mirror_step_size, self.args.beta
+        if step is not None and updates_per_batch(self) <= 1 and self.accelerator.is_main_process:
+            logger.warning(
+                f"mirror_step_size={step}: with one update per generation batch, the policy is the one that starts "
+                "the batch, and a mirror step multiplies the gradient of a completion by eta beta / (1 + eta beta), "
+                f"{step * beta / (1 + step * beta):.3g} for beta={beta}, and does nothing else. Set num_iterations "
+                "above 1, or steps_per_generation above gradient_accumulation_steps."
+            )
 
     def train(self, *args, **kwargs):
         self._pass_metrics = {"train": PassMetrics(), "eval": PassMetrics()}  # an error may have ended a step halfway
@@ -55,17 +81,27 @@ class BalanceMixin(WithContext, TrainerMixin):
         return self._objective is not None and self.args.partition == "group"
 
     def _generate_and_score_completions(self, inputs):
-        if self._objective is None or self.args.partition != "offline":
-            return super()._generate_and_score_completions(inputs)
-        where = f"Step {self.state.global_step}, process {self.accelerator.process_index}"
-        # The rows of a stream have not been looked at yet, and an error is cheaper before their completions exist.
+        step = f"Step {self.state.global_step}, process {self.accelerator.process_index}"
+        if self._objective is None:
+            output = super()._generate_and_score_completions(inputs)
+            refuse_role_betas(inputs, step)
+            return output
+        places = [
+            f"{step}, row {row} of the batch, prompt {str(example.get('prompt'))[:60]!r}"
+            for row, example in enumerate(inputs)
+        ]
         estimates = []
-        for row, example in enumerate(inputs):
-            place = f"{where}, row {row} of the batch, prompt {str(example.get('prompt'))[:60]!r}"
-            estimates.append(log_partition_of(example, place))
-            check_partition_settings(example.get(LOG_PARTITION_SETTINGS), self.args, place)
+        if self.args.partition == "offline":
+            # The rows of a stream have not been looked at yet, and an error is cheaper before their completions exist.
+            for example, where in zip(inputs, places, strict=True):
+                estimates.append(log_partition_of(example, where))
+                check_partition_settings(example.get(LOG_PARTITION_SETTINGS), self.args, where)
         output = super()._generate_and_score_completions(inputs)
-        output[LOG_PARTITION] = torch.tensor(estimates, device=output["completion_ids"].device)
+        # By now TRL has added to the examples what a rollout function says of its rows.
+        betas = [role_beta_of(example, self.args, where) for example, where in zip(inputs, places, strict=True)]
+        output[ROLE_BETAS] = torch.tensor(betas, device=output["completion_ids"].device)
+        if estimates:
+            output[LOG_PARTITION] = torch.tensor(estimates, device=output["completion_ids"].device)
         return output
 
     def _prepare_balance(self, output: dict, scores: PolicyScores | None) -> None:
@@ -75,6 +111,8 @@ class BalanceMixin(WithContext, TrainerMixin):
         output[REWARDS] = rewards = self._balance_rewards(output)
         output[NUM_COMPLETIONS] = self._ranks.sum((~rewards.isnan()).sum())
         if scores is not None and self._partition_of_groups:
+            if self.args.mirror_step_size is not None:
+                output[START_LOG_PROBS] = scores.log_probs.float()
             output[LOG_PARTITION] = self._group_partition(output, scores.log_probs, self.num_generations)
 
     def _balance_rewards(self, output: dict) -> torch.Tensor:
@@ -94,19 +132,27 @@ class BalanceMixin(WithContext, TrainerMixin):
             )
         return found.float().masked_fill(~(usable[own] & (loss_mask(output) != 0).any(1)), torch.nan)
 
+    def _target(self, batch: dict, start_log_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of the reference of the residual, shape `(batch, seq)`, and KL coefficients `(batch,)`."""
+        reference, betas, step_size = batch["ref_per_token_logps"], batch[ROLE_BETAS], self.args.mirror_step_size
+        if step_size is None:
+            return reference, betas
+        return mirror_reference(start_log_probs, reference, betas, step_size), mirror_beta(betas, step_size)
+
     def _group_partition(self, batch: dict, log_probs: torch.Tensor, size: int) -> torch.Tensor:
-        """Estimates of this process's rows, in the order of generation, from groups that may span processes."""
+        """
+        Estimates of this process's rows, in the order of generation, from groups that may span processes. Roles have
+        prompts of their own, so that only rows of the same turn share an estimate.
+        """
         assert self._objective is not None
-        ratios = log_ratio(
-            log_probs.detach().float(),
-            batch["ref_per_token_logps"],
-            loss_mask(batch),
-            length_normalized=self._objective.length_normalized,
-        )
-        rows = self._ranks.gather_vectors(torch.cat([ratios, batch[REWARDS]])).unflatten(1, (2, -1))
-        ratios, rewards = rows.transpose(0, 1).flatten(1)
-        groups = torch.arange(len(rewards), device=rewards.device) // size
-        found = group_log_partition(ratios, rewards, self._objective.beta, groups, ~rewards.isnan())
+        log_probs = log_probs.detach().float()
+        reference, betas = self._target(batch, log_probs)
+        ratios = log_ratio(log_probs, reference, loss_mask(batch), length_normalized=self._objective.length_normalized)
+        rows = self._ranks.gather_vectors(torch.cat([ratios, batch[REWARDS], betas])).unflatten(1, (3, -1))
+        ratios, rewards, betas = rows.transpose(0, 1).flatten(1)
+        turns = torch.arange(len(rewards), device=rewards.device)
+        groups = turns // size * self._rows_per_episode + turns % self._rows_per_episode
+        found = group_log_partition(ratios, rewards, betas, groups, ~rewards.isnan())
         return found.view(self._ranks.count, -1)[self._ranks.index]
 
     def _compute_loss(self, model, inputs):
@@ -122,19 +168,23 @@ class BalanceMixin(WithContext, TrainerMixin):
             compute_aux_loss=self.aux_loss_enabled,
         )
         log_probs = log_probs.float()
+        # In evaluation, the policy that is evaluated is the one of this pass, from which a mirror step would start.
+        start_log_probs = inputs.get(START_LOG_PROBS, log_probs.detach())
+        reference, betas = self._target(inputs, start_log_probs)
         log_partition = inputs.get(LOG_PARTITION)
-        if log_partition is None:  # in evaluation: the policy that is evaluated is the one of this pass
+        if log_partition is None:
             log_partition = self._group_partition(inputs, log_probs, self.num_generations_eval)
         outputs = self._objective(
             LossInputs(
                 log_probs=log_probs,
-                ref_log_probs=inputs["ref_per_token_logps"],
+                ref_log_probs=reference,
                 mask=mask,
                 rewards=inputs[REWARDS],
                 log_partition=log_partition,
                 normalizer=self._normalizer(inputs[NUM_COMPLETIONS]),
                 old_log_probs=inputs.get("old_per_token_logps"),
                 weights=self._gradient_weights(inputs, entropies, mask),
+                beta=betas,
             )
         )
         loss, mode = outputs.loss, "train" if self.model.training else "eval"
@@ -144,7 +194,11 @@ class BalanceMixin(WithContext, TrainerMixin):
             self._metrics[mode]["aux_loss"].append(self.accelerator.gather_for_metrics(aux_loss).mean().item())
         valid = mask != 0
         kl = self._kl(inputs, log_probs.detach())[valid]
-        self._report_passes(mode, {**outputs.metrics, "kl": kl, "entropy": entropies.detach()[valid]})
+        metrics = {**outputs.metrics, "kl": kl, "entropy": entropies.detach()[valid]}
+        if START_LOG_PROBS in inputs:
+            moved = (log_probs.detach() - start_log_probs)[valid]
+            metrics["balance/step_kl"] = moved.exp() - moved - 1  # of KL(start, policy): the tokens are the former's
+        self._report_passes(mode, metrics)
         return loss
 
     def _normalizer(self, num_completions: torch.Tensor) -> torch.Tensor:
@@ -195,7 +249,8 @@ def check_balance(args, given: dict) -> None:
 
     Raises:
         `ValueError`: for `partition="offline"` and a data set without a usable column `log_partition`, see
-            [`~trainer.partition_column.check_partition_column`].
+            [`~trainer.partition_column.check_partition_column`]; for KL coefficients of roles, or numbers of rows per
+            episode, that cannot be used, see [`~trainer.roles.role_beta_of`] and [`~trainer.roles.check_episodes`].
         `NotImplementedError`: for image-text models.
     """
     if args.objective not in OBJECTIVES:
@@ -204,8 +259,12 @@ def check_balance(args, given: dict) -> None:
     images = [name for name, data in datasets if {"image", "images"} & {*(getattr(data, "column_names", None) or ())}]
     if images or isinstance(given.get("processing_class"), ProcessorMixin):
         _refuse_images(args.objective)
-    if args.partition == "offline":
-        for name, data in datasets:
+    if args.partition == "group":
+        evaluates = given.get("eval_dataset") is not None
+        check_episodes(rows_per_episode(given.get("rollout_func")), args, evaluates=evaluates)
+    for name, data in datasets:
+        check_role_column(name, data, args)
+        if args.partition == "offline":
             check_partition_column(name, data, args)
 
 

@@ -71,6 +71,7 @@ LAYOUT = {
     "old_per_token_logps": _COMPLETION,
     "ref_per_token_logps": _COMPLETION,
     "sampling_per_token_logps": _COMPLETION,
+    "start_per_token_logps": _COMPLETION,
     "importance_sampling_ratio": _FACTOR,  # or one column, if there is one ratio per sequence
     "advantages": _COMPLETION,  # where a subclass makes one per token
     "credit_weights": _COMPLETION,

@@ -50,6 +50,7 @@ _SETTINGS = (
     "length_normalized",
     "balance_reward",
     "max_importance_ratio",
+    "mirror_step_size",
     "loop_credit",
     "loop_credit_power",
 )

@@ -95,6 +95,14 @@ class ForkingGRPOConfig(GRPOConfig):
         max_importance_ratio (`float`, *optional*, defaults to `10.0`):
             Largest `w`, the probability of a completion by the policy over that by the policy that wrote it; at
             least 1.
+        mirror_step_size (`float`, *optional*):
+            Step size `eta` of mirror steps, above 0, in units of one over the reward: in the place of `pi_ref`, the
+            reference of that loss is `pi_start ** (1 / (1 + eta * beta)) * pi_ref ** (eta * beta / (1 + eta * beta))`,
+            where `pi_start` is the policy that starts the generation batch, and in the place of `beta` stands
+            `beta + 1 / eta`. A generation batch is then a step of magnetic mirror descent
+            (https://huggingface.co/papers/2206.05825) with `pi_ref` as its magnet, in the spirit of DICE
+            (https://huggingface.co/papers/2606.08068). The steps end at the target of that loss without them; the
+            smaller `eta`, the shorter the way of each. `length_normalized` has to be `False`. `None`: no mirror steps.
 
         > Parameters of looped language models
 
@@ -235,6 +243,13 @@ class ForkingGRPOConfig(GRPOConfig):
         metadata={
             "help": "Trajectory balance: largest weight of a completion, its probability by the policy over that by "
             "the policy that wrote it."
+        },
+    )
+    mirror_step_size: float | None = field(
+        default=None,
+        metadata={
+            "help": "Trajectory balance: step size of mirror steps, in which the reference is mixed with the policy "
+            "that starts the generation batch. By default the reference is fixed."
         },
     )
     loop_credit: str | None = field(

@@ -12,7 +12,7 @@ OBJECTIVE_NAMES = (POLICY_GRADIENT, *OBJECTIVES)
 PARTITIONS = ("group", "offline")
 BALANCE_REWARDS = ("advantage", "reward")
 # Fields that only trajectory balance reads.
-BALANCE_FIELDS = ("partition", "length_normalized", "balance_reward", "max_importance_ratio")
+BALANCE_FIELDS = ("partition", "length_normalized", "balance_reward", "max_importance_ratio", "mirror_step_size")
 
 
 def check_objective(args, chain: Chain | None) -> None:
@@ -41,6 +41,14 @@ def check_objective(args, chain: Chain | None) -> None:
         raise ValueError(
             f"max_importance_ratio must be a number of at least 1, got {ratio!r}: it is the largest weight of a "
             "completion, and that of a completion by the current policy is 1. Leave it out for 10."
+        )
+    step = args.mirror_step_size
+    if step is not None and (
+        isinstance(step, bool) or not isinstance(step, (int, float)) or not (isfinite(step) and step > 0)
+    ):
+        raise ValueError(
+            f"mirror_step_size must be a positive number, got {step!r}: it is the step size of mirror descent. Leave "
+            "it out to train towards the fixed target."
         )
     if args.objective == POLICY_GRADIENT:
         _check_unread(args)
@@ -96,6 +104,8 @@ def _check_balance(args, chain: Chain | None) -> None:
         )
     if args.partition == "offline":
         _check_offline(args)
+    if args.mirror_step_size is not None:
+        _check_mirror(args)
 
 
 def _check_offline(args) -> None:
@@ -109,4 +119,25 @@ def _check_offline(args) -> None:
         raise ValueError(
             "sync_ref_model=True does not go with partition='offline': the estimate is of the first reference, and "
             "the reference would move away from it. Set sync_ref_model=False, or partition='group'."
+        )
+
+
+def _check_mirror(args) -> None:
+    step = f"mirror_step_size={args.mirror_step_size!r}"
+    if args.length_normalized:
+        raise ValueError(
+            f"length_normalized=True does not go with {step}: divided by its length, a completion would have a step "
+            "size and a temperature of its own, and an error of log Z, which then lengthens answers, would grow from "
+            "step to step. Set length_normalized=False."
+        )
+    if args.partition == "offline":
+        raise ValueError(
+            f"partition='offline' does not go with {step}: the estimate is of the fixed reference, and that of a step "
+            "moves with the policy. Set partition='group'."
+        )
+    if args.sync_ref_model:
+        raise ValueError(
+            f"sync_ref_model=True does not go with {step}: the reference model is the magnet, which holds the fixed "
+            "point of the steps, and would move away with it. Set sync_ref_model=False: a mirror step has the policy "
+            "that starts the batch in its reference already."
         )
