@@ -127,7 +127,9 @@ class Game:
         self.log_magnets = [log_of(magnet) for magnet in self.magnets]
         ends = np.cumsum([self.num_states * size for size in self.sizes])
         self._cuts, self.num_logits = ends[:-1], int(ends[-1])
-        self.rates = self.join([np.repeat(t[:, None], a, 1) for t, a in zip(self.temperatures, self.sizes, strict=True)])
+        self.rates = self.join(
+            [np.repeat(t[:, None], a, 1) for t, a in zip(self.temperatures, self.sizes, strict=True)]
+        )
 
     def _temperatures(self, temperatures) -> list[np.ndarray]:
         if np.ndim(temperatures) == 0:

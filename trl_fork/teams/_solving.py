@@ -1,5 +1,6 @@
 """How an equilibrium is found: the flow of the mirror steps, Newton's method, and the branch from high temperature."""
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -45,7 +46,8 @@ def mirror_flow(game: Game, logits: np.ndarray, tolerance: float, budget: Budget
     """
     scale = game.rates / game.rates.max()
     attempt = NEAR
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a step that fails shows in the solver's status
         solver = LSODA(lambda t, y: -scale * game.gap(y), 0.0, logits, np.inf, rtol=1e-7, atol=1e-9)
         while True:
             if (residual := game.residual(solver.y)) <= tolerance:
@@ -143,9 +145,7 @@ def _tangent(game: Game, point: np.ndarray, origin: np.ndarray, direction: np.nd
     return tangent / np.linalg.norm(tangent)
 
 
-def _correct(
-    game: Game, point: np.ndarray, origin: np.ndarray, border: Callable, budget: Budget
-) -> np.ndarray | None:
+def _correct(game: Game, point: np.ndarray, origin: np.ndarray, border: Callable, budget: Budget) -> np.ndarray | None:
     """Newton's method back to the branch, within the plane of the border; `None` where it does not settle at once."""
     for _ in range(5):
         if not budget.spend():

@@ -4,8 +4,8 @@ Equilibria of roles that each keep close to a prior, and the mirror steps that l
 A quantal response equilibrium (McKelvey and Palfrey, Games and Economic Behavior 1995; in agent form, Experimental
 Economics 1998) is a fixed point of `pi_i = softmax((Q_i + tau_i log rho_i) / tau_i)`: every agent answers the others'
 policies with the maximiser of its mean payoff minus `tau_i KL(pi_i || rho_i)`. The temperature `tau_i` may differ
-between agents and states. A uniform magnet `rho_i` makes the second term an entropy. Magnetic mirror descent (Sokota et
-al., [arXiv 2206.05825](https://arxiv.org/abs/2206.05825)) is the step that goes there.
+between agents and states. A uniform magnet `rho_i` makes the second term an entropy. Magnetic mirror descent (Sokota
+et al., [arXiv 2206.05825](https://arxiv.org/abs/2206.05825)) is the step that goes there.
 
 In the spirit of DICE ([arXiv 2606.08068](https://arxiv.org/abs/2606.08068)), which treats teams of language models as
 such a game; neither its code nor its bounds are here. This module needs numpy and scipy only.
@@ -155,8 +155,8 @@ def solve_hqre(
     stable equilibrium it ends with Newton's method. Where the flow does not settle within half of the steps, as where
     it circles in games with very small temperatures, it follows the branch of equilibria that begins at the magnet for
     infinite temperature instead: what it finds is then an equilibrium, but not one that the start has chosen. (In
-    two-player zero-sum games there is one only.) A start that is an equilibrium is returned, stable or not: the uniform
-    magnet of a symmetric game may be one.
+    two-player zero-sum games there is one only.) A start that is an equilibrium is returned, stable or not: the
+    uniform magnet of a symmetric game may be one.
 
     In a Markov game the values are those of the regularised game, with the divergences of later steps in them: each
     agent maximises `E[sum_t discount^t (r_i - tau_i(s) KL(pi_i(.|s) || rho_i(.|s)))]`. One agent alone is soft value
@@ -315,6 +315,4 @@ def _uniform(values: np.ndarray) -> np.ndarray:
 def _inside(game: Game, policies, name: str = "start") -> list[np.ndarray]:
     """Policies without zeros, but where the magnet has them."""
     checked = game.distributions(policies, name)
-    return [
-        np.where(mask, np.maximum(policy, _TINY), 0.0) for policy, mask in zip(checked, game.masks, strict=True)
-    ]
+    return [np.where(mask, np.maximum(policy, _TINY), 0.0) for policy, mask in zip(checked, game.masks, strict=True)]

@@ -142,8 +142,8 @@ class PromptControl:
             chosen = np.asarray(as_array(choices[role], f"choices: role {role!r}:"))
             if chosen.shape != returns.shape:
                 raise ValueError(
-                    f"choices: role {role!r}: must have a prompt for each of the {len(returns)} returns, got the shape "
-                    f"{chosen.shape}."
+                    f"choices: role {role!r}: must have a prompt for each of the {len(returns)} returns, got the "
+                    f"shape {chosen.shape}."
                 )
             if len(wrong := np.flatnonzero(~np.isin(chosen, range(len(texts))))):
                 raise ValueError(
@@ -218,16 +218,16 @@ class PromptControl:
         for name, own in self._settings().items():
             if state["settings"].get(name) != own:
                 raise ValueError(
-                    f"{name} was {state['settings'].get(name)!r} when the state was saved, and is {own!r} now. Use the "
-                    "settings of then, or start anew."
+                    f"{name} was {state['settings'].get(name)!r} when the state was saved, and is {own!r} now. Use "
+                    "the settings of then, or start anew."
                 )
-        history = [
-            {
-                role: as_distribution(policies[role], f"history: role {role!r}:", magnet.shape)
-                for role, magnet in self.magnets.items()
-            }
-            for policies in state["history"]
-        ]
+        history = []
+        for policies in state["history"]:
+            self._check_roles(policies, "history")
+            for role, magnet in self.magnets.items():
+                as_distribution(policies[role], f"history: role {role!r}:", magnet.shape)
+            # To the last bit as they were: a policy that is divided by its sum again may not be.
+            history.append({role: np.array(policies[role], dtype=np.float64) for role in self.prompts})
         self._generator.bit_generator.state = state["generator"]
         self._history = history
 
@@ -245,8 +245,8 @@ class PromptControl:
     def _block_size(self, num_episodes: int, name: str) -> int:
         if not num_episodes or num_episodes % self.num_blocks:
             raise ValueError(
-                f"{name}: the number of episodes must be a multiple of {self.num_blocks}, the number of prompts of all "
-                f"roles together, got {num_episodes}."
+                f"{name}: the number of episodes must be a multiple of {self.num_blocks}, the number of prompts of "
+                f"all roles together, got {num_episodes}."
             )
         return num_episodes // self.num_blocks
 
