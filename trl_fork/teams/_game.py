@@ -35,6 +35,8 @@ def as_distribution(value, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Probabilities over the last axis, broadcast to `shape`; what float32 left of a sum is divided out."""
     array = as_array(value, name)
     try:
+        if array.shape[-1:] != shape[-1:]:  # one number would be taken for all actions
+            raise ValueError(array.shape)
         array = np.broadcast_to(array, shape)
     except ValueError as error:
         raise ValueError(
@@ -132,7 +134,7 @@ class Game:
         )
 
     def _temperatures(self, temperatures) -> list[np.ndarray]:
-        if np.ndim(temperatures) == 0:
+        if not isinstance(temperatures, list | tuple) and np.ndim(temperatures) == 0:
             temperatures = [temperatures] * self.num_agents
         if len(temperatures) != self.num_agents:
             raise ValueError(
@@ -143,6 +145,8 @@ class Game:
 
     def distributions(self, policies, name: str) -> list[np.ndarray]:
         """One array `(states, actions)` per agent, of arrays that may lack the states."""
+        if not np.iterable(policies):
+            raise ValueError(f"{name} must have one array for each of the {self.num_agents} agents, got {policies!r}.")
         policies = list(policies)
         if len(policies) != self.num_agents:
             raise ValueError(

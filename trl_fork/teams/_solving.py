@@ -102,15 +102,15 @@ def follow_branch(game: Game, tolerance: float, budget: Budget) -> tuple[np.ndar
     """
     origin = game.join(game.log_magnets)
     point = np.append(origin, 0.0)
-    direction = np.zeros_like(point)
-    direction[-1] = 1.0
-    direction = _tangent(game, point, origin, direction)
+    # At x = 0 the derivatives by the logits are those of the identity.
+    direction = np.append(game.response(origin) - origin, 1.0)
+    direction /= np.linalg.norm(direction)
     length = 0.01
     while budget.used < budget.limit:
         guess = point + length * direction
         found = _correct(game, guess, origin, lambda trial, at=guess, by=direction: (by, by @ (trial - at)), budget)
         turned = None if found is None else _tangent(game, found, origin, direction)
-        if turned is None or turned @ direction < 0.9:
+        if found is None or turned is None or turned @ direction < 0.9:
             length /= 2
             if length < 1e-9:
                 return point[:-1], False

@@ -134,15 +134,15 @@ class PromptControl:
                 finite numbers, one per episode.
         """
         self._check_roles(choices, "choices")
-        returns = as_array(returns, "returns")
-        if returns.ndim != 1:
-            raise ValueError(f"returns must have one number per episode, got the shape {returns.shape}.")
-        size = self._block_size(len(returns), "returns")
+        earned = as_array(returns, "returns")
+        if earned.ndim != 1:
+            raise ValueError(f"returns must have one number per episode, got the shape {earned.shape}.")
+        size = self._block_size(len(earned), "returns")
         for role, texts in self.prompts.items():
-            chosen = np.asarray(as_array(choices[role], f"choices: role {role!r}:"))
-            if chosen.shape != returns.shape:
+            chosen = as_array(choices[role], f"choices: role {role!r}:")
+            if chosen.shape != earned.shape:
                 raise ValueError(
-                    f"choices: role {role!r}: must have a prompt for each of the {len(returns)} returns, got the "
+                    f"choices: role {role!r}: must have a prompt for each of the {len(earned)} returns, got the "
                     f"shape {chosen.shape}."
                 )
             if len(wrong := np.flatnonzero(~np.isin(chosen, range(len(texts))))):
@@ -158,7 +158,7 @@ class PromptControl:
                         f"choices: role {role!r}: row {row}: this episode measures prompt {prompt}, got "
                         f"{chosen[row]:g}. Pass the choices in the order in which `sample` gave them."
                     )
-        means = iter(returns.reshape(-1, size).mean(1))
+        means = iter(earned.reshape(-1, size).mean(1))
         return {role: np.array([next(means) for _ in texts]) for role, texts in self.prompts.items()}
 
     def update(self, choices: Mapping[str, Sequence[int]], returns: Sequence[float]) -> None:
@@ -173,7 +173,7 @@ class PromptControl:
         """
         self.step(self.action_values(choices, returns))
 
-    def step(self, values: Mapping[str, Sequence[float]]) -> None:
+    def step(self, values: Mapping[str, Sequence[float] | np.ndarray]) -> None:
         """
         Take one mirror step for each role, with values that are known.
 
