@@ -86,7 +86,7 @@ def test_quantal_response_of_shapes_priors_and_extreme_numbers():
         assert want == pytest.approx(weights / weights.sum(), abs=1e-14)
     assert (got[:, 1] == 0).all()
     assert quantal_response([1e6, 0.0], 1e-6).tolist() == [1.0, 0.0]
-    assert quantal_response([1e6, 0.0], 1e-300, [0.0, 1.0]).tolist() == [0.0, 1.0]
+    assert quantal_response([1e10, 0.0, -1e10], 1e-300, [0.0, 0.5, 0.5]).tolist() == [0.0, 1.0, 0.0]
     as_tensor = quantal_response(torch.tensor([1.0, 0.0], dtype=torch.bfloat16, requires_grad=True), torch.tensor(0.5))
     assert as_tensor.dtype == np.float64 and as_tensor[0] == pytest.approx(1 / (1 + np.exp(-2)))
 

@@ -88,8 +88,10 @@ def quantal_response(values, temperature, prior=None) -> np.ndarray:
     temperature = as_temperature(temperature, "temperature", values.shape[:-1])
     prior = _uniform(values) if prior is None else as_distribution(prior, "prior", values.shape)
     # The largest value is taken off first: divided by a small temperature it could be infinite.
-    shifted = values - np.where(prior > 0, values, -np.inf).max(-1, keepdims=True)
-    return log_softmax(shifted / temperature[..., None] + log_of(prior), prior > 0)[0]
+    top = np.where(prior > 0, values, -np.inf).max(-1, keepdims=True)
+    with np.errstate(over="ignore"):
+        below = np.where(prior > 0, values - top, 0.0) / temperature[..., None]
+    return log_softmax(below + log_of(prior), prior > 0)[0]
 
 
 def mirror_step(policy, values, step_size, temperature, magnet=None) -> np.ndarray:
@@ -166,14 +168,14 @@ def solve_hqre(
         payoffs (`np.ndarray` of shape `(A1, ..., AN)`, or a list of N of them):
             A payoff that all agents share, or a list with the payoffs of each agent. In a Markov game the states come
             first: `(S, A1, ..., AN)`.
-        temperatures (`float` or sequence):
+        temperatures (`float` or `sequence`):
             Above 0, in units of the payoffs: one for all, one for each agent, or for each agent one for each state.
-        magnets (sequence of `np.ndarray` of shape `(Ai,)` or `(S, Ai)`, *optional*):
+        magnets (`sequence` of `np.ndarray` of shape `(Ai,)` or `(S, Ai)`, *optional*):
             Prior of each agent, uniform by default. An action of probability 0 is never played.
         transitions (`np.ndarray` of shape `(S, A1, ..., AN, S)`, *optional*):
             Probabilities of the next state, which make the game a Markov game.
         discount (`float`, *optional*, defaults to `0.0`): In [0, 1), for Markov games.
-        start (sequence of `np.ndarray` of shape `(Ai,)` or `(S, Ai)`, *optional*):
+        start (`sequence` of `np.ndarray` of shape `(Ai,)` or `(S, Ai)`, *optional*):
             Policies to start from, by default the magnets. A probability of 0 counts as 1e-12, but where the magnet is
             0 too.
         step_size (`float`, *optional*):
@@ -238,7 +240,7 @@ def local_contraction(
 
     Args:
         payoffs, temperatures, magnets, transitions, discount: Arguments of [`solve_hqre`].
-        policies (sequence of `np.ndarray` of shape `(Ai,)` or `(S, Ai)`): The policies, such as those of a solution.
+        policies (`sequence` of `np.ndarray` of shape `(Ai,)` or `(S, Ai)`): The policies, such as those of a solution.
         step_size (`float`): Eta, above 0.
 
     Returns:
@@ -273,7 +275,7 @@ def contraction(policies: Sequence) -> np.ndarray:
     changes of the size of rounding (1e-16) or of sampling noise say nothing either.
 
     Args:
-        policies (sequence):
+        policies (`sequence`):
             Policies after each step, at least three of them: an array, a list of one array per agent, or a dictionary
             of them.
 
