@@ -59,6 +59,7 @@ PARSED_ONLY = {
 LONG = {
     "benchmarks/growth.py",
     "examples/forecasting.py",
+    "examples/prompt_control.py",
     "examples/train_looped.py",
     "studies/distribution_matching/report.py",
     "studies/distribution_matching/run.py",
