@@ -150,8 +150,8 @@ def load_team_of(arguments: ForkingScriptArguments) -> TeamRollout | None:
         return load_team(arguments.team, arguments.team_rounds)
     if arguments.team_rounds != 1:
         raise ValueError(
-            f"team_rounds={arguments.team_rounds} has no effect without a team: it is how often each role speaks. Leave "
-            "it out, or name a team."
+            f"team_rounds={arguments.team_rounds} has no effect without a team: it is how often each role speaks. "
+            "Leave it out, or name a team."
         )
     return None
 
