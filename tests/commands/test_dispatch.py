@@ -297,10 +297,7 @@ def test_credit_presets_are_listed_with_their_source_and_certainty(capsys, tmp_p
     ("words", "message"),
     [
         (["forking", "--credit"], "--credit lists all credit presets, and NAME prints one file: give one of them"),
-        (
-            ["gsm8k"],
-            (["gsm8k"], r"preset of token credit or team 'gsm8k'\. Did you mean gsm8k_single_gpu or gsm8k_team\?"),
-        ),
+        (["gsm8k"], r"preset of token credit or team 'gsm8k'\. Did you mean gsm8k_single_gpu or gsm8k_team\?"),
         (["zero4"], r"no recipe or launch file or preset of token credit or team 'zero4'. Did you mean zero3\?"),
         (["--output", "x.yaml"], "--output copies one file: say which"),
     ],
