@@ -21,6 +21,7 @@ ROOMS = (
     ".trainer",
     ".credit",
     ".looped",
+    ".teams",
     ".rewards",
     ".data",
     ".generation",

@@ -1,6 +1,6 @@
 """
-Teams on several processes: `accelerate launch … team_worker.py OUTPUT_DIR`. A test trains the same by `train` in its own
-process. Everything is written by the model: a completion is a function of its prompt and its row number.
+Teams on several processes: `accelerate launch … team_worker.py OUTPUT_DIR`. A test trains the same by `train` in its
+own process. Everything is written by the model: a completion is a function of its prompt and its row number.
 """
 
 import json
@@ -22,7 +22,6 @@ INERT = "bcdfghijk"  # prompts whose episodes all have one return
 # Twelve rows per process of two: the second of three groups is half on one, half on the other.
 SCENARIOS = {
     "batch": {},
-    # A refill of one group would be four rows on each process, and of three six: an even number always.
     "dynamic_sampling": {"dynamic_sampling": True, "dynamic_sampling_max_rounds": 20},
 }
 

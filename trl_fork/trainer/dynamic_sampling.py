@@ -7,7 +7,6 @@ the batch is full of groups with an advantage, or the maximum number of rounds i
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import gcd
 
 import torch
 from accelerate.utils import gather_object
@@ -16,7 +15,14 @@ from transformers import ProcessorMixin
 
 from ._trl import TrainerMixin
 from .context import FinalBatch, WithContext, context_of
-from .groups import choose_groups, draw_prompts, refill_size, rows_without_signal, rows_without_spread
+from .groups import (
+    choose_groups,
+    draw_prompts,
+    refill_multiple,
+    refill_size,
+    rows_without_signal,
+    rows_without_spread,
+)
 from .metrics import LENGTH_METRICS, combine_rounds, reward_metrics, weighted_sum
 
 
@@ -146,9 +152,7 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
     def _generate_informative_groups(self, inputs):
         num_ranks, size = self.accelerator.num_processes, self.num_generations
         wanted = len(inputs) * num_ranks // size
-        # A group stays on one rank if it does so in the batch, and an episode always: rollout functions rely on it.
-        episodes = 1 if len(inputs) % size == 0 else size // self._rows_per_episode
-        multiple = num_ranks // gcd(num_ranks, episodes)
+        multiple = refill_multiple(num_ranks, len(inputs), size, self._rows_per_episode)
         lengths = {name: [] for name in LENGTH_METRICS}
         rounds, rewards, informative = [], [], []
         while True:
