@@ -6,7 +6,7 @@ from pathlib import Path
 
 # In a wheel `configs` is a package of data; setup.py takes it from the top of the checkout.
 _PLACES = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
-_WORDS = {"recipes": "recipe", "accelerate": "launch file", "credit": "preset of token credit"}
+_WORDS = {"recipes": "recipe", "accelerate": "launch file", "credit": "preset of token credit", "teams": "team"}
 
 
 def shipped_files(kind: str) -> dict[str, Path]:
@@ -15,7 +15,7 @@ def shipped_files(kind: str) -> dict[str, Path]:
 
     Args:
         kind (`str`):
-            Folder of `configs`: `"recipes"`, `"accelerate"` or `"credit"`.
+            Folder of `configs`: `"recipes"`, `"accelerate"`, `"credit"` or `"teams"`.
 
     Returns:
         `dict[str, Path]`: paths by name, which is the file's name without `.yaml`, in alphabetical order.

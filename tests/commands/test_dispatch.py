@@ -224,7 +224,7 @@ def test_a_package_without_files(monkeypatch, tmp_path):
 def test_recipes_are_listed_printed_and_copied(capsys, tmp_path):
     recipes.main([])
     listed = capsys.readouterr().out
-    for kind in ("recipes", "accelerate", "credit"):
+    for kind in ("recipes", "accelerate", "credit", "teams"):
         for name, path in shipped_files(kind).items():
             assert name in listed
             recipes.main([name])
@@ -297,8 +297,8 @@ def test_credit_presets_are_listed_with_their_source_and_certainty(capsys, tmp_p
     ("words", "message"),
     [
         (["forking", "--credit"], "--credit lists all credit presets, and NAME prints one file: give one of them"),
-        (["gsm8k"], r"no recipe or launch file or preset of token credit 'gsm8k'. Did you mean gsm8k_single_gpu\?"),
-        (["zero4"], r"no recipe or launch file or preset of token credit 'zero4'. Did you mean zero3\?"),
+        (["gsm8k"], r"preset of token credit or team 'gsm8k'\. Did you mean gsm8k_single_gpu or gsm8k_team\?"),
+        (["zero4"], r"no recipe or launch file or preset of token credit or team 'zero4'. Did you mean zero3\?"),
         (["--output", "x.yaml"], "--output copies one file: say which"),
     ],
 )

@@ -25,6 +25,7 @@ LARGE = {"qwen3_8b_forking": 8, "qwen3_14b_forking": 16, "qwen3_32b_forking": 64
 PROCESSES = {**LARGE, "qwen2.5_7b_flowrl": 8}
 MADE_HERE = {"quickstart", "balance_tiny", "looped_tiny"}  # whose model and data a command makes
 BALANCE = {"qwen2.5_7b_flowrl", "balance_tiny"}
+TEAM = "gsm8k_team"
 
 # arXiv 2506.01939, sections 2 and 5.2. Values of the authors' script where the paper states none.
 PAPER = {
@@ -129,7 +130,7 @@ def parse(name, monkeypatch, *overrides):
 
 
 def test_all_recipes_are_there():
-    small = {RLTT_RECIPE, "qwen3_1.7b_lora_24gb", "qwen3_0.6b_lora_8gb", "gsm8k_single_gpu"}
+    small = {RLTT_RECIPE, TEAM, "qwen3_1.7b_lora_24gb", "qwen3_0.6b_lora_8gb", "gsm8k_single_gpu"}
     assert set(RECIPES) == {*PROCESSES, *small, *MADE_HERE}
 
 
@@ -142,7 +143,7 @@ def test_recipe_is_complete(name, monkeypatch):
     assert rewards[0].__name__ == "accuracy_reward"
     assert len(args.reward_weights or arguments.reward_funcs) == len(arguments.reward_funcs)
     if name not in MADE_HERE:
-        assert (arguments.prompt_template == PAPER_PROMPT) == (name != RLTT_RECIPE)
+        assert (arguments.prompt_template == PAPER_PROMPT) == (name not in (RLTT_RECIPE, TEAM))
         assert args.max_steps > 0 and args.report_to in ("none", [], ["none"])
 
 
@@ -245,7 +246,7 @@ def test_header_names_what_exists(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["gsm8k_single_gpu", "qwen3_0.6b_lora_8gb", "qwen3_8b_forking", "qwen2.5_7b_flowrl", RLTT_RECIPE]
+    "name", ["gsm8k_single_gpu", "qwen3_0.6b_lora_8gb", "qwen3_8b_forking", "qwen2.5_7b_flowrl", RLTT_RECIPE, TEAM]
 )
 def test_recipe_runs(name, tmp_path, monkeypatch):
     """With a tiny model in place of the real one, a file in place of the Hub, no vLLM, and small numbers."""
@@ -301,7 +302,8 @@ def test_recipe_runs(name, tmp_path, monkeypatch):
         if "soft_overlong_punishment" in rewards:  # 16 tokens before the limit of 16: a sixteenth for each
             penalty = -entry["completions/mean_length"] / 16
             assert entry["rewards/soft_overlong_punishment_reward/mean"] == pytest.approx(penalty)
-    if "lora" not in name:
+        assert ("team/checker/mean_length" in entry) == (name == TEAM)
+    if not recipe.get("use_peft"):
         assert (run / "model.safetensors").exists()
         return
     adapter = json.loads((run / "adapter_config.json").read_text())

@@ -1,5 +1,6 @@
 """Dynamic sampling: which groups make the batch, and that the step is the one of those groups alone."""
 
+import itertools
 import logging
 import math
 from fractions import Fraction
@@ -495,6 +496,23 @@ def test_refill_has_a_reserve_of_one_standard_deviation():
     assert groups.refill_size(16, 64, 25, 1) == 25, "never more than a batch"
     assert groups.refill_size(55, 220, 64, 1) == 47
     assert groups.refill_size(55, 220, 64, 8) == 48
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6])
+def test_refills_cut_no_episode(ranks):
+    """The smallest number that gives every rank as many rows, whole episodes, and whole groups if it has them."""
+    found = set()
+    for episode, episodes, groups_of_batch in itertools.product((1, 2, 3, 4), (2, 3, 6), range(1, 13)):
+        size = episode * episodes
+        rows, rest = divmod(groups_of_batch * size, ranks)
+        if rest or rows % episode:
+            continue  # refused
+        unit = size if rows % size == 0 else episode
+        multiple = groups.refill_multiple(ranks, rows, size, episode)
+        assert multiple == next(n for n in range(1, 99) if n * size % (ranks * unit) == 0)
+        assert groups_of_batch % multiple == 0, "a round may be a whole batch"
+        found.add(multiple)
+    assert len(found) > 1 or ranks == 1
 
 
 def test_batch_is_made_in_the_order_of_generation():

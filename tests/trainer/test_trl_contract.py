@@ -15,6 +15,7 @@ import trl.trainer.grpo_trainer as trl_grpo_trainer
 from packaging.version import Version
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 
 import trl_fork.trainer._trl as contract
 from tests.conftest import FixedRollouts, SpyTrainer, build_model, train
@@ -111,6 +112,13 @@ class TestOutsideItsContext:
                 cls._get_per_token_logps_and_entropies(trainer, model, ids, (ids > 0).long(), 3)
             found.append(str(error.value).replace("ForkingGRPOTrainer", "GRPOTrainer"))
         assert found[0] == found[1]
+
+
+def test_vllm_samples_at_the_temperature_that_teams_set():
+    """[`~trl_fork.teams.sampling`] sets a field of the engine, and the key of its `generation_kwargs` over it."""
+    code = inspect.getsource(VLLMGeneration.generate)
+    assert "temperature = self.temperature" in code and code.count('"temperature": temperature') == 2
+    assert "generation_kwargs.update(self.generation_kwargs)" in code
 
 
 def test_untested_minor_warns_once(monkeypatch, caplog):

@@ -1,5 +1,5 @@
 """
-List the recipes, launch files and credit presets that come with the package; print one of them, or copy it.
+List the recipes, launch files, credit presets and teams that come with the package; print one, or copy it.
 
     trl-fork recipes
     trl-fork recipes --credit
@@ -9,6 +9,7 @@ List the recipes, launch files and credit presets that come with the package; pr
 A recipe is a YAML file of options of `trl-fork train`, which takes it by name (`--recipe gsm8k_single_gpu`) or, as a
 file of your own, by its path (`--config my_run.yaml`). A launch file configures accelerate
 (`--accelerate_config zero3`). A credit preset says which tokens are trained on (`--token_credit temporal_position`).
+A team is a list of roles that answer together (`--team solver_checker`).
 The first lines of each file say what it is for. Those of a credit preset also name its source and how it is known:
 `code` (the authors' code was read), `full text` (their paper was), `second-hand` (another text's account), or `ours`.
 """
@@ -26,6 +27,7 @@ from .._files import write_text
 from .._shipped import find_shipped, shipped_files
 from ..credit import build_credit
 from ..evaluation.tables import print_table
+from ..teams import load_team
 from .options import OptionParser
 from .program import PROGRAM, program
 
@@ -35,7 +37,9 @@ CERTAINTIES = ("code", "full text", "second-hand", "ours")
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = OptionParser(description=__doc__, command="recipes")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="recipe, launch file or credit preset that is printed")
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="recipe, launch file, credit preset or team that is printed"
+    )
     parser.add_argument("--output", metavar="FILE", help="copy it to this file, instead of printing it")
     parser.add_argument("--credit", action="store_true", help="list the credit presets alone")
     options = parser.parse_args(arguments)
@@ -53,10 +57,12 @@ def run(options: argparse.Namespace) -> None:
         if not options.credit:
             list_files()
         list_credit()
+        if not options.credit:
+            list_teams()
         print("Next:\n  trl-fork recipes NAME                 prints one, with its sources and what it needs")
         print("  trl-fork recipes NAME --output FILE   copies it, for you to change")
         return
-    path = find_shipped(("recipes", "accelerate", "credit"), options.name)
+    path = find_shipped(("recipes", "accelerate", "credit", "teams"), options.name)
     kind = path.parent.name
     if not options.output:
         print(path.read_text(encoding="utf-8"), end="")
@@ -66,8 +72,9 @@ def run(options: argparse.Namespace) -> None:
     if kind == "credit":
         print("Next, when you have changed it: put its lines into the YAML file of your run, which --config takes.")
         return
-    train = [*program(), "train", "--accelerate_config" if kind == "accelerate" else "--config", options.output]
-    if kind == "accelerate":
+    option = {"accelerate": "--accelerate_config", "teams": "--team"}.get(kind, "--config")
+    train = [*program(), "train", option, options.output]
+    if kind != "recipes":
         train += ["--recipe", "NAME"]
     print(f"Next, when you have changed it:\n  {shlex.join(train)}")
 
@@ -99,6 +106,15 @@ def list_credit() -> None:
         rows.append([name, build_credit(name).in_words, *found])
     header = ["name", "trains on", "source", "certainty"]
     print_table("Credit: trl-fork train --token_credit NAME", header, rows, justify="left")
+
+
+def list_teams() -> None:
+    """Print a table of the teams: who speaks, and what for."""
+    rows = []
+    for name, path in shipped_files("teams").items():
+        roles = ", ".join(role.name for role in load_team(name).roles)
+        rows.append([name, roles, first_sentence(comment_of(path).split("\n#\n")[0])])
+    print_table("Teams: trl-fork train --team NAME", ["name", "roles", "what it does"], rows, justify="left")
 
 
 def comment_of(path: Path) -> str:

@@ -30,7 +30,7 @@ from ..generation.engines import check_model_path
 from ..report.curves import plot_training, require_matplotlib
 from ..trainer.callbacks import ForkReportCallback
 from ..trainer.checkpoints import check_model_will_be_saved
-from ..trainer.checks import required_columns, warn_of_overlap
+from ..trainer.checks import warn_of_overlap
 from ..trainer.credit_checks import check_contrast_instruction
 from ..trainer.telemetry import LastLogCallback, SummaryCallback
 from .finishing import attempt, files_of, train_and_save
@@ -44,6 +44,9 @@ from .training_inputs import (
     load_evaluation_data,
     load_processing_class,
     load_rewards,
+    load_team_of,
+    needs_solution,
+    of_episodes,
     prompt_of,
     refuse_adapter,
     refuse_images,
@@ -95,8 +98,8 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
         "dtype": model_config.dtype,
         **(args.model_init_kwargs or {}),
     }
-    rewards = load_rewards(arguments, args)
-    solution_required = any("solution" in required_columns(reward) for reward in rewards)
+    team, rewards = load_team_of(arguments), load_rewards(arguments, args)
+    solution_required = needs_solution(rewards)
     train_dataset = load_data(
         arguments, args, arguments.dataset_name, arguments.dataset_train_split, solution_required=solution_required
     )
@@ -111,7 +114,7 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
 
     trainer = ForkingGRPOTrainer(
         model=model_config.model_name_or_path,
-        reward_funcs=rewards,
+        reward_funcs=rewards if team is None else of_episodes(rewards),
         args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
@@ -119,6 +122,7 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
         quantization_config=get_quantization_config(model_config),
         peft_config=get_peft_config(model_config),
         callbacks=[ForkReportCallback(arguments.fork_report_steps)] if arguments.fork_report_steps else None,
+        rollout_func=team,
     )
     if not args.disable_tqdm:  # one line per log, where the Trainer prints a dictionary of fifty numbers
         trainer.remove_callback(ProgressCallback)

@@ -34,6 +34,11 @@ class ForkingScriptArguments(ScriptArguments):
             `max_completion_length`.
         soft_overlong_punish_cache (`int`, *optional*):
             Number of tokens before it over which that reward falls from 0.
+        team (`str` or `list[dict]`, *optional*):
+            Team that answers in place of the model alone: the name of one that comes with the package, a YAML file, or
+            a list of roles, see [`~teams.load_team`]. The rewards score its episodes.
+        team_rounds (`int`, *optional*, defaults to `1`):
+            How often each role of the team speaks.
         text_only (`bool`, *optional*, defaults to `False`):
             Train an image-text model on text alone, with its tokenizer in place of its processor.
         fork_report_steps (`int`, *optional*, defaults to `0`):
@@ -74,6 +79,13 @@ class ForkingScriptArguments(ScriptArguments):
         default=None,
         metadata={"help": "Tokens before that over which soft_overlong_punishment falls from 0."},
     )
+    team: list | str | None = field(
+        default=None,
+        metadata={
+            "help": "Team that answers: one of the package by name, or a YAML file; in a recipe a list of roles."
+        },
+    )
+    team_rounds: int = field(default=1, metadata={"help": "How often each role of the team speaks."})
     text_only: bool = field(
         default=False,
         metadata={"help": "Train an image-text model on text alone, with its tokenizer in place of its processor."},

@@ -12,7 +12,8 @@ from ..data.columns import column_names, place
 from ..data.loading import load_benchmark, load_training_set, source_of, training_prompt
 from ..data.math_datasets import BENCHMARKS
 from ..rewards.functions import get_reward_function
-from ..trainer.checks import check_tokenizer
+from ..teams import TeamRollout, joint_reward, load_team
+from ..trainer.checks import check_tokenizer, required_columns
 from ..trainer.contrast import is_contrasted
 from .training_arguments import ForkingScriptArguments
 
@@ -141,6 +142,29 @@ def refuse_adapter(model: str) -> None:
             "with --resume_from_checkpoint true; or merge it into its base model (merge_and_unload of PEFT) and name "
             "the folder of that."
         )
+
+
+def load_team_of(arguments: ForkingScriptArguments) -> TeamRollout | None:
+    """The team of a run; `None` where the model answers alone."""
+    if arguments.team is not None:
+        return load_team(arguments.team, arguments.team_rounds)
+    if arguments.team_rounds != 1:
+        raise ValueError(
+            f"team_rounds={arguments.team_rounds} has no effect without a team: it is how often each role speaks. "
+            "Leave it out, or name a team."
+        )
+    return None
+
+
+def needs_solution(rewards: list) -> bool:
+    """Whether a reward takes the column `solution`; of a joint one, the function that it asks."""
+    asked = [reward.__wrapped__ if getattr(reward, "is_joint", False) else reward for reward in rewards]
+    return any("solution" in required_columns(reward) for reward in asked)
+
+
+def of_episodes(rewards: list) -> list:
+    """The rewards, each made one of a team's episodes if it is not."""
+    return [reward if getattr(reward, "is_joint", False) else joint_reward(reward) for reward in rewards]
 
 
 def load_rewards(arguments: ForkingScriptArguments, args: ForkingGRPOConfig) -> list:

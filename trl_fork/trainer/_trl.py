@@ -64,6 +64,7 @@ HOOKS = {
         "batch_size",
         "compute_entropy",
     ),
+    "_log_completion_extra": ("self", "column", "values"),
     "training_step": ("self", "model", "inputs", "num_items_in_batch"),
     "log": ("self", "logs", "start_time"),
     "compute_loss": ("self", "model", "inputs", "return_outputs", "num_items_in_batch"),

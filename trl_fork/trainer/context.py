@@ -57,12 +57,14 @@ class Context:
         old_policy_scores (`list[PolicyScores]`, *optional*):
             While a batch is made, a list to which TRL's own pass for old log-probabilities adds its scores.
         final_batch ([`FinalBatch`], *optional*): In the last round of dynamic sampling, the batch that TRL will take.
+        rollout_examples (`list[dict]`, *optional*): While a batch or a round of it is made, its rows of the data set.
     """
 
     loss_inputs: dict | None = None
     loss_log_probs: list[torch.Tensor] | None = None
     old_policy_scores: list[PolicyScores] | None = None
     final_batch: FinalBatch | None = None
+    rollout_examples: list[dict] | None = None
 
 
 _NOTHING = Context()

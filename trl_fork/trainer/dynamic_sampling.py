@@ -7,7 +7,6 @@ the batch is full of groups with an advantage, or the maximum number of rounds i
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import gcd
 
 import torch
 from accelerate.utils import gather_object
@@ -16,7 +15,14 @@ from transformers import ProcessorMixin
 
 from ._trl import TrainerMixin
 from .context import FinalBatch, WithContext, context_of
-from .groups import choose_groups, draw_prompts, refill_size, rows_without_signal, rows_without_spread
+from .groups import (
+    choose_groups,
+    draw_prompts,
+    refill_multiple,
+    refill_size,
+    rows_without_signal,
+    rows_without_spread,
+)
 from .metrics import LENGTH_METRICS, combine_rounds, reward_metrics, weighted_sum
 
 
@@ -60,6 +66,7 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
             self._deciding_column = self.reward_func_names.index(name)
 
     _deciding_column: int | None = None  # column of the reward whose spread makes a group informative
+    _rows_per_episode: int  # rows that stay on one rank
     _rewards: torch.Tensor | None = None  # (rows of all processes, reward functions), of the latest batch
 
     def _generate_and_score_completions(self, inputs):
@@ -145,8 +152,7 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
     def _generate_informative_groups(self, inputs):
         num_ranks, size = self.accelerator.num_processes, self.num_generations
         wanted = len(inputs) * num_ranks // size
-        # A group stays on one rank if it does so in the batch: rollout functions may rely on it.
-        multiple = num_ranks if len(inputs) % size == 0 else num_ranks // gcd(num_ranks, size)
+        multiple = refill_multiple(num_ranks, len(inputs), size, self._rows_per_episode)
         lengths = {name: [] for name in LENGTH_METRICS}
         rounds, rewards, informative = [], [], []
         while True:
@@ -190,7 +196,9 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
     def _generate_round(self, inputs):
         """Generate one round: rows of this rank, ready to be sent to another, and the rewards of all ranks."""
         prompts = [example["prompt"] for example in inputs]
-        prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, _, _ = super()._generate(prompts)
+        with self._within(rollout_examples=inputs):
+            generated = super()._generate(prompts)
+        prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, _, _ = generated
         for name, values in extra_fields.items():  # as TRL hands them to the reward functions
             for i, example in enumerate(inputs):
                 if not isinstance(values, list):
@@ -200,14 +208,14 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
         # Columns that reward functions log for the table of completions stay with their rows.
         logged = self._take_extra_logs(len(inputs))
-        generated = (prompt_ids, completion_ids, tool_mask, completions, logprobs)
+        values_of_rows = (prompt_ids, completion_ids, tool_mask, completions, logprobs)
         rows = [
             {
                 "input": example,
                 "logged": {name: values[i] for name, values in logged.items()},
                 **{
                     key: None if values is None else values[i]
-                    for key, values in zip(_GENERATED, generated, strict=True)
+                    for key, values in zip(_GENERATED, values_of_rows, strict=True)
                 },
             }
             for i, example in enumerate(inputs)

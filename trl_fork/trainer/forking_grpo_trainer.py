@@ -39,6 +39,7 @@ from .context import PolicyScores, context_of
 from .contrast import CONTRAST_LOG_PROBS, ContrastMixin, check_contrast
 from .credit_checks import check_credit, check_flags, check_windows
 from .dynamic_sampling import DynamicSamplingMixin, check_dynamic_sampling
+from .episodes import EpisodesMixin, check_episodes, counted_rollouts
 from .forking_grpo_config import ForkingGRPOConfig
 from .generating import CompactGenerationMixin
 from .health import HealthCallback
@@ -68,6 +69,7 @@ class ForkingGRPOTrainer(
     ScoringGraphMixin,
     PublishingMixin,
     ResumableGenerationMixin,
+    EpisodesMixin,
     DynamicSamplingMixin,
     ContrastMixin,
     BalanceMixin,
@@ -101,6 +103,8 @@ class ForkingGRPOTrainer(
             `token_selection`.
         rollout_func (`RolloutFunc`, *optional*):
             TRL's argument. Rows and tokens that do not match are refused, see [`~trainer.checks.check_rollouts`].
+            It finds the rows of the data set in `trainer.rollout_examples`. Two attributes of it are read:
+            `rows_per_episode` and `check_run`, see [`~trainer.episodes.check_episodes`] and [`~teams.TeamRollout`].
 
     Raises:
         `TypeError`: if `args` is not a [`ForkingGRPOConfig`].
@@ -154,6 +158,7 @@ class ForkingGRPOTrainer(
             )
         chain = args.credit if token_credit_func is None else _chain_of(token_credit_func, args)
         call = inspect.signature(GRPOTrainer.__init__).bind(self, model, reward_funcs, args, *positional, **keywords)
+        rows_per_episode = check_episodes(args, call.arguments, chain)
         if call.arguments.get("rollout_func") is not None:
             call.arguments["rollout_func"] = check_rollouts(call.arguments["rollout_func"])
         given = call.arguments
@@ -214,9 +219,10 @@ class ForkingGRPOTrainer(
         self._init_objective()
         self._needs_scores = self._partition_of_groups or (chain is not None and self.token_credit.needs_scores)
         self._init_checkpoints()
+        self._init_episodes(rows_per_episode)
         self._init_dynamic_sampling()
         if self.rollout_func is not None:
-            self.rollout_func = timed_rollouts(self.rollout_func)
+            self.rollout_func = counted_rollouts(timed_rollouts(self.rollout_func))
         self._health = HealthCallback()
         self.add_callback(self._health)
         if self.log_completions:

@@ -2,7 +2,7 @@
 
 import random
 from functools import lru_cache
-from math import ceil, sqrt
+from math import ceil, gcd, sqrt
 
 import torch
 
@@ -84,6 +84,23 @@ def refill_size(informative: int, generated: int, wanted: int, multiple: int) ->
     share = max(informative, 1) / generated
     groups = (missing + sqrt(missing * (1 - min(share, 1)))) / share
     return min(ceil(groups / multiple) * multiple, wanted)
+
+
+def refill_multiple(num_ranks: int, rows_per_rank: int, num_generations: int, rows_per_episode: int) -> int:
+    """
+    Smallest number of groups, of which any multiple may be generated next.
+
+    Every rank generates as many rows, and whole episodes. A group stays on one rank if it does so in the batch:
+    rollout functions may rely on both.
+
+    Args:
+        num_ranks (`int`): Processes.
+        rows_per_rank (`int`): Rows of a full batch on each of them.
+        num_generations (`int`): Rows of a group.
+        rows_per_episode (`int`): Rows that are played together; a divisor of the two before.
+    """
+    parts = 1 if rows_per_rank % num_generations == 0 else num_generations // rows_per_episode
+    return num_ranks // gcd(num_ranks, parts)
 
 
 def draw_prompts(num_prompts: int, seed: int, position: int, count: int) -> list[int]:
