@@ -23,7 +23,7 @@ from tests.trainer.test_balance import (
     old_log_probs,
 )
 from trl_fork.trainer.checks import check_rollouts
-from trl_fork.trainer.roles import rows_per_episode
+from trl_fork.trainer.episodes import attribute_of
 from trl_fork.trainer.telemetry import timed_rollouts
 
 
@@ -308,16 +308,24 @@ def test_coefficients_beside_estimates_for_another_one(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "settings", "message"),
     [
-        (3, {}, "num_generations=8 must be a multiple of 3, the rows of an episode"),
+        (3, {}, r"num_generations must be a multiple of 3, the rows \(turns\) of an episode .*, got 8"),
         (4, {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 4, "num_generations": 12}, None),
         (
             8,
             {"per_device_train_batch_size": 4, "steps_per_generation": 3, "num_generations": 12},
-            "num_generations=12 must be a multiple of 8",
+            "num_generations must be a multiple of 8.*, got 12",
         ),
-        (2, {"num_generations_eval": 3, "per_device_eval_batch_size": 6}, "num_generations_eval=3 must be a multiple"),
-        (2, {"num_generations_eval": 1, "per_device_eval_batch_size": 8}, "num_generations_eval=1 must be a multiple"),
-        (0, {}, "rollout_func.rows_per_episode must be a whole number of at least 1, got 0"),
+        (
+            2,
+            {"num_generations_eval": 3, "per_device_eval_batch_size": 6},
+            "num_generations_eval must be a multiple of 2.*, got 3",
+        ),
+        (
+            2,
+            {"num_generations_eval": 1, "per_device_eval_batch_size": 8},
+            "num_generations_eval must be a multiple of 2.*, got 1",
+        ),
+        (0, {}, "rows_per_episode of the rollout function must be a whole number of at least 1, got 0"),
         (True, {}, "at least 1, got True"),
         (2.0, {}, "at least 1, got 2.0"),
     ],
@@ -362,11 +370,12 @@ def test_rows_of_an_episode_are_seen_through_wrappers():
     def function(prompts, trainer): ...
 
     function.rows_per_episode = 5
-    for rollouts, expected in ((of_instance, 2), (OfClass(), 3), (Computed(), 4), (function, 5), (Made(), 1)):
+    for rollouts, expected in ((of_instance, 2), (OfClass(), 3), (Computed(), 4), (function, 5), (Made(), None)):
         wrapped = timed_rollouts(check_rollouts(rollouts))
-        assert rows_per_episode(wrapped) == rows_per_episode(rollouts) == expected
-    assert rows_per_episode(functools.partial(Made())) == 1 == rows_per_episode(None)
-    assert rows_per_episode(functools.partial(function)) == 5
+        assert attribute_of(wrapped, "rows_per_episode") == expected
+    assert attribute_of(functools.partial(Made()), "rows_per_episode") is None
+    assert attribute_of(None, "rows_per_episode") is None
+    assert attribute_of(functools.partial(function), "rows_per_episode") == 5
 
 
 # ---------------------------------------------------------------------- a small task

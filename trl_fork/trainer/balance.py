@@ -25,7 +25,7 @@ from .context import PolicyScores, WithContext
 from .metrics import weighted_sum
 from .partition_column import check_partition_column, check_partition_settings, log_partition_of
 from .pass_metrics import PassMetrics
-from .roles import check_episodes, check_role_column, refuse_role_betas, role_beta_of, rows_per_episode
+from .role_betas import check_role_column, refuse_role_betas, role_beta_of
 from .sampling_checks import check_model_sampling
 
 
@@ -46,12 +46,11 @@ class BalanceMixin(WithContext, TrainerMixin):
     """
 
     _objective: TrajectoryBalance | None = None  # `None`: TRL's loss
-    _rows_per_episode = 1  # of `rollout_func`: row `i` of a process is turn `i % _rows_per_episode` of its episode
+    _rows_per_episode: int  # row `i` of a process is turn `i % _rows_per_episode` of its episode
     _ranks: Ranks
     _rewards: Any  # (rows of all processes, reward functions), of the latest batch
 
     def _init_objective(self):
-        self._rows_per_episode = rows_per_episode(self.rollout_func)
         if self.args.objective in OBJECTIVES:
             kind = OBJECTIVES[self.args.objective]
             self._objective = kind(**{field.name: getattr(self.args, field.name) for field in fields(kind)})
@@ -249,8 +248,8 @@ def check_balance(args, given: dict) -> None:
 
     Raises:
         `ValueError`: for `partition="offline"` and a data set without a usable column `log_partition`, see
-            [`~trainer.partition_column.check_partition_column`]; for KL coefficients of roles, or numbers of rows per
-            episode, that cannot be used, see [`~trainer.roles.role_beta_of`] and [`~trainer.roles.check_episodes`].
+            [`~trainer.partition_column.check_partition_column`]; for KL coefficients of roles that cannot be used, see
+            [`~trainer.role_betas.role_beta_of`].
         `NotImplementedError`: for image-text models.
     """
     if args.objective not in OBJECTIVES:
@@ -259,9 +258,6 @@ def check_balance(args, given: dict) -> None:
     images = [name for name, data in datasets if {"image", "images"} & {*(getattr(data, "column_names", None) or ())}]
     if images or isinstance(given.get("processing_class"), ProcessorMixin):
         _refuse_images(args.objective)
-    if args.partition == "group":
-        evaluates = given.get("eval_dataset") is not None
-        check_episodes(rows_per_episode(given.get("rollout_func")), args, evaluates=evaluates)
     for name, data in datasets:
         check_role_column(name, data, args)
         if args.partition == "offline":

@@ -1,6 +1,6 @@
 """Rollout functions whose rows belong together: what they see of the data, checks of their numbers, and metrics."""
 
-from functools import wraps
+from functools import partial, wraps
 
 import torch
 from transformers import ProcessorMixin
@@ -101,17 +101,31 @@ def check_episodes(args, given: dict, chain: Chain | None) -> int:
         `NotImplementedError`: for tools, environments, images and negative prompts.
     """
     rollout_func = given.get("rollout_func")
-    size = getattr(rollout_func, "rows_per_episode", None)
+    size = attribute_of(rollout_func, "rows_per_episode")
     if size is not None:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(
-                f"rows_per_episode of the rollout function must be a whole number of at least 1, got {size!r}."
+                f"rows_per_episode of the rollout function must be a whole number of at least 1, got {size!r}: it is "
+                "the number of adjacent rows that are the turns of one episode. Leave it out where each row is one."
             )
         _check_sizes(args, given, size)
         _check_features(given, chain)
-    if (check := getattr(rollout_func, "check_run", None)) is not None:
+    if (check := attribute_of(rollout_func, "check_run")) is not None:
         check(args, given.get("reward_funcs"), given.get("train_dataset"), given.get("eval_dataset"))
     return size or 1
+
+
+def attribute_of(rollout_func, name: str):
+    """
+    An attribute of a rollout function, or of the one that it calls: a partial has none of it, and a wrapper made by
+    `functools.wraps` lacks those of the other one's class.
+    """
+    while rollout_func is not None:
+        if (value := getattr(rollout_func, name, None)) is not None:
+            return value
+        inner = rollout_func.func if isinstance(rollout_func, partial) else None
+        rollout_func = inner or getattr(rollout_func, "__wrapped__", None)
+    return None
 
 
 def _check_sizes(args, given: dict, size: int) -> None:

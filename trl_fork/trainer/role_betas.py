@@ -1,67 +1,11 @@
-"""What trajectory balance reads of rollouts in which several roles write: turns of an episode, and KL coefficients."""
+"""KL coefficients of roles: a column that a rollout function adds to its rows, for trajectory balance."""
 
-from functools import partial
 from math import isfinite, isnan
 from numbers import Real
 
 from datasets import Dataset
 
 from ..data.columns import ROLE_BETA, place
-
-
-def rows_per_episode(rollout_func) -> int:
-    """
-    Rows of an episode: the attribute `rows_per_episode` of a rollout function, 1 where it has none.
-
-    Row `i` of a process is turn `i % rows_per_episode` of its episode. The functions that a wrapper made by
-    `functools.wraps`, or a partial, calls are asked as well, since it has no attributes of the other one's class.
-
-    Raises:
-        `ValueError`: for a value that is not a whole number of at least 1.
-    """
-    function = rollout_func
-    while function is not None:
-        rows = getattr(function, "rows_per_episode", None)
-        if rows is not None:
-            if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
-                raise ValueError(
-                    f"rollout_func.rows_per_episode must be a whole number of at least 1, got {rows!r}: it is the "
-                    "number of adjacent rows that are the turns of one episode. Leave it out where each row is one."
-                )
-            return rows
-        function = function.func if isinstance(function, partial) else getattr(function, "__wrapped__", None)
-    return 1
-
-
-def check_episodes(rows: int, args, *, evaluates: bool) -> None:
-    """
-    Refuse batches in which the turn of a row would not follow from its number.
-
-    Args:
-        rows (`int`): Rows of an episode.
-        args ([`ForkingGRPOConfig`]): Configuration of the run.
-        evaluates (`bool`): Whether there are data to evaluate on.
-
-    Raises:
-        `ValueError`: naming the setting, its value and the remedy.
-    """
-    sizes = {
-        "num_generations": args.num_generations,
-        "per_device_train_batch_size * steps_per_generation": (
-            args.per_device_train_batch_size * args.steps_per_generation
-        ),
-    }
-    if evaluates:
-        sizes |= {
-            "num_generations_eval": args.num_generations_eval or args.num_generations,
-            "per_device_eval_batch_size": args.per_device_eval_batch_size,
-        }
-    for name, size in sizes.items():
-        if size % rows:
-            raise ValueError(
-                f"{name}={size} must be a multiple of {rows}, the rows of an episode (rows_per_episode of "
-                "rollout_func): the estimate of log Z is over rows of the same turn. Set a multiple."
-            )
 
 
 def role_beta_of(example: dict, args, where: str) -> float:
