@@ -61,6 +61,7 @@ LONG = {
     "examples/forecasting.py",
     "examples/prompt_control.py",
     "examples/train_looped.py",
+    "examples/train_team.py",
     "studies/distribution_matching/report.py",
     "studies/distribution_matching/run.py",
     "studies/which_tokens/real_model.py",
