@@ -49,7 +49,10 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         help="folder of the warmed-up models, which studies share",
     )
     parser.add_argument("--only", help="one cell, as the progress bar names it: run it again and compare")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.only and options.stage not in STAGES:
+        parser.error(f"--only is for one of the stages {', '.join(STAGES)}, got --stage {options.stage}.")
+    return options
 
 
 def main(options: argparse.Namespace) -> None:

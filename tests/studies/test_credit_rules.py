@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from studies.credit_rules import plan, plots, report, runs, tables
+from studies.credit_rules import plan, plots, report, run, runs, tables
 from studies.credit_rules.advice import advice
 from studies.credit_rules.outcomes import Study, mean_over_settings
 from studies.which_tokens import chain_sum, countdown
@@ -179,6 +179,13 @@ def test_the_first_half_of_the_settings_has_every_task_and_regime():
 
 
 # ---------------------------------------------------------------------- a run
+
+
+def test_one_cell_is_of_one_stage(capsys):
+    with pytest.raises(SystemExit):
+        run.parse_arguments(["--stage", "all", "--only", "digit_sums all u1 lr0.00025 seed0"])
+    assert "--only is for one of the stages shared, batch" in capsys.readouterr().err
+    assert run.parse_arguments(["--stage", "all"]).tasks == list(plan.TASKS)
 
 
 @pytest.fixture
