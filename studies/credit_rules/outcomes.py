@@ -10,6 +10,7 @@ from studies.which_tokens.outcomes import Interval, holm, interval
 
 from .plan import (
     BATCH_TASKS,
+    EVALUATIONS,
     MAIN_ARMS,
     NEW_SEEDS,
     PAIRS,
@@ -31,6 +32,7 @@ from .plan import (
 
 Setting = tuple[str, int]
 Runs = dict[int, dict]  # by seed
+CURVE_STEPS = (0, *EVALUATIONS, UPDATES)
 
 
 def accuracy(row: dict) -> float:
@@ -177,10 +179,12 @@ class Study:
 
     def area_under_curve(self, row: dict) -> float:
         """Mean held-out accuracy over training, from the start of the task to the end."""
-        points = [(0, self.starts[row["task"]]["accuracy"])]
-        points += [(each["step"], each["accuracy"]) for each in row["evaluations"]] + [(UPDATES, row["accuracy"])]
-        steps, values = zip(*points, strict=True)
-        return float(np.trapezoid(values, steps) / UPDATES)
+        return float(np.trapezoid(self.curve(row, "accuracy"), CURVE_STEPS) / UPDATES)
+
+    def curve(self, row: dict, measure: str) -> list[float]:
+        """A measure on held-out problems at `CURVE_STEPS`."""
+        between = [each[measure] for each in row["evaluations"]]
+        return [self.starts[row["task"]][measure], *between, row[measure]]
 
     # ------------------------------------------------------------------ what is there
 

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from studies.which_tokens.outcomes import interval
 
-from .outcomes import Study
-from .plan import BATCH_ARMS, BATCH_FACTORS, BATCH_TASKS, MAIN_ARMS, SETTINGS, UPDATES
+from .outcomes import CURVE_STEPS, Study
+from .plan import BATCH_ARMS, BATCH_FACTORS, BATCH_TASKS, MAIN_ARMS, SETTINGS
 from .tables import LABELS, TASK_LABELS, setting_label
 
 
@@ -39,7 +39,7 @@ def save_plots(study: Study, directory: Path) -> None:
 
 
 def entropy_curves(study: Study) -> Figure:
-    """Entropy of the rollouts over training, mean over seeds, one panel per setting."""
+    """Entropy of held-out samples over training, mean over seeds, one panel per setting."""
     settings = [each for each in SETTINGS if any(study.shared(each, arm) for arm in MAIN_ARMS)]
     rows = -(-len(settings) // 2)
     figure = Figure(figsize=(11, 2.8 * rows + 1), layout="constrained")
@@ -49,12 +49,10 @@ def entropy_curves(study: Study) -> Figure:
     for setting, axes in zip(settings, grid.flat, strict=False):
         axes.set_title(setting_label(setting), fontsize=10, loc="left")
         for arm in MAIN_ARMS:
-            curves = [row["training"]["entropy"] for row in study.shared(setting, arm).values()]
-            curves = np.array([[np.nan if value is None else value for value in curve] for curve in curves])
-            if len(curves):
+            curves = [study.curve(row, "entropy") for row in study.shared(setting, arm).values()]
+            if curves:
                 color, line = STYLES[arm]
-                points = (np.arange(curves.shape[1]) + 0.5) * UPDATES / curves.shape[1]
-                axes.plot(points, curves.mean(0), line, color=color, label=LABELS[arm], linewidth=1.2)
+                axes.plot(CURVE_STEPS, np.mean(curves, axis=0), line, color=color, label=LABELS[arm], linewidth=1.2)
         axes.set_ylabel("entropy (nats)", fontsize=9)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -10,7 +10,8 @@ Run the study, a stage at a time: every rule of token credit beside its control.
     python -m studies.credit_rules.run --stage own
     python -m studies.credit_rules.report
 
-`--stage all` is all of them in this order. Two of the tasks need reasoning-gym (`pip install '.[study]'`).
+`--stage all` is all of them, the last three setting by setting, in the order of the plan. Two of the tasks need
+reasoning-gym (`pip install '.[study]'`).
 
 Every run is a line of RESULTS/tiny.jsonl, written when it ends. A stage that was cut off goes on with the runs that
 are missing. The stages `finalists` and `own` make the runs of the arms that the stages before them are complete for.
@@ -28,7 +29,7 @@ from pathlib import Path
 from studies.cells import compare, console, pick, read_rows, run_cells  # before transformers
 from trl_fork.commands.options import OptionParser
 
-from .plan import ARMS, NUM_SAMPLES, STAGES, TASKS, Cell, cell_of
+from .plan import ARMS, NUM_SAMPLES, ORDER, STAGES, TASKS, Cell, cell_of
 
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -65,13 +66,20 @@ def main(options: argparse.Namespace) -> None:
         cell = pick(STAGES[options.stage](rows), options.only, options.stage)
         compare(run_cell(cell, options.work_dir, current_commit()), rows, cell_of, MEASURES)
         return
-    for stage in ["start", *STAGES] if options.stage == "all" else [options.stage]:
-        if stage == "start":
-            measure_starts(options)
-            continue
+    if options.stage in ("start", "all"):
+        measure_starts(options)
+    if options.stage == "start":
+        return
+    for stage, setting in ORDER if options.stage == "all" else [(options.stage, None)]:
         rows = read_rows(path)
-        cells = [cell for cell in STAGES[stage](rows) if cell.arm in options.arms and cell.task in options.tasks]
-        console.print(f"Stage {stage}")
+        cells = [
+            cell
+            for cell in STAGES[stage](rows)
+            if cell.arm in options.arms
+            and cell.task in options.tasks
+            and setting in (None, (cell.task, cell.updates_per_batch))
+        ]
+        console.print(f"Stage {stage}{f' on {setting[0]}, {setting[1]} updates per batch' if setting else ''}")
         arguments = (options.work_dir, current_commit())
         run_cells(cells, rows, path, options.workers, cell_of=cell_of, run_cell=run_cell, arguments=arguments)
 

@@ -21,6 +21,7 @@ from studies.which_tokens.settings import (
     short,
 )
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
+from trl_fork.entropy import completion_entropies
 from trl_fork.generation.engines import Sample, TransformersEngine
 
 from .plan import (
@@ -39,7 +40,6 @@ Problem = tuple[int, ...]
 # What is kept of the log, by the name in a line of results.
 CURVES = {
     "reward": "reward",
-    "entropy": "entropy",
     "length": "completions/mean_length",
     "grad_norm": "grad_norm",
     "selected_fraction": "forking/selected_fraction",
@@ -69,21 +69,38 @@ class Sampler:
     def __init__(self, task: str, tokenizer):
         self.task, self.tokenizer = task, tokenizer
 
+    def prompts(self, problems: list[Problem]) -> list[list[int]]:
+        task = TASK_MODULES[self.task]
+        return [
+            self.tokenizer.apply_chat_template(conversation(task, each), add_generation_prompt=True, return_dict=False)
+            for each in problems
+        ]
+
     def __call__(self, model, problems: list[Problem], num_samples: int, seed: int) -> list[list[Sample]]:
         """`num_samples` for each problem."""
         was_training = model.training
         engine = TransformersEngine(model, self.tokenizer, max_new_tokens=MAX_COMPLETION_LENGTH[self.task])
-        prompts = [
-            self.tokenizer.apply_chat_template(
-                conversation(TASK_MODULES[self.task], problem), add_generation_prompt=True, return_dict=False
-            )
-            for problem in problems
-        ]
         numbers = random.Random(seed)
-        repeated = [ids for ids in prompts for _ in range(num_samples)]
+        repeated = [ids for ids in self.prompts(problems) for _ in range(num_samples)]
         samples = engine.generate(repeated, [numbers.getrandbits(32) for _ in repeated])
         model.train(was_training)
         return [samples[i : i + num_samples] for i in range(0, len(samples), num_samples)]
+
+    @torch.no_grad()
+    def entropy(self, model, problems: list[Problem], samples: list[Sample]) -> float:
+        """Mean entropy of the tokens of one sample per problem, in nats."""
+        prompts = self.prompts(problems)
+        width, length = max(map(len, prompts)), max(sample.length for sample in samples)
+        ids = torch.full((len(problems), width + length), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, (prompt, sample) in enumerate(zip(prompts, samples, strict=True)):
+            tokens = torch.tensor([*prompt, *sample.ids])
+            place = slice(width - len(prompt), width + sample.length)
+            ids[row, place], mask[row, place] = tokens, 1
+        was_training = model.training
+        entropies = completion_entropies(model.eval(), ids, mask, length)
+        model.train(was_training)
+        return float(entropies[mask[:, width:].bool()].mean())
 
 
 class Probe(TrainerCallback):
@@ -98,28 +115,32 @@ class Probe(TrainerCallback):
             self.measure(model, state.global_step)
 
     def measure(self, model, step: int) -> None:
-        """Accuracy on some of the problems, one sample each."""
-        correct, _ = self._sample(model, CURVE_PROBLEMS, 1, step)
-        self.evaluations.append({"step": step, "accuracy": short(correct.mean())})
+        """Accuracy and entropy on some of the problems, one sample each."""
+        found = self._sample(model, CURVE_PROBLEMS, 1, step)
+        self.evaluations.append({"step": step, "accuracy": found["accuracy"], "entropy": found["entropy"]})
 
     def final(self, model) -> dict:
         """What a run is judged by: all problems, with several samples each."""
-        correct, lengths = self._sample(model, NUM_TEST, NUM_SAMPLES, UPDATES)
-        return {
-            "accuracy": short(correct.mean()),
-            f"pass@{NUM_SAMPLES}": short(correct.amax(1).mean()),
-            "length": short(lengths.mean()),
-        }
+        return self._sample(model, NUM_TEST, NUM_SAMPLES, UPDATES)
 
-    def _sample(self, model, num_problems: int, num_samples: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sample(self, model, num_problems: int, num_samples: int, step: int) -> dict:
         problems = test_problems(self.task)[:num_problems]
         samples = self.sampler(model, problems, num_samples, seed=1000 * self.seed + step)
         is_correct = TASK_MODULES[self.task].is_correct
-        correct = [
-            [float(is_correct(problem, sample.text)) for sample in row]
-            for problem, row in zip(problems, samples, strict=True)
-        ]
-        return torch.tensor(correct), torch.tensor([[float(sample.length) for sample in row] for row in samples])
+        correct = torch.tensor(
+            [
+                [float(is_correct(problem, sample.text)) for sample in row]
+                for problem, row in zip(problems, samples, strict=True)
+            ]
+        )
+        lengths = torch.tensor([[float(sample.length) for sample in row] for row in samples])
+        return {
+            "accuracy": short(correct.mean()),
+            f"pass@{num_samples}": short(correct.amax(1).mean()),
+            "length": short(lengths.mean()),
+            # Of held-out samples: where entropies choose no tokens, those of rollouts are not computed.
+            "entropy": short(self.sampler.entropy(model, problems, [row[0] for row in samples])),
+        }
 
 
 def load_start(root: Path, task: str):

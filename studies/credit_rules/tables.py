@@ -76,8 +76,10 @@ def ranking_table(study: Study, runs, setting: Setting, arms: Sequence[str] = MA
     order = sorted(found, key=lambda arm: -study.mean(found[arm], lambda row: row["accuracy"]))
     start = study.starts[setting[0]]
     rows = [
-        ["", "before training", "", "", f"{start['accuracy']:.3f}", "", "", "", f"{start[f'pass@{NUM_SAMPLES}']:.3f}"]
-        + [""] * 5
+        [
+            *("", "before training", "", "", f"{start['accuracy']:.3f}", "", "", ""),
+            *(f"{start[f'pass@{NUM_SAMPLES}']:.3f}", f"{start['entropy']:.3f}", "", "", "", ""),
+        ]
     ]
     for place, arm in enumerate(order, 1):
         each = found[arm]
@@ -98,7 +100,7 @@ def ranking_table(study: Study, runs, setting: Setting, arms: Sequence[str] = MA
                 "" if difference is None else p_value(difference.p),
                 mean(study.area_under_curve, ".3f"),
                 mean(lambda row: row[f"pass@{NUM_SAMPLES}"], ".3f"),
-                mean(lambda row: row["training"]["entropy"][-1], ".3f"),
+                mean(lambda row: row["entropy"], ".3f"),
                 mean(effective_fraction, ".2f"),
                 mean(lambda row: row["tokens_with_gradient"], ",.0f"),
                 mean(lambda row: row["gradient_norm_max"], ".0f"),
@@ -107,7 +109,7 @@ def ranking_table(study: Study, runs, setting: Setting, arms: Sequence[str] = MA
         )
     header = [
         *("", "Arm", "seeds", "learning rate", "accuracy", "minus all tokens", "p (Holm)", "area under curve"),
-        *(f"pass@{NUM_SAMPLES}", "entropy at the end", "effective fraction", "tokens with gradient"),
+        *(f"pass@{NUM_SAMPLES}", "entropy", "effective fraction", "tokens with gradient"),
         *("largest gradient norm", "processor s"),
     ]
     return markdown(header, rows)

@@ -178,6 +178,37 @@ def test_the_first_half_of_the_settings_has_every_task_and_regime():
     assert sorted(updates for _, updates in plan.SETTINGS[:4]) == [1, 1, 16, 16]
 
 
+def test_the_order_has_every_stage_of_every_setting():
+    whole = [stage for stage, setting in plan.ORDER if setting is None]
+    assert whole == ["shared", "batch", "scope"]
+    others = [each for each in plan.ORDER if each[1] is not None]
+    assert others[:3] == [(stage, plan.SETTINGS[0]) for stage in ("tune", "finalists", "own")]
+    assert len(others) == 3 * len(plan.TUNED_SETTINGS) and {*whole, *(stage for stage, _ in others)} == set(
+        plan.STAGES
+    )
+
+
+def test_all_stages_are_run_in_order(monkeypatch, tmp_path):
+    """The command, with runs of which only the accuracy is made up."""
+    made = []
+
+    def run_cells(cells, rows, path, workers, **_):
+        there = {plan.cell_of(row) for row in rows}
+        new = [cell for cell in cells if cell not in there]
+        made.append(new)
+        with path.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in made_up(new))
+
+    monkeypatch.setattr(run, "run_cells", run_cells)
+    monkeypatch.setattr(which_tokens, "make_starts", lambda *_: None)
+    monkeypatch.setattr(run, "measure_starts", lambda _: None)
+    run.main(run.parse_arguments(["--stage", "all", "--results", str(tmp_path)]))
+    assert len(made) == len(plan.ORDER) and all(made)
+    for cells, (_, setting) in zip(made, plan.ORDER, strict=True):
+        assert setting is None or {(cell.task, cell.updates_per_batch) for cell in cells} == {setting}
+    assert Study(run.read_rows(tmp_path / "tiny.jsonl"), STARTS).missing() == []
+
+
 # ---------------------------------------------------------------------- a run
 
 
@@ -218,6 +249,19 @@ def test_a_cell_runs_and_can_be_made_again(small):
     torch.set_num_threads(threads)
 
 
+def test_entropy_is_that_of_the_tokens_of_samples(small):
+    model, tokenizer = runs.load_start(small, "digit_sums")
+    sampler, problems = runs.Sampler("digit_sums", tokenizer), runs.test_problems("digit_sums")
+    samples = [row[0] for row in sampler(model, problems, 1, seed=0)]
+    expected = []
+    for prompt, sample in zip(sampler.prompts(problems), samples, strict=True):  # one by one, without padding
+        with torch.no_grad():
+            logits = model.eval()(torch.tensor([[*prompt, *sample.ids]])).logits[0, len(prompt) - 1 : -1]
+        expected += torch.distributions.Categorical(logits=logits).entropy().tolist()
+    assert len({sample.length for sample in samples} | {len(each) for each in sampler.prompts(problems)}) > 2
+    assert sampler.entropy(model, problems, samples) == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+
+
 # ---------------------------------------------------------------------- the page
 
 
@@ -237,15 +281,17 @@ def made_up(cells, leads=LEADS) -> list[dict]:
             curves |= dict.fromkeys(("selected_fraction", "effective_fraction"), [None] * runs.NUM_POINTS)
         rows.append(
             row_of(cell, accuracy)
-            | {f"pass@{plan.NUM_SAMPLES}": 0.9, "length": 40.0, "training": curves, "commit": "abc1234"}
-            | {"evaluations": [{"step": step, "accuracy": 0.5} for step in plan.EVALUATIONS]}
+            | {f"pass@{plan.NUM_SAMPLES}": 0.9, "length": 40.0, "entropy": 0.2, "training": curves}
+            | {"evaluations": [{"step": step, "accuracy": 0.5, "entropy": 0.25} for step in plan.EVALUATIONS]}
             | {"tokens": 1000, "tokens_with_gradient": round(1000 * share), "gradient_norm_max": 2.0}
-            | {"seconds": 20.0, "processor_seconds": 18.0, "training_seconds": 15.0}
+            | {"commit": "abc1234", "seconds": 20.0, "processor_seconds": 18.0, "training_seconds": 15.0}
         )
     return rows
 
 
-STARTS = {task: {"accuracy": 0.2, f"pass@{plan.NUM_SAMPLES}": 0.7, "length": 40.0} for task in plan.TASKS}
+STARTS = {
+    task: {"accuracy": 0.2, f"pass@{plan.NUM_SAMPLES}": 0.7, "length": 40.0, "entropy": 0.3} for task in plan.TASKS
+}
 
 
 def study_of(*stages, leads=LEADS) -> Study:
