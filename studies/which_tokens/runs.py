@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 from trl_fork.tasks import digit_sums
 
-from . import reach_target
+from . import chain_sum, countdown, reach_target
 from .grid import ARMS, Cell
 from .probe import Probe
 from .settings import (
@@ -32,7 +32,12 @@ from .settings import (
 )
 
 
-TASK_MODULES = {"digit_sums": digit_sums, "reach_target": reach_target}
+TASK_MODULES = {
+    "digit_sums": digit_sums,
+    "reach_target": reach_target,
+    "chain_sum": chain_sum,  # the last two need reasoning-gym
+    "countdown": countdown,
+}
 
 # ---------------------------------------------------------------------- the start of every run
 

@@ -48,13 +48,15 @@ SIZES = {
     "100m": Size(_shape(768, 12), 2, 5e-4, prompts_per_update=32, updates=96),
 }
 SIZES |= {f"{name}-long": replace(size, updates=4 * size.updates, start=name) for name, size in SIZES.items()}
-WARM_UP_STEPS = {"digit_sums": 300, "reach_target": 600}  # of supervised fine-tuning, with 64 demonstrations each
+# Of supervised fine-tuning, with 64 demonstrations each
+WARM_UP_STEPS = {"digit_sums": 300, "reach_target": 600, "chain_sum": 400, "countdown": 400}
 NUM_GENERATIONS = 8
 NUM_TEST = 256  # held-out problems, the same for every run
 SAMPLES_PER_PROBLEM = 8  # of the last evaluation
 EVALUATIONS = 6  # during training, at equal distances; and one before it
 GRADIENT_SEEDS = (0, 1)  # of the arm on all tokens, whose gradient is taken apart
-MAX_COMPLETION_LENGTH = {"digit_sums": 56, "reach_target": 56}  # tokens; the longest demonstration fits
+# In tokens; the longest demonstration fits
+MAX_COMPLETION_LENGTH = dict.fromkeys(("digit_sums", "reach_target", "chain_sum", "countdown"), 56)
 WARM_UP_SEED = 7
 
 

@@ -1,0 +1,123 @@
+"""What follows from the results for someone who trains a model today, in sentences that depend on the numbers."""
+
+from collections.abc import Sequence
+
+from .outcomes import Comparison, Study
+from .plan import BATCH_FACTORS, BATCH_TASKS, SHARED_RATE, TUNED_ARMS, TUNED_SETTINGS, TWINS
+from .tables import LABELS, TASK_LABELS
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def advice(study: Study) -> str:
+    """One paragraph."""
+    runs, rates = _best_known(study)
+    family = study.over_settings(runs)
+    against_all = [each for each in family if each.second == "all"]
+    if not against_all:
+        return "There are no runs yet to say anything by."
+    sentences = [
+        _headline(against_all, rates),
+        *_twins(family),
+        _worse(against_all),
+        _cheaper(study, against_all, runs),
+    ]
+    sentences += [_batch(study, task) for task in BATCH_TASKS]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _best_known(study: Study):
+    """Runs at own learning rates where all of them are there, else at the shared one; and what to call them."""
+    if study.complete_settings(study.own, TUNED_ARMS, TUNED_SETTINGS) == list(TUNED_SETTINGS):
+        return study.own, "each arm at its own learning rate"
+    return study.shared, f"all arms at the learning rate {SHARED_RATE:g}"
+
+
+def _headline(found: Sequence[Comparison], rates: str) -> str:
+    num_settings = max(len(each.settings) for each in found)
+    where = f"over {num_settings} tasks and regimes, {rates}" if num_settings > 1 else f"in one setting, {rates}"
+    better = sorted((each for each in found if each.is_resolved and each.difference.mean > 0), key=_lead, reverse=True)
+    if not better:
+        return (
+            f"**Train on all tokens unless you have a reason of your own**: none of {len(found)} rules is resolvably "
+            f"better ({where})."
+        )
+    first = better[0]
+    text = (
+        f"**Try {LABELS[first.first]} first**: {first.difference.mean:+.3f} in accuracy against all tokens ({where})."
+    )
+    if len(better) > 1:
+        text += f" Resolvably better than all tokens are also {listed([_with_lead(each) for each in better[1:]])}."
+    return text
+
+
+def _twins(family: Sequence[Comparison]) -> list[str]:
+    """What each rule that has a twin gains over chance."""
+    found = {each.first: each for each in family if each.second == TWINS.get(each.first)}
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "unresolved": []}
+    for arm, each in found.items():
+        direction = "unresolved" if not each.is_resolved else "better" if each.difference.mean > 0 else "worse"
+        groups[direction].append(f"{_with_lead(each)} against {LABELS[TWINS[arm]]}")
+    texts = {
+        "better": "Which tokens or rollouts are taken matters for {}: more than as many by chance.",
+        "worse": "Resolvably worse than as many by chance: {}.",
+        "unresolved": "Not told apart from as many by chance: {}.",
+    }
+    return [texts[name].format(listed(each)) for name, each in groups.items() if each]
+
+
+def _worse(found: Sequence[Comparison]) -> str:
+    worse = sorted((each for each in found if each.is_resolved and each.difference.mean < 0), key=_lead)
+    return f"Resolvably worse than all tokens: {listed([_with_lead(each) for each in worse])}." if worse else ""
+
+
+def _cheaper(study: Study, found: Sequence[Comparison], runs) -> str:
+    """The fewest tokens with a gradient among the rules that are not resolvably worse."""
+
+    def tokens(arm: str, settings) -> float:
+        return sum(study.mean(runs(each, arm), lambda row: row["tokens_with_gradient"]) for each in settings)
+
+    shares = {
+        each.first: tokens(each.first, each.settings) / tokens("all", each.settings)
+        for each in found
+        if not (each.is_resolved and each.difference.mean < 0)
+    }
+    if not shares:
+        return ""
+    arm = min(shares, key=lambda name: shares[name])
+    return (
+        f"The fewest tokens with a gradient among the rules that are not resolvably worse has {LABELS[arm]}: "
+        f"{100 * shares[arm]:.0f} % of those of all tokens."
+    )
+
+
+def _batch(study: Study, task: str) -> str:
+    """What becomes of the lead of forking over random tokens in larger batches."""
+    largest = max(BATCH_FACTORS)
+    change = study.change_by_batch(largest).get(task)
+    if change is None:
+        return ""
+    interval, p = change
+    leads = [study.lead_by_batch(task, factor) for factor in (1, largest)]
+    small, large = (sum(each.values()) / len(each) for each in leads)
+    text = (
+        f"With {largest} times the rollouts per update the lead of forking over random tokens on {TASK_LABELS[task]} "
+        f"goes from {small:+.3f} to {large:+.3f}"
+    )
+    if not p < 0.05:
+        return f"{text}; that it changes is not resolved."
+    if interval.mean < 0:
+        return f"{text}: a deficit of random tokens that shrinks with the batch, as noise does."
+    return f"{text}: it grows, so that noise does not explain it."
+
+
+def _lead(each: Comparison) -> float:
+    return each.difference.mean
+
+
+def _with_lead(each: Comparison) -> str:
+    return f"{LABELS[each.first]} ({each.difference.mean:+.3f})"
