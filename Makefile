@@ -73,7 +73,7 @@ lint: $(INSTALLED)
 test-vllm: $(VLLM)/.installed  ## Training and evaluation with a real vLLM engine on the CPU, and its transformers
 	$(VLLM)/bin/python -m pytest $(ON_OTHER_VERSIONS) $(ARGS)
 	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python -m pytest -m vllm -W default --timeout 900 --show-capture=no \
-		tests/vllm_engine/test_vllm_training.py tests/vllm_engine/test_vllm_evaluation.py $(ARGS)
+		tests/vllm_engine $(ARGS)
 
 # What setup.cfg claims, installed and run: the lowest versions it allows, those that vLLM needs, and the newest there are.
 # Another interpreter has environments of its own: `make compat PYTHON=python3.13`.

@@ -59,6 +59,11 @@ def _check_rewards(roles: tuple[Role, ...], reward_funcs) -> None:
 def _check_objective(roles: tuple[Role, ...], args) -> None:
     balance = getattr(args, "objective", None) == BALANCE
     for role in roles:
+        if args.use_vllm and (role.temperature or 0) > 2:
+            raise ValueError(
+                f"Role {role.name!r}: temperature={role.temperature} must be at most 2 with use_vllm, which samples "
+                "at no higher one. Lower it, or set use_vllm to false."
+            )
         if role.beta is not None and not balance:
             raise ValueError(
                 f"Role {role.name!r}: beta={role.beta} has no effect without objective='{BALANCE}', whose residual "

@@ -35,7 +35,7 @@ class Episode:
 
     @property
     def transcript(self) -> str:
-        """The messages so far, one line each."""
+        """The messages so far, each from a line of its own on."""
         return _lines(self.said)
 
     def tell(self, role: Role) -> str | list[dict]:
@@ -109,4 +109,5 @@ def _text_of(name: str, value: Any, place: str) -> str:
 
 
 def _lines(said: list[tuple[str, str]]) -> str:
-    return "\n".join(f"{name}: {message}" for name, message in said)
+    # Further lines of a message are indented: one of them could otherwise pass for the message of another role.
+    return "\n".join(f"{name}: " + "\n    ".join(message.splitlines()) for name, message in said)

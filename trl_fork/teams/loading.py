@@ -37,6 +37,11 @@ def load_team(team: str | Path | list, rounds: int = 1) -> TeamRollout:
         if not isinstance(content, Mapping) or "team" not in content:
             keys = f"has the keys {list(content)}" if isinstance(content, Mapping) else f"holds {content!r}"
             raise ValueError(f"{where} needs a key 'team' with the list of roles; it {keys}.")
+        if others := [key for key in content if key != "team"]:
+            raise ValueError(
+                f"{where} has the keys {others} beside 'team', which is all that a file of a team holds. Take them "
+                "out; the number of rounds is --team_rounds of `trl-fork train`, or the argument rounds of load_team."
+            )
         roles = content["team"]
     else:
         where, roles = "team", team

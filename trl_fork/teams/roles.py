@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
 
-from .templates import fields_of, named_role
+from .templates import fields_of, malformed_fields, named_role
 
 
 # Names of a metric, of a field `messages[NAME]` and of a line of the transcript.
+TEXT_OF_YAML = " To YAML 1e-3 is a text: write 1.0e-3 or 0.001."
 _NAME = re.compile(r"\w(?:[\w .-]*\w)?")
 
 
@@ -18,10 +19,10 @@ class Role:
     A role of a team. All roles are played by the same policy; they differ in what they are told.
 
     The fields of a template are identifiers in braces. `{prompt}` is the text of the data set's prompt: the string, or
-    the content of its last user message. `{transcript}` is what has been said, one line per message, `name: message`.
-    `{messages[NAME]}` is the latest message of the role NAME. Every other identifier is a column of the data set: only
-    the roles whose templates name a column see it. Other braces, such as those of `\boxed{}`, stay as they are;
-    `{{x}}` writes `{x}`, and `{{{x}}}` the value of `x` in braces.
+    the content of its last user message. `{transcript}` is what has been said, `name: message`, with
+    further lines of a message indented. `{messages[NAME]}` is the latest message of the role NAME. Every other
+    identifier is a column of the data set: only the roles whose templates name a column see it. Other braces, such as
+    those of `\boxed{}`, stay as they are; `{{x}}` writes `{x}`, and `{{{x}}}` the value of `x` in braces.
 
     Args:
         name (`str`):
@@ -73,6 +74,12 @@ class Role:
             )
         if not self.prompt.strip():
             raise ValueError(f"{self._where('prompt')} is empty. Write what the role is told, such as '{{prompt}}'.")
+        for field in ("prompt", "reply"):
+            if found := malformed_fields(getattr(self, field)):
+                raise ValueError(
+                    f"{self._where(field)} has {found[0]!r}, which is near a field and would stay as it is. Write "
+                    "{prompt}, {transcript} or {messages[NAME]}, without a format, an attribute or a blank."
+                )
         if self.message is not None:
             self._check_message()
         for field, meaning in (("temperature", "a sampling temperature"), ("beta", "a KL coefficient")):
@@ -81,7 +88,7 @@ class Role:
             if value is not None and not (number and isfinite(value) and value > 0):
                 raise ValueError(
                     f"{self._where(field)} must be a finite number above 0, got {value!r}: it is {meaning}. Leave it "
-                    f"out for args.{field}."
+                    f"out for args.{field}.{TEXT_OF_YAML if isinstance(value, str) else ''}"
                 )
 
     def _where(self, field: str) -> str:
@@ -156,7 +163,7 @@ def check_roles(roles: tuple[Role, ...], rounds: int) -> None:
                 if name is not None and argument == "prompt" and name not in names[:number]:
                     raise ValueError(
                         f"Role {role.name!r}: prompt has the field {{{field}}}, which would always be empty: the "
-                        f"prompt is that of its first turn, and before it have spoken {names[:number] or 'none'}. "
+                        f"prompt is that of its first turn, before which {names[:number] or 'no role'} spoke. "
                         "Take the field out, change the order of the roles, or put it into reply."
                     )
     if rounds > 1 and len(roles) == 1 and roles[0].reply == "{transcript}":

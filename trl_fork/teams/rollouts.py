@@ -6,7 +6,7 @@ from .._logging import WarnsOnce
 from .checks import check_run, refuse_system, temperatures_off_policy
 from .episodes import Episode
 from .roles import Role, check_roles
-from .sampling import complete, tokenize, tokenize_more
+from .sampling import complete, texts_of, tokenize, tokenize_more
 
 
 class TeamRollout(WarnsOnce):
@@ -48,6 +48,8 @@ class TeamRollout(WarnsOnce):
     """
 
     def __init__(self, roles: Sequence[Role], rounds: int = 1, generate: Callable | None = None):
+        if isinstance(roles, Role):
+            raise TypeError(f"roles must be a list of roles, got the role {roles.name!r}. Put it into a list.")
         self.roles, self.rounds, self.generate = tuple(roles), rounds, generate
         check_roles(self.roles, rounds)
         self.rows_per_episode = len(self.roles) * rounds
@@ -156,7 +158,7 @@ class TeamRollout(WarnsOnce):
             more = tokenize_more(trainer, told)
             prompt_ids = [[*ids, *new] for ids, new in zip(before, more, strict=True)]
         completion_ids, logprobs = complete(role, prompt_ids, trainer, self.generate)
-        texts = trainer.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
+        texts = texts_of(trainer, completion_ids)
         rows = []
         for number, (episode, ids, completion, text) in enumerate(
             zip(episodes, prompt_ids, completion_ids, texts, strict=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 
 # A field with the braces around it. `messages[NAME]` is the latest message of a role.
+_NEARLY = re.compile(r"\{\s*(?:prompt|transcript|messages)\b[^{}]*\}")
 _FIELD = re.compile(r"(\{+)(messages\[[^\[\]{}]*\]|[^\W\d]\w*)(\}+)")
 
 
@@ -16,6 +17,11 @@ def fields_of(template: str) -> list[str]:
         template (`str`): Text with fields such as `{prompt}` and `{messages[solver]}`. `{{prompt}}` is not a field.
     """
     return list(dict.fromkeys(name for braces, name in map(_parts, _FIELD.finditer(template)) if braces % 2))
+
+
+def malformed_fields(template: str) -> list[str]:
+    """What begins like a field of a team and is none, such as `{prompt:>3}` or `{transcript.text}`."""
+    return [match[0] for match in _NEARLY.finditer(template) if not _FIELD.fullmatch(match[0])]
 
 
 def fill(template: str, value_of: Callable[[str], str]) -> str:
