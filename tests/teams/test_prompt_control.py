@@ -172,6 +172,7 @@ def test_extreme_settings_and_returns_give_policies(tau, eta):
         policy = mine.policies["a"]
         assert np.isfinite(policy).all() and policy.sum() == pytest.approx(1) and policy[0] >= 0.5
     assert mine.sample(4)["a"].tolist() == [0, 0, 1, 1]
+    json.dumps(mine.state_dict(), allow_nan=False)
 
 
 def test_a_policy_that_is_changed_outside_is_a_copy():
