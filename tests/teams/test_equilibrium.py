@@ -126,6 +126,33 @@ def test_mirror_step_stays_at_the_quantal_response_and_goes_there():
     assert both.shape == (2, 3) and both[0] == pytest.approx(fixed, abs=1e-12)
 
 
+def test_extreme_numbers_have_their_limits():
+    half = [0.5, 0.5]
+    for eta, tau in ((1e300, 1e300), (1e308, 0.5), (1e308, 1e308)):
+        assert mirror_step(half, [1.0, 0.0], eta, tau) == pytest.approx(quantal_response([1.0, 0.0], tau), abs=1e-15)
+    assert mirror_step([0.9, 0.1], [1.0, 0.0], 1e300, 1e300, [0.2, 0.8]) == pytest.approx([0.2, 0.8])
+    # eta tau = 1, where the values weigh nothing: the geometric mean of policy and magnet
+    assert mirror_step([0.9, 0.1], [1.0, 0.0], 1e-300, 1e300, [0.2, 0.8]) == pytest.approx([0.6, 0.4])
+    assert mirror_step(half, [1e308, -1e308], 1e308, 0.0).tolist() == [1.0, 0.0]
+    assert mirror_step(half, [1e308, -1e308], 1e-320, 1e308) == pytest.approx(half)
+    for scale in (1e149, 1e-149):
+        found = solve_hqre([[2 * scale, 0.0], [0.0, scale]], 1e-149, max_steps=2000)
+        want = [1.0, 0.0] if scale > 1 else solve_hqre([[2.0, 0.0], [0.0, 1.0]], 1.0).policies[0]
+        assert found.converged and found.policies[0] == pytest.approx(want, abs=1e-8)
+
+
+def test_priors_in_coarse_types_are_normalised():
+    logits = torch.linspace(0, 3, 50)
+    for dtype in (torch.bfloat16, torch.float16):
+        prior = torch.softmax(logits.to(dtype), 0)
+        exact = prior.double().numpy()
+        got = quantal_response(np.zeros(50), 1.0, prior)
+        assert got.sum() == pytest.approx(1, abs=1e-14)
+        assert got == pytest.approx(exact / exact.sum(), abs=1e-15)
+    rows = torch.softmax(torch.tensor([1.0, 2.0, 3.0]).bfloat16(), 0)
+    assert solve_hqre(np.ones((3, 3)), 1.0, magnets=[rows, rows]).policies[0].sum() == pytest.approx(1)
+
+
 # ---------------------------------------------------------------------- coordination: the closed forms
 
 
@@ -287,6 +314,25 @@ def test_at_low_temperature_a_zero_sum_game_is_played_at_its_value():
     assert found.policies[0] == pytest.approx(plan.x[:3], abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("payoff", "mixed"), [([[2, -1], [-1, 1]], [0.4, 0.6]), ([[0, -1, 2], [1, 0, -1], [-2, 1, 0]], [0.25, 0.5, 0.25])]
+)
+@pytest.mark.parametrize("tau", [1e-4, 1e-5])
+def test_at_very_low_temperature_a_zero_sum_game_ends_near_its_mixed_equilibrium(payoff, mixed, tau):
+    """The mixed equilibria by hand: they make the other indifferent."""
+    payoff = np.array(payoff, dtype=float)
+    found = check([payoff, -payoff], tau, max_steps=400)
+    for policy in found.policies:
+        assert policy == pytest.approx(mixed, abs=2 * tau)
+
+
+def test_the_better_end_is_returned_when_no_end_is_within_the_tolerance():
+    payoff = np.array([[2.0, -1.0], [-1.0, 1.0]])
+    found = solve_hqre([payoff, -payoff], 1e-4, tolerance=1e-300, max_steps=400)
+    assert not found.converged and found.residual < 1e-10
+    assert found.policies[0] == pytest.approx([0.4, 0.6], abs=1e-3)
+
+
 def test_a_common_payoff_a_list_of_payoffs_and_tensors_are_the_same_game():
     rng = np.random.default_rng(1)
     payoff = rng.normal(size=(2, 3))
@@ -402,23 +448,54 @@ def test_states_that_do_not_follow_each_other_are_games_of_their_own():
         ((np.zeros((2, 0)), 1.0), {}, "payoffs must have an action for each agent"),
         (([np.eye(2), np.eye(3)], 1.0), {}, r"payoffs\[1\] must have the shape of payoffs\[0\]"),
         (([np.eye(2)] * 3, 1.0), {}, r"payoffs\[0\] must have an axis for each of the 3 agents"),
-        ((MATCH, 0.0), {}, r"temperatures\[0\] must be above 0, got 0.0"),
+        ((MATCH, 0.0), {}, "temperatures must be above 0, got 0.0"),
         ((MATCH, [1.0, -2.0]), {}, r"temperatures\[1\] must be above 0, got -2.0"),
         ((MATCH, [1.0, np.inf]), {}, r"temperatures\[1\] must be finite"),
-        ((MATCH, [1.0, 1.0, 1.0]), {}, "one entry for each of the 2 agents, got 3"),
-        ((MATCH, [[1.0, 1.0], [1.0, 1.0]]), {}, r"temperatures\[0\] must be one number or have the shape"),
+        ((MATCH, [1.0, 1.0, 1.0]), {}, "one number, or a list with an entry for each of the 2 agents, got 3 entries"),
+        ((MATCH, [[1.0, 1.0], [1.0, 1.0]]), {}, r"temperatures\[0\] must be one number, got the shape \(2,\)"),
         ((MATCH, 1.0), {"magnets": [[0.5, 0.5], [0.5, 0.6]]}, r"magnets\[1\] must sum to 1 .*got 1.1"),
         ((MATCH, 1.0), {"magnets": [[1.5, -0.5], [0.5, 0.5]]}, r"magnets\[0\] must not be negative, got -0.5"),
-        ((MATCH, 1.0), {"magnets": [[0.5, 0.5]]}, "magnets must have one array for each of the 2 agents, got 1"),
-        ((MATCH, 1.0), {"magnets": [[0.5, 0.5], [0.2, 0.3, 0.5]]}, r"magnets\[1\] must have the shape \(1, 2\)"),
+        (
+            (MATCH, 1.0),
+            {"magnets": [[0.5, 0.5]]},
+            "magnets must be a list with an entry for each of the 2 agents, got 1",
+        ),
+        (
+            (MATCH, 1.0),
+            {"magnets": [[0.5, 0.5], [0.2, 0.3, 0.5]]},
+            r"magnets\[1\] must have the shape \(2,\), .* got \(3,\)",
+        ),
         ((MATCH, 1.0), {"start": [[0.5, 0.5], [0.5, 0.4]]}, r"start\[1\] must sum to 1"),
-        ((MATCH, 1.0), {"magnets": [0.5, 0.5]}, r"magnets\[0\] must have the shape \(1, 2\), .* got \(\)"),
-        ((MATCH, 1.0), {"magnets": [[0.5], [0.5]]}, r"magnets\[0\] must have the shape \(1, 2\), .* got \(1,\)"),
-        ((MATCH, 1.0), {"magnets": 0.5}, "magnets must have one array for each of the 2 agents, got 0.5"),
-        ((MATCH, [1.0, [1.0, 2.0]]), {}, r"temperatures\[1\] must be one number or have the shape \(1,\)"),
-        ((MATCH, "hot"), {}, r"temperatures\[0\] must be numbers"),
+        ((MATCH, 1.0), {"magnets": [0.5, 0.5]}, r"magnets\[0\] must have the shape \(2,\), .* got \(\)"),
+        ((MATCH, 1.0), {"magnets": [[0.5], [0.5]]}, r"magnets\[0\] must have the shape \(2,\), .* got \(1,\)"),
+        ((MATCH, 1.0), {"magnets": 0.5}, "magnets must be a list with an entry for each of the 2 agents.*, got 0.5"),
+        ((MATCH, [1.0, [1.0, 2.0]]), {}, r"temperatures\[1\] must be one number, got the shape \(2,\)"),
+        ((MATCH, "hot"), {}, "temperatures must be numbers"),
+        ((MATCH, None), {}, "temperatures must be numbers.*, got None"),
+        ((MATCH, {"a": 1.0, "b": 1.0}), {}, "temperatures must be one number, or a list .* in the order of the axes"),
+        ((MATCH, True), {}, "temperatures must be numbers.*, got True"),
+        ((MATCH, [1.0, "1"]), {}, r"temperatures\[1\] must be numbers.*, got '1'"),
+        (([[True, 0.5], [0, 1]], 1.0), {}, "payoffs must be numbers.*, got True"),
+        (([["1", 0.5], [0, 1]], 1.0), {}, "payoffs must be numbers.*, got '1'"),
+        ((np.eye(2) > 0, 1.0), {}, "payoffs must be numbers.*, got an array of bool"),
+        ((torch.eye(2) > 0, 1.0), {}, "payoffs must be numbers.*, got a tensor of torch.bool"),
+        (({"a": MATCH}, 1.0), {}, "payoffs must be numbers in the shape of an array, got {'a': "),
+        ((MATCH, 1.0), {"magnets": [None, [0.5, 0.5]]}, r"magnets\[0\] must be numbers.*, got None"),
+        ((MATCH, 1.0), {"magnets": [[True, False], [0.5, 0.5]]}, r"magnets\[0\] must be numbers.*, got True"),
+        ((MATCH, 1.0), {"magnets": {"a": [0.5, 0.5], "b": [0.5, 0.5]}}, "magnets must be a list .* order of the axes"),
+        ((MATCH, 1.0), {"start": [[[0.5, 0.5]], [[0.5, 0.5]]]}, r"start\[0\] must have the shape \(2,\)"),
+        ((MATCH, 1.0), {"transitions": np.ones((2, 2))}, "transitions must sum to 1 over the next states, got 2.0"),
+        (
+            (MATCH, 1.0),
+            {"transitions": np.ones((2, 2, 1))},
+            r"transitions must have the shape \(2, 2, 2\), one probability per next state",
+        ),
+        ((MATCH, [1e-300, 1e300]), {}, r"temperatures\[0\] must be between 1e-150 and 1e\+150, got 1e-300"),
+        ((MATCH, 1e-320), {}, "temperatures must be between 1e-150"),
+        ((1e200 * MATCH, 1.0), {}, r"payoffs must be at most 1e\+150 in size, got 1e\+200"),
         ((MATCH, 1.0), {"discount": 0.5}, "discount=0.5 needs transitions"),
         ((MATCH, 1.0), {"discount": 1.0}, r"discount must be in \[0, 1\), got 1.0"),
+        ((MATCH, 1.0), {"discount": None}, r"discount must be in \[0, 1\), got None. Give a number."),
         ((MATCH, 1.0), {"discount": -0.1}, r"discount must be in \[0, 1\), got -0.1"),
         ((MATCH, 1.0), {"discount": float("nan")}, r"discount must be in \[0, 1\), got nan"),
         ((MATCH, 1.0), {"transitions": np.ones((2, 2, 2))}, r"transitions must .*"),
@@ -440,13 +517,27 @@ def test_what_does_not_fit_is_named(arguments, options, message):
         (lambda: quantal_response(1.0, 1.0), "values must have an axis of actions"),
         (lambda: quantal_response([1.0, 0.0], 1.0, [0.5, 0.6]), "prior must sum to 1"),
         (lambda: quantal_response([1.0, 0.0], 1.0, [1.0, 0.0, 0.0]), r"prior must have the shape \(2,\)"),
-        (lambda: quantal_response([1.0, 0.0], [1.0, 2.0]), r"temperature must be one number or have the shape \(\)"),
+        (lambda: quantal_response([1.0, 0.0], [1.0, 2.0]), r"temperature must be one number, got the shape \(2,\)"),
         (lambda: mirror_step([0.5, 0.4], [1.0, 0.0], 1.0, 1.0), "policy must sum to 1"),
         (lambda: mirror_step([0.5, 0.5], [1.0, 0.0], 0.0, 1.0), "step_size must be a finite number above 0"),
         (lambda: mirror_step([0.5, 0.5], [1.0, 0.0], 1.0, -1.0), "temperature must be at least 0, got -1.0"),
         (lambda: mirror_step([1.0, 0.0], [1.0, 0.0], 1.0, 1.0, [0.0, 1.0]), "magnet has none of the actions"),
         (lambda: contraction([[0.5, 0.5]] * 2), "at least 3 entries"),
-        (lambda: contraction([[0.5, 0.5], [1.0], [0.5, 0.5]]), r"policies\[1\] must have as many probabilities"),
+        (lambda: contraction([[0.5, 0.5], [1.0], [0.5, 0.5]]), r"policies\[1\] must have the shapes of policies\[0\]"),
+        (lambda: contraction([[[0.5, 0.5], [1.0]], [[1.0], [0.5, 0.5]]] * 2), r"policies\[1\] must have the shapes"),
+        (lambda: contraction([{"a": [1.0]}, {"b": [1.0]}, {"a": [1.0]}]), r"policies\[1\] must have the shapes"),
+        (lambda: contraction([{"a": [1.0]}, [[1.0]], {"a": [1.0]}]), r"policies\[1\] must have the shapes"),
+        (lambda: contraction([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), r"policies\[0\] must sum to 1"),
+        (lambda: contraction([{"a": [0.5, 0.5]}, {"a": [0.5, 0.4]}] * 2), r"policies\[1\]\['a'\] must sum to 1"),
+        (lambda: contraction([[0.5, 0.5], [0.5, 0.5], None]), r"policies\[2\] must be numbers.*, got None"),
+        (lambda: contraction(None), "policies must be a sequence of the policies after each step, got None"),
+        (lambda: contraction({"a": [0.5, 0.5]}), "policies must be a sequence"),
+        (lambda: contraction([1.0, 1.0, 1.0]), r"policies\[0\] must have an axis of actions"),
+        (lambda: contraction([{}, {}, {}]), r"policies\[0\] must have a policy"),
+        (lambda: quantal_response(["1", "0"], 1.0), "values must be numbers.*, got '1'"),
+        (lambda: quantal_response([1.0, 0.0], True), "temperature must be numbers.*, got True"),
+        (lambda: quantal_response([1.0, 0.0], 1.0, np.float32([0.5, 0.501])), "prior must sum to 1"),
+        (lambda: quantal_response([1.0, 0.0], 1.0, torch.tensor([0.5, 0.6]).bfloat16()), "prior must sum to 1"),
     ],
 )
 def test_bad_arguments_of_the_steps_are_named(call, message):

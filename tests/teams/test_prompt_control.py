@@ -49,7 +49,7 @@ def test_with_sampled_returns_it_stays_near_the_equilibrium():
     mine, coins = control(seed=3), np.random.default_rng(0)
     for _ in range(230):
         choices = mine.sample(5 * 200)
-        mine.update(choices, coins.random(1000) < returns_of(choices))
+        mine.update(choices, (coins.random(1000) < returns_of(choices)).astype(float))
     want = solve_hqre(PAYOFF, [*TAUS.values()])
     log_ratios = {role: np.log([policies[role] for policies in mine.history[30:]]) for role in PROMPTS}
     for (role, tau), policy in zip(TAUS.items(), want.policies, strict=True):
@@ -110,6 +110,71 @@ def test_it_goes_on_from_its_state_through_json():
         assert all(one[role].tolist() == two[role].tolist() for role in PROMPTS)
 
 
+def test_states_that_are_none_are_named_and_change_nothing():
+    mine = control(seed=1)
+    mine.step(exact_values(mine.policies))
+    state, before = mine.state_dict(), mine.policies
+    row = state["history"][-1]
+    for change, message in (
+        ({"history": []}, "history must be a list, the policies after each step, got "),
+        ({"history": None}, "history must be a list"),
+        ({"history": [None]}, r"history\[0\] must be a dictionary by role"),
+        ({"history": [row, {**row, "checker": None}]}, r"history\[1\]: role 'checker': must be numbers"),
+        ({"history": [{**row, "checker": ["-1", "-1"]}]}, "role 'checker': must be numbers"),
+        ({"history": [{**row, "checker": [row["checker"]]}]}, r"role 'checker': must have the shape \(2,\)"),
+        ({"history": [{**row, "checker": [0.5, 0.5]}]}, "role 'checker': must be the logarithms of probabilities"),
+        ({"history": [{"checker": row["checker"]}]}, "role 'solver' is missing"),
+        ({"settings": None}, "settings must be a dictionary, got None"),
+        ({"settings": {}}, "prompts was None when the state was saved"),
+        ({"generator": None}, "generator must be the state of numpy's PCG64, got None"),
+        ({"generator": {}}, "generator must be the state"),
+        ({"generator": {**state["generator"], "state": {"state": "x", "inc": 1}}}, "generator must be the state"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mine.load_state_dict({**state, **change})
+    with pytest.raises(ValueError, match="state must be the result of `state_dict`, got None"):
+        mine.load_state_dict(None)
+    assert mine.state_dict() == state and all((mine.policies[role] == before[role]).all() for role in PROMPTS)
+    # Rounded by another program: still a policy to choose by
+    mine.load_state_dict({**state, "history": [{role: np.round(log, 7).tolist() for role, log in row.items()}]})
+    assert len(mine.sample(5)["solver"]) == 5
+
+
+def test_a_state_is_a_copy():
+    mine = control()
+    mine.state_dict()["settings"]["temperatures"]["solver"] = 99.0
+    assert mine.temperatures == TAUS
+
+
+def test_a_prompt_comes_back_from_a_probability_that_no_float_has():
+    mine = PromptControl({"a": ["x", "y", "z"]}, 0.1, 1.0, magnets={"a": [0.6, 0.4, 0.0]})
+    for _ in range(60):
+        mine.step({"a": [100.0, 0.0, 0.0]})
+    assert mine.policies["a"].tolist() == [1.0, 0.0, 0.0]
+    again = PromptControl({"a": ["x", "y", "z"]}, 0.1, 1.0, magnets={"a": [0.6, 0.4, 0.0]})
+    again.load_state_dict(json.loads(json.dumps(mine.state_dict(), allow_nan=False)))
+    for _ in range(500):
+        again.step({"a": [0.0, 100.0, 0.0]})
+    assert again.policies["a"].tolist() == [0.0, 1.0, 0.0]
+    for _ in range(500):
+        again.step({"a": [0.0, 0.1, 5.0]})
+    weights = np.array([0.6, 0.4 * np.e, 0.0])
+    assert again.policies["a"] == pytest.approx(weights / weights.sum())
+
+
+@pytest.mark.parametrize(("tau", "eta"), [(1e200, 1e200), (0.0, 1e308), (1e-300, 1e300)])
+def test_extreme_settings_and_returns_give_policies(tau, eta):
+    mine = PromptControl({"a": ["x", "y"]}, tau, eta)
+    for returns in ([1e308, 1e308, -1e308, -1e308], [1.0, 1.0, 0.0, 0.0]):
+        values = mine.action_values({"a": [0, 0, 1, 1]}, returns)["a"]
+        assert values.tolist() == [returns[0], returns[2]]
+        mine.step({"a": values})
+        policy = mine.policies["a"]
+        assert np.isfinite(policy).all() and policy.sum() == pytest.approx(1) and policy[0] >= 0.5
+    assert mine.sample(4)["a"].tolist() == [0, 0, 1, 1]
+    json.dumps(mine.state_dict(), allow_nan=False)
+
+
 def test_a_policy_that_is_changed_outside_is_a_copy():
     mine = control()
     mine.policies["solver"][:] = 0
@@ -129,6 +194,14 @@ def test_a_policy_that_is_changed_outside_is_a_copy():
         ({"temperatures": {**TAUS, "checker": -1.0}}, "temperatures: role 'checker': must be a finite number"),
         ({"temperatures": float("nan")}, "temperatures: role 'solver': must be a finite number, at least 0, got nan"),
         ({"step_size": 0.0}, "step_size must be a finite number above 0"),
+        ({"prompts": {"a": None}}, "role 'a': must be a list of texts, at least one, got None"),
+        ({"prompts": {"a": {"x": 1}}}, "role 'a': must be a list of texts"),
+        ({"prompts": {1: ["x"]}, "temperatures": 1.0}, "the name of a role must be a text, got 1"),
+        ({"temperatures": True}, "temperatures: role 'solver': must be a finite number, at least 0, got True"),
+        ({"temperatures": 10**400}, "temperatures: role 'solver': must be a finite number"),
+        ({"magnets": [[0.5, 0.5]]}, "magnets must be a dictionary by role"),
+        ({"magnets": {"checker": ["0.5", "0.5"]}}, "magnets: role 'checker': must be numbers.*, got '0.5'"),
+        *[({"seed": seed}, "seed must be a whole number, at least 0") for seed in (None, True, "1", -1, 1.0)],
         ({"magnets": {"judge": [1.0]}}, "magnets: there is no role 'judge'"),
         ({"magnets": {"checker": [0.5, 0.6]}}, "magnets: role 'checker': must sum to 1 over the actions, got 1.1"),
         ({"magnets": {"checker": [0.5, 0.25, 0.25]}}, r"magnets: role 'checker': must have the shape \(2,\)"),
@@ -152,7 +225,10 @@ def test_rounds_that_do_not_fit_are_named_and_change_nothing():
         (lambda: mine.update(choices, returns[:7]), "returns: the number of episodes must be a multiple of 5"),
         (lambda: mine.update(choices, returns[:5]), "choices: role 'solver': must have a prompt for each of the 5"),
         (lambda: mine.update(choices, [*returns[:9], np.nan]), r"returns must be finite, got nan at \[9\]"),
-        (lambda: mine.update(choices, [*returns[:9], None]), r"returns must be .*"),
+        (lambda: mine.update(choices, [*returns[:9], None]), "returns must be numbers.*, got None"),
+        (lambda: mine.update(choices, [*returns[:9], True]), "returns must be numbers.*, got True"),
+        (lambda: mine.update(choices, [*returns[:9], "1"]), "returns must be numbers.*, got '1'"),
+        (lambda: mine.update(None, returns), "choices must be a dictionary by role, got None"),
         (
             lambda: mine.update(choices, [returns]),
             r"returns must have one number per episode, got the shape \(1, 10\)",

@@ -1,6 +1,6 @@
 """Games with an entropy-regularised equilibrium: their checked arrays, and the value of every action."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from string import ascii_lowercase
 
@@ -10,14 +10,25 @@ import numpy as np
 # Complex numbers in place of real ones pass through every function of logits here, which gives exact derivatives
 # (the complex-step method): the imaginary part of f(x + i h) over h, without the rounding of a difference.
 _STEP = 1e-40
+_EXTREME = 1e150  # of payoffs and temperatures: beyond, their quotients are no floats any more
 
 
 def as_array(value, name: str) -> np.ndarray:
     """A float64 array of finite numbers, of a tensor, a list or an array."""
-    if hasattr(value, "detach"):  # a tensor, perhaps in bfloat16 and on a GPU
-        value = value.detach().double().cpu()
+    return _array_and_spacing(value, name)[0]
+
+
+def _array_and_spacing(value, name: str) -> tuple[np.ndarray, float]:
+    """With the array comes the distance from 1 to the next number in the coarsest type of the input."""
     try:
-        array = np.asarray(value, dtype=np.float64)
+        plain, spacing = _plain(value)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} must be numbers in the shape of an array, got {error}. Texts, booleans, None and dictionaries "
+            "are not taken for numbers: convert them."
+        ) from error
+    try:
+        array = np.asarray(plain, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{name} must be numbers in the shape of an array, got {value!r}. Give every row as many entries as the "
@@ -28,26 +39,55 @@ def as_array(value, name: str) -> np.ndarray:
         raise ValueError(
             f"{name} must be finite, got {array[place]} at {list(place)}. Leave out what could not be measured."
         )
-    return array
+    return array, spacing
 
 
-def as_distribution(value, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Probabilities over the last axis, broadcast to `shape`; what float32 left of a sum is divided out."""
-    array = as_array(value, name)
+def _plain(value):
+    """Lists, arrays and numbers only; a `TypeError` with what is no number."""
+    if isinstance(value, float):
+        return value, 0.0
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        pairs = [_plain(item) for item in value]
+        return [plain for plain, _ in pairs], max((spacing for _, spacing in pairs), default=0.0)
+    if hasattr(value, "detach"):  # a tensor, perhaps in bfloat16 and on a GPU
+        import torch
+
+        if value.dtype == torch.bool or value.is_complex():
+            raise TypeError(f"a tensor of {value.dtype}")
+        spacing = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
+        return value.detach().cpu().double().numpy(), spacing
+    array = np.asarray(value)
+    if array.dtype == object and array.ndim:
+        return _plain(array.tolist())
+    if array.dtype.kind in "iuf":
+        return array, np.finfo(array.dtype).eps if array.dtype.kind == "f" else 0.0
+    if is_number(value):  # such as a fraction
+        return float(value), 0.0
+    raise TypeError(f"an array of {array.dtype}" if isinstance(value, np.ndarray) else repr(value))
+
+
+def as_distribution(value, name: str, shape: tuple[int, ...], over: str = "action") -> np.ndarray:
+    """
+    Probabilities over the last axis, broadcast to `shape`.
+
+    What rounding left of a sum is divided out. It may be 1e-6, and more in a type as coarse as bfloat16.
+    """
+    array, spacing = _array_and_spacing(value, name)
     try:
         if array.shape[-1:] != shape[-1:]:  # one number would be taken for all actions
             raise ValueError(array.shape)
         array = np.broadcast_to(array, shape)
     except ValueError as error:
         raise ValueError(
-            f"{name} must have the shape {shape}, one probability per action, got {array.shape}."
+            f"{name} must have the shape {shape}, one probability per {over}, got {array.shape}."
         ) from error
     if (array < 0).any():
         raise ValueError(f"{name} must not be negative, got {array.min()}. Give probabilities, not their logarithms.")
-    total = array.sum(-1, keepdims=True)
-    if (abs(total - 1) > 1e-6).any():
+    with np.errstate(over="ignore"):
+        total = array.sum(-1, keepdims=True)
+    if (abs(total - 1) > max(1e-6, spacing)).any():
         worst = total.flat[abs(total - 1).argmax()]
-        raise ValueError(f"{name} must sum to 1 over the actions, got {worst}. Divide by the sum.")
+        raise ValueError(f"{name} must sum to 1 over the {over}s, got {worst}. Divide by the sum.")
     return array / total
 
 
@@ -61,22 +101,28 @@ def as_temperature(value, name: str, shape: tuple[int, ...], *, zero_allowed: bo
     try:
         return np.broadcast_to(array, shape)
     except ValueError as error:
-        raise ValueError(f"{name} must be one number or have the shape {shape}, got {array.shape}.") from error
+        wanted = f"one number or have the shape {shape}" if shape else "one number"
+        raise ValueError(f"{name} must be {wanted}, got the shape {array.shape}.") from error
 
 
 def is_number(value) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and bool(np.isfinite(float(value)))
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return bool(np.isfinite(float(value)))
+    except OverflowError:
+        return False
 
 
 def check_positive(value, name: str) -> float:
-    if not is_number(value) or not value > 0:
+    if not is_number(value) or not float(value) > 0:
         raise ValueError(f"{name} must be a finite number above 0, got {value!r}.")
     return float(value)
 
 
-def check_count(value, name: str) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}.")
+def check_count(value, name: str, least: int = 1) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}.")
     return int(value)
 
 
@@ -104,7 +150,8 @@ class Game:
 
     def __init__(self, payoffs, temperatures, magnets, transitions, discount):
         if not is_number(discount) or not 0 <= discount < 1:
-            raise ValueError(f"discount must be in [0, 1), got {discount!r}. At 1 a sum of returns has no end.")
+            reason = "At 1 a sum of returns has no end." if is_number(discount) else "Give a number."
+            raise ValueError(f"discount must be in [0, 1), got {discount!r}. {reason}")
         if transitions is None and discount:
             raise ValueError(
                 f"discount={discount} needs transitions: a game in normal form is played once. Give transitions, or "
@@ -115,11 +162,12 @@ class Game:
         self.num_agents = len(arrays)
         self.num_states, self.sizes = arrays[0].shape[0], arrays[0].shape[1:]
         # A constant changes no response, and small differences would drown in a large one.
-        self.shifts = np.array([(array.max() + array.min()) / 2 for array in arrays])
+        self.shifts = np.array([array.max() / 2 + array.min() / 2 for array in arrays])
         self.payoffs = [array - shift for array, shift in zip(arrays, self.shifts, strict=True)]
         self.transitions = None
         if self.is_markov:
-            self.transitions = as_distribution(transitions, "transitions", (*arrays[0].shape, self.num_states))
+            shape = (*arrays[0].shape, self.num_states)
+            self.transitions = as_distribution(transitions, "transitions", shape, "next state")
         self.temperatures = self._temperatures(temperatures)
         if magnets is None:
             self.magnets = [np.full((self.num_states, size), 1.0 / size) for size in self.sizes]
@@ -133,27 +181,45 @@ class Game:
             [np.repeat(t[:, None], a, 1) for t, a in zip(self.temperatures, self.sizes, strict=True)]
         )
 
+    @property
+    def sharpness(self) -> float:
+        """A bound of how far the payoffs may move a logit; 1 where they move none."""
+        pairs = zip(self.payoffs, self.temperatures, strict=True)
+        return max(abs(payoff).max() / tau.min() for payoff, tau in pairs) / (1 - self.discount) or 1.0
+
     def _temperatures(self, temperatures) -> list[np.ndarray]:
-        if not isinstance(temperatures, list | tuple) and np.ndim(temperatures) == 0:
-            temperatures = [temperatures] * self.num_agents
-        if len(temperatures) != self.num_agents:
-            raise ValueError(
-                f"temperatures must be one number, or one entry for each of the {self.num_agents} agents, got "
-                f"{len(temperatures)} entries."
-            )
-        return [as_temperature(t, f"temperatures[{i}]", (self.num_states,)) for i, t in enumerate(temperatures)]
+        shape = (self.num_states,) if self.is_markov else ()
+        if isinstance(temperatures, str) or not np.iterable(temperatures):
+            named = [("temperatures", temperatures)] * self.num_agents
+        else:
+            named = [(f"temperatures[{i}]", t) for i, t in enumerate(self._per_agent(temperatures, "temperatures"))]
+        arrays = [np.broadcast_to(as_temperature(t, name, shape), (self.num_states,)) for name, t in named]
+        for (name, _), array in zip(named, arrays, strict=True):
+            worst = array.max() if array.max() > _EXTREME else array.min()
+            if not 1 / _EXTREME <= worst <= _EXTREME:
+                raise ValueError(
+                    f"{name} must be between {1 / _EXTREME:g} and {_EXTREME:g}, got {worst:g}. Give payoffs and "
+                    "temperatures in other units."
+                )
+        return arrays
+
+    def _per_agent(self, given, name: str) -> list:
+        wanted = f"a list with an entry for each of the {self.num_agents} agents"
+        if name == "temperatures":
+            wanted = "one number, or " + wanted
+        if isinstance(given, Mapping | str) or not np.iterable(given):
+            raise ValueError(f"{name} must be {wanted}, in the order of the axes of the payoffs, got {given!r}.")
+        given = list(given)
+        if len(given) != self.num_agents:
+            raise ValueError(f"{name} must be {wanted}, got {len(given)} entries.")
+        return given
 
     def distributions(self, policies, name: str) -> list[np.ndarray]:
         """One array `(states, actions)` per agent, of arrays that may lack the states."""
-        if not np.iterable(policies):
-            raise ValueError(f"{name} must have one array for each of the {self.num_agents} agents, got {policies!r}.")
-        policies = list(policies)
-        if len(policies) != self.num_agents:
-            raise ValueError(
-                f"{name} must have one array for each of the {self.num_agents} agents, got {len(policies)}."
-            )
-        rows = zip(policies, self.sizes, strict=True)
-        return [as_distribution(p, f"{name}[{i}]", (self.num_states, size)) for i, (p, size) in enumerate(rows)]
+        states = (self.num_states,) if self.is_markov else ()
+        rows = zip(self._per_agent(policies, name), self.sizes, strict=True)
+        arrays = [as_distribution(p, f"{name}[{i}]", (*states, size)) for i, (p, size) in enumerate(rows)]
+        return [array.reshape(self.num_states, -1) for array in arrays]
 
     def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         return np.concatenate([part.reshape(-1) for part in parts])
@@ -188,10 +254,14 @@ class Game:
         return action_values, state_values
 
     def response(self, logits: np.ndarray) -> np.ndarray:
-        """Logits of the quantal response of every agent."""
-        values, _ = self.evaluate(logits)
-        rows = zip(values, self.temperatures, self.log_magnets, strict=True)
-        return self.join([value / tau[:, None] + log_magnet for value, tau, log_magnet in rows])
+        """
+        Logits of the quantal response of every agent.
+
+        The state's value is taken off, which changes no policy: at a low temperature the logits would be so large
+        that their rounding moved the policies.
+        """
+        rows = zip(*self.evaluate(logits), self.temperatures, self.log_magnets, strict=True)
+        return self.join([(q - v[:, None]) / tau[:, None] + log_magnet for q, v, tau, log_magnet in rows])
 
     def gap(self, logits: np.ndarray) -> np.ndarray:
         """0 at an equilibrium."""
@@ -252,6 +322,8 @@ def _payoff_arrays(payoffs, is_markov: bool) -> list[np.ndarray]:
         arrays = [shared] * (shared.ndim - extra)
     if 0 in arrays[0].shape:
         raise ValueError(f"payoffs must have an action for each agent, got the shape {arrays[0].shape}.")
+    if (largest := max(abs(array).max() for array in arrays)) > _EXTREME:
+        raise ValueError(f"payoffs must be at most {_EXTREME:g} in size, got {largest:g}. Give them in other units.")
     return arrays if is_markov else [array[None] for array in arrays]
 
 

@@ -6,11 +6,13 @@ from collections.abc import Callable
 import numpy as np
 from scipy.integrate import LSODA
 
-from ._game import Game
+from ._game import Game, log_softmax
 
 
 NEAR = 1e-3  # residual from which on Newton's method is tried, and how far it may move a policy
-_GROWTH, _LONGEST = 2.0, 1e6  # of the steps along a branch
+_GROWTH = 2.0  # of the steps along a branch
+_ROUNDING = 1e-6  # a residual at which Newton's method has arrived, as near as rounding lets it
+_LARGEST = np.finfo(np.float64).max
 
 
 class Budget:
@@ -26,12 +28,34 @@ class Budget:
         return True
 
 
+def log_mirror_step(log_policy, values, step_size: float, temperature, log_magnet, mask):
+    """
+    The policy after a mirror step, and its logarithm, over the actions of the mask.
+
+    Where a product leaves the floats the limit is taken, and a logarithm stays finite: an action whose probability is
+    too small for a float can come back.
+    """
+    with np.errstate(over="ignore", divide="ignore"):
+        top = np.where(mask, values, -np.inf).max(-1, keepdims=True)
+        below = np.maximum(np.where(mask, values - top, 0.0), -_LARGEST)
+        kept = 1 / (1 + step_size * temperature)
+        gain = 1 / (1 / step_size + temperature)
+        logits = kept * log_policy + gain * below + gain * temperature * log_magnet
+    return log_softmax(np.maximum(logits, -_LARGEST), mask)
+
+
+def pull_of(step_size: float, rates: np.ndarray) -> np.ndarray:
+    """`eta tau / (1 + eta tau)`, the way that a mirror step goes from the policy to its response."""
+    with np.errstate(over="ignore", divide="ignore"):
+        return 1 / (1 + 1 / (step_size * rates))
+
+
 def mirror_steps(
     game: Game, logits: np.ndarray, step_size: float, tolerance: float, budget: Budget
 ) -> tuple[np.ndarray, bool]:
     """Plain mirror steps of all agents at once."""
-    weight = step_size * game.rates / (1 + step_size * game.rates)
-    while game.residual(logits) > tolerance:
+    weight = pull_of(step_size, game.rates)
+    while not game.residual(logits) <= tolerance:
         if not budget.spend():
             return logits, False
         logits = (1 - weight) * logits + weight * game.response(logits)
@@ -45,20 +69,23 @@ def mirror_flow(game: Game, logits: np.ndarray, tolerance: float, budget: Budget
     Where it comes near a stable equilibrium, Newton's method goes the rest of the way.
     """
     scale = game.rates / game.rates.max()
-    attempt = NEAR
+    attempt, last = NEAR, logits
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a step that fails shows in the solver's status
         solver = LSODA(lambda t, y: -scale * game.gap(y), 0.0, logits, np.inf, rtol=1e-7, atol=1e-9)
         while True:
-            if (residual := game.residual(solver.y)) <= tolerance:
-                return solver.y, True
+            if not np.isfinite(residual := game.residual(solver.y)):
+                return last, False
+            last = solver.y.copy()
+            if residual <= tolerance:
+                return last, True
             if residual <= attempt:
                 attempt = residual / 10
-                end, found = newton(game, solver.y, tolerance, budget)
-                if found and _distance(game, solver.y, end) <= NEAR and _is_stable(game, end, scale):
+                end, found = newton(game, last, tolerance, budget)
+                if found and _distance(game, last, end) <= NEAR and _is_stable(game, end, scale):
                     return end, True
             if not budget.spend() or solver.status != "running":
-                return solver.y, False
+                return last, False
             solver.step()
 
 
@@ -74,7 +101,7 @@ def _is_stable(game: Game, logits: np.ndarray, scale: np.ndarray) -> bool:
 def newton(game: Game, logits: np.ndarray, tolerance: float, budget: Budget) -> tuple[np.ndarray, bool]:
     """Newton's method for the logits; a step is halved until it makes the gap smaller."""
     gap = game.gap(logits)
-    while game.residual(logits) > tolerance:
+    while not game.residual(logits) <= tolerance:
         if not budget.spend():
             return logits, False
         try:
@@ -93,17 +120,21 @@ def newton(game: Game, logits: np.ndarray, tolerance: float, budget: Budget) -> 
     return logits, True
 
 
+@np.errstate(all="ignore")  # a step that leaves the floats is not taken
 def follow_branch(game: Game, tolerance: float, budget: Budget) -> tuple[np.ndarray, bool]:
     """
     The equilibria of `logits = log magnet + x (response - log magnet)` from x = 0, the magnet, to x = 1, the game.
 
     In normal form this is the principal branch of quantal response equilibria with the temperatures divided by x
-    (McKelvey and Palfrey, 1995). It may turn back on its way, so its length is what the steps are counted in.
+    (McKelvey and Palfrey, 1995). It may turn back on its way, so its length is what the steps are counted in. The
+    last coordinate is x in units in which a step moves logits by about as much: the branch bends where the payoffs
+    begin to matter, and with x itself that bend would be too sharp to follow at low temperatures.
     """
     origin = game.join(game.log_magnets)
+    end_of_branch = game.sharpness
     point = np.append(origin, 0.0)
     # At x = 0 the derivatives by the logits are those of the identity.
-    direction = np.append(game.response(origin) - origin, 1.0)
+    direction = np.append((game.response(origin) - origin) / end_of_branch, 1.0)
     direction /= np.linalg.norm(direction)
     length = 0.01
     while budget.used < budget.limit:
@@ -115,22 +146,22 @@ def follow_branch(game: Game, tolerance: float, budget: Budget) -> tuple[np.ndar
             if length < 1e-9:
                 return point[:-1], False
             continue
-        if found[-1] >= 1.0:
-            last = (1.0 - point[-1]) / (found[-1] - point[-1])
+        if found[-1] >= end_of_branch:
+            last = (end_of_branch - point[-1]) / (found[-1] - point[-1])
             end, reached = newton(game, (point + last * (found - point))[:-1], tolerance, budget)
-            if reached or length < 1e-6:
+            if reached or length < 1e-6 or game.residual(end) < _ROUNDING:
                 return end, reached
             length /= 2
             continue
         point, direction = found, turned
-        length = min(length * _GROWTH, _LONGEST)
+        length *= _GROWTH
     return point[:-1], False
 
 
 def _bordered(game: Game, point: np.ndarray, origin: np.ndarray, border: np.ndarray) -> np.ndarray:
-    """Derivatives of the branch's equation by logits and x, and a last row."""
-    pull = game.response(point[:-1]) - origin
-    share = point[-1]
+    """Derivatives of the branch's equation by logits and the last coordinate, and a last row."""
+    pull = (game.response(point[:-1]) - origin) / game.sharpness
+    share = point[-1] / game.sharpness
     derivative = share * game.jacobian(point[:-1]) + (1 - share) * np.eye(game.num_logits)
     return np.vstack([np.hstack([derivative, -pull[:, None]]), border])
 
@@ -152,12 +183,12 @@ def _correct(game: Game, point: np.ndarray, origin: np.ndarray, border: Callable
             return None
         pull = game.response(point[:-1]) - origin
         row, offset = border(point)
-        left = np.append(point[:-1] - origin - point[-1] * pull, offset)
+        left = np.append(point[:-1] - origin - point[-1] / game.sharpness * pull, offset)
         try:
             step = np.linalg.solve(_bordered(game, point, origin, row), left)
         except np.linalg.LinAlgError:
             return None
         point = point - step
-        if abs(step).max() < 1e-8 * (1 + abs(point).max()):
+        if (abs(step) < 1e-8 * (1 + abs(point))).all():
             return point
     return None

@@ -41,12 +41,13 @@ class Equilibrium:
         policies (`tuple[np.ndarray]`):
             One per agent: probabilities of shape `(actions,)`, in a Markov game `(states, actions)`.
         values (`np.ndarray` of shape `(agents,)` or `(agents, states)`):
-            Mean payoff of each agent less its temperature times the divergence from its magnet, discounted and summed
-            over the steps of a Markov game.
+            Mean payoff of each agent less its temperature times its own divergence from its magnet, discounted and
+            summed over the steps of a Markov game. The divergences of the others are not in it.
         expected_payoffs (`np.ndarray` of shape `(agents,)` or `(agents, states)`):
             The same without the divergence: what the agents earn.
         converged (`bool`): Whether `residual` is at most the tolerance.
-        num_steps (`int`): Mirror steps, steps of their flow and Newton steps, together.
+        num_steps (`int`):
+            Mirror steps, steps of their flow, Newton steps, and corrector steps along the branch, together.
         residual (`float`): Largest difference between a probability and that of the agent's quantal response.
     """
 
@@ -88,8 +89,8 @@ def quantal_response(values, temperature, prior=None) -> np.ndarray:
     temperature = as_temperature(temperature, "temperature", values.shape[:-1])
     prior = _uniform(values) if prior is None else as_distribution(prior, "prior", values.shape)
     # The largest value is taken off first: divided by a small temperature it could be infinite.
-    top = np.where(prior > 0, values, -np.inf).max(-1, keepdims=True)
     with np.errstate(over="ignore"):
+        top = np.where(prior > 0, values, -np.inf).max(-1, keepdims=True)
         below = np.where(prior > 0, values - top, 0.0) / temperature[..., None]
     return log_softmax(below + log_of(prior), prior > 0)[0]
 
@@ -131,10 +132,7 @@ def mirror_step(policy, values, step_size, temperature, magnet=None) -> np.ndarr
     mask = (policy > 0) & ((magnet > 0) | (temperature == 0))
     if not mask.any(-1).all():
         raise ValueError("magnet has none of the actions of policy. Give it a probability above 0 for one of them.")
-    values = values - np.where(mask, values, -np.inf).max(-1, keepdims=True)
-    pull = step_size * temperature
-    logits = (log_of(policy) + step_size * values + pull * log_of(magnet)) / (1 + pull)
-    return log_softmax(logits, mask)[0]
+    return _solving.log_mirror_step(log_of(policy), values, step_size, temperature, log_of(magnet), mask)[0]
 
 
 def solve_hqre(
@@ -154,11 +152,16 @@ def solve_hqre(
 
     At high temperature there is one equilibrium; at low temperature there may be several, and `start` decides. Without
     a step size the solver follows the flow of simultaneous mirror steps, the limit of small ones, from `start`; near a
-    stable equilibrium it ends with Newton's method. Where the flow does not settle within half of the steps, as where
-    it circles in games with very small temperatures, it follows the branch of equilibria that begins at the magnet for
-    infinite temperature instead: what it finds is then an equilibrium, but not one that the start has chosen. (In
-    two-player zero-sum games there is one only.) A start that is an equilibrium is returned, stable or not: the
-    uniform magnet of a symmetric game may be one.
+    stable equilibrium it ends with Newton's method. A start that is an unstable equilibrium, or from which the flow
+    ends in one, is taken at its word: the uniform magnet of a symmetric game may be one. [`local_contraction`] tells.
+
+    Where the flow does not settle within half of the steps, as where it circles in games with very small temperatures,
+    the solver follows the branch of equilibria that begins at the magnet for infinite temperature instead: what it
+    finds is then an equilibrium, but not one that the start has chosen. (In a two-player zero-sum game in normal form
+    there is one only. In a Markov game each value holds the agent's own divergences and not the other's, so the values
+    do not add up to zero, and there may be several.) If neither gets there, the better of the two ends is returned.
+    Rounding leaves a residual of about 1e-16 times the range of the payoffs over the temperature, so that temperatures
+    below a millionth of the range need a larger `tolerance`.
 
     In a Markov game the values are those of the regularised game, with the divergences of later steps in them: each
     agent maximises `E[sum_t discount^t (r_i - tau_i(s) KL(pi_i(.|s) || rho_i(.|s)))]`. One agent alone is soft value
@@ -167,7 +170,8 @@ def solve_hqre(
     Args:
         payoffs (`np.ndarray` of shape `(A1, ..., AN)`, or a list of N of them):
             A payoff that all agents share, or a list with the payoffs of each agent. In a Markov game the states come
-            first: `(S, A1, ..., AN)`.
+            first: `(S, A1, ..., AN)`. One array is always shared: one of shape `(2, 2, 2)` is the payoff of three
+            agents, and two agents with payoffs of their own are a list of two arrays.
         temperatures (`float` or `sequence`):
             Above 0, in units of the payoffs: one for all, one for each agent, or for each agent one for each state.
         magnets (`sequence` of `np.ndarray` of shape `(Ai,)` or `(S, Ai)`, *optional*):
@@ -189,7 +193,8 @@ def solve_hqre(
 
     Raises:
         `ValueError`: for shapes that do not fit together, numbers that are not finite, temperatures that are not above
-            0, magnets or transitions that are not distributions, or a discount outside [0, 1).
+            0, magnets or transitions that are not distributions, a discount outside [0, 1), payoffs or temperatures
+            above 1e150, or temperatures below 1e-150.
 
     Example:
         ```python
@@ -216,8 +221,9 @@ def solve_hqre(
         if not found and max_steps > used:
             rest = _solving.Budget(max_steps - used)
             other, found = _solving.follow_branch(game, tolerance, rest)
-            logits = other if found else logits
             used += rest.used
+            if found or game.residual(other) < game.residual(logits):
+                logits = other
     residual = game.residual(logits)
     policies = game.policies(logits)
     values, payoff = (
@@ -240,7 +246,9 @@ def local_contraction(
 
     Args:
         payoffs, temperatures, magnets, transitions, discount: Arguments of [`solve_hqre`].
-        policies (`sequence` of `np.ndarray` of shape `(Ai,)` or `(S, Ai)`): The policies, such as those of a solution.
+        policies (`sequence` of `np.ndarray` of shape `(Ai,)` or `(S, Ai)`):
+            The policies, such as those of a solution. As in `start` of [`solve_hqre`], a probability of 0 counts as
+            1e-12, but where the magnet is 0 too.
         step_size (`float`): Eta, above 0.
 
     Returns:
@@ -251,7 +259,7 @@ def local_contraction(
     """
     game = Game(payoffs, temperatures, magnets, transitions, discount)
     step_size = check_positive(step_size, "step_size")
-    pull = (step_size * game.rates / (1 + step_size * game.rates))[:, None]
+    pull = _solving.pull_of(step_size, game.rates)[:, None]
     logits = game.logits(_inside(game, policies, "policies"))
     step = np.eye(game.num_logits) - pull * game.jacobian(logits)
     # Constants added to logits, and logits of actions that are never played, change no policy.
@@ -277,30 +285,47 @@ def contraction(policies: Sequence) -> np.ndarray:
     Args:
         policies (`sequence`):
             Policies after each step, at least three of them: an array, a list of one array per agent, or a dictionary
-            of them.
+            of them. The last axis of each array is that of the actions.
 
     Returns:
         `np.ndarray` of shape `(len(policies) - 2,)`: NaN for 0 / 0, infinity where a change follows none.
 
     Raises:
-        `ValueError`: for fewer than three policies, or policies of several shapes.
+        `ValueError`: for fewer than three policies, entries that are not distributions over the actions, or policies
+            that differ in their shapes or keys.
     """
-    rows = []
-    for number, policy in enumerate(policies):
-        if isinstance(policy, Mapping):
-            policy = list(policy.values())
-        parts = policy if isinstance(policy, list | tuple) else [policy]
-        rows.append(np.concatenate([as_array(part, f"policies[{number}]").reshape(-1) for part in parts]))
-        if rows[-1].shape != rows[0].shape:
-            raise ValueError(
-                f"policies[{number}] must have as many probabilities as policies[0], {rows[0].size}, got "
-                f"{rows[-1].size}."
-            )
-    if len(rows) < 3:
-        raise ValueError(f"policies must have at least 3 entries, from which two changes are made, got {len(rows)}.")
+    if isinstance(policies, Mapping | str) or not np.iterable(policies):
+        raise ValueError(f"policies must be a sequence of the policies after each step, got {policies!r}.")
+    steps = [_named_arrays(policy, f"policies[{number}]") for number, policy in enumerate(policies)]
+    if len(steps) < 3:
+        raise ValueError(f"policies must have at least 3 entries, from which two changes are made, got {len(steps)}.")
+    first, *later = ({f"policies[k]{place}": array.shape for place, array in step.items()} for step in steps)
+    for number, shapes in enumerate(later, start=1):
+        if shapes != first:
+            raise ValueError(f"policies[{number}] must have the shapes of policies[0], {first}, got {shapes}.")
+    rows = [np.concatenate([step[place].reshape(-1) for place in steps[0]]) for step in steps]
     changes = np.linalg.norm(np.diff(np.stack(rows), axis=0), axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return changes[1:] / changes[:-1]
+
+
+def _named_arrays(policy, name: str) -> dict[str, np.ndarray]:
+    """The distributions of one entry of [`contraction`], by what names them within it."""
+    if isinstance(policy, Mapping):
+        parts = {f"[{key!r}]": part for key, part in policy.items()}
+    elif isinstance(policy, list | tuple) and any(np.iterable(part) for part in policy):
+        parts = {f"[{number}]": part for number, part in enumerate(policy)}
+    else:
+        parts = {"": policy}
+    arrays = {}
+    for place, part in parts.items():
+        array = as_array(part, name + place)
+        if not array.ndim or not array.size:
+            raise ValueError(f"{name}{place} must have an axis of actions, got the shape {array.shape}.")
+        arrays[place] = as_distribution(part, name + place, array.shape)
+    if not arrays:
+        raise ValueError(f"{name} must have a policy, got {policy!r}.")
+    return arrays
 
 
 def _values(values) -> np.ndarray:

@@ -5,12 +5,12 @@ Each role has a few prompts and a policy over them. A round plays episodes, esti
 every role under the others' policies, and takes one mirror step for each role. No model is trained.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
-from ._game import as_array, as_distribution, check_count, check_positive, is_number
-from .equilibrium import mirror_step
+from ._game import as_array, as_distribution, check_count, check_positive, is_number, log_of, log_softmax
+from ._solving import log_mirror_step
 
 
 class PromptControl:
@@ -31,7 +31,8 @@ class PromptControl:
         step_size (`float`): Eta of the mirror steps, above 0.
         magnets (`dict[str, sequence of float]`, *optional*):
             Prior of some or all roles over their prompts, uniform by default. The policies start there.
-        seed (`int`, *optional*, defaults to `0`): Seed of the choices.
+            A prompt of prior 0 is never chosen, and one above 0 can always come back: policies are kept as logarithms.
+        seed (`int`, *optional*, defaults to `0`): Seed of the choices, at least 0.
 
     Raises:
         `ValueError`: naming the role, for prompts that are missing or equal, or numbers that do not fit.
@@ -70,25 +71,27 @@ class PromptControl:
         self.temperatures = {role: float(temperatures[role]) for role in self.prompts}
         self.step_size = check_positive(step_size, "step_size")
         magnets = {} if magnets is None else magnets
-        self._check_roles({**dict.fromkeys(self.prompts), **magnets}, "magnets")
+        self._check_roles(magnets, "magnets", all_of_them=False)
         self.magnets = {
             role: as_distribution(magnets[role], f"magnets: role {role!r}:", (len(texts),))
             if magnets.get(role) is not None
             else np.full(len(texts), 1.0 / len(texts))
             for role, texts in self.prompts.items()
         }
-        self._history = [{role: magnet.copy() for role, magnet in self.magnets.items()}]
-        self._generator = np.random.default_rng(seed)
+        self._masks = {role: magnet > 0 for role, magnet in self.magnets.items()}
+        # Logarithms of the policies: a probability of 0 would stay so for ever. (Those of prompts left out are 0.)
+        self._history = [{role: log_of(magnet) for role, magnet in self.magnets.items()}]
+        self._generator = np.random.default_rng(check_count(seed, "seed", least=0))
 
     @property
     def policies(self) -> dict[str, np.ndarray]:
         """Probability of each prompt, by role."""
-        return {role: policy.copy() for role, policy in self._history[-1].items()}
+        return self._probabilities(self._history[-1])
 
     @property
     def history(self) -> list[dict[str, np.ndarray]]:
         """The policies at the start and after each step. [`contraction`] takes them as they are."""
-        return [{role: policy.copy() for role, policy in policies.items()} for policies in self._history]
+        return [self._probabilities(log_policies) for log_policies in self._history]
 
     @property
     def num_blocks(self) -> int:
@@ -111,8 +114,7 @@ class PromptControl:
         """
         size = self._block_size(check_count(num_episodes, "num_episodes"), "num_episodes")
         choices = {
-            role: self._generator.choice(len(policy), num_episodes, p=policy)
-            for role, policy in self._history[-1].items()
+            role: self._generator.choice(len(policy), num_episodes, p=policy) for role, policy in self.policies.items()
         }
         for block, (role, prompt) in enumerate(self._blocks()):
             choices[role][block * size : (block + 1) * size] = prompt
@@ -158,7 +160,7 @@ class PromptControl:
                         f"choices: role {role!r}: row {row}: this episode measures prompt {prompt}, got "
                         f"{chosen[row]:g}. Pass the choices in the order in which `sample` gave them."
                     )
-        means = iter(earned.reshape(-1, size).mean(1))
+        means = iter((earned / size).reshape(-1, size).sum(1))  # a sum before the division could be infinite
         return {role: np.array([next(means) for _ in texts]) for role, texts in self.prompts.items()}
 
     def update(self, choices: Mapping[str, Sequence[int]], returns: Sequence[float]) -> None:
@@ -185,21 +187,27 @@ class PromptControl:
         """
         self._check_roles(values, "values")
         new = {}
-        for role, policy in self._history[-1].items():
+        for role, log_policy in self._history[-1].items():
             own = as_array(values[role], f"values: role {role!r}:")
-            if own.shape != policy.shape:
+            if own.shape != log_policy.shape:
                 raise ValueError(
-                    f"values: role {role!r}: must have a value for each of its {len(policy)} prompts, got the shape "
-                    f"{own.shape}."
+                    f"values: role {role!r}: must have a value for each of its {len(log_policy)} prompts, got the "
+                    f"shape {own.shape}."
                 )
-            new[role] = mirror_step(policy, own, self.step_size, self.temperatures[role], self.magnets[role])
+            log_magnet, mask = log_of(self.magnets[role]), self._masks[role]
+            tau = self.temperatures[role]
+            new[role] = log_mirror_step(log_policy, own, self.step_size, tau, log_magnet, mask)[1]
         self._history.append(new)
 
     def state_dict(self) -> dict:
-        """What [`load_state_dict`] goes on from: numbers, lists and texts, which JSON keeps exactly."""
+        """
+        What [`load_state_dict`] goes on from: numbers, lists and texts, which JSON keeps exactly.
+
+        Its history has the logarithms of the policies, 0 for a prompt whose prior is 0.
+        """
         return {
             "settings": self._settings(),
-            "history": [{role: policy.tolist() for role, policy in policies.items()} for policies in self._history],
+            "history": [{role: row.tolist() for role, row in rows.items()} for rows in self._history],
             "generator": self._generator.bit_generator.state,
         }
 
@@ -211,30 +219,52 @@ class PromptControl:
             state (`dict`): Result of [`state_dict`], of one with the same settings.
 
         Raises:
-            `ValueError`: naming the setting that differs; nothing is changed then.
+            `ValueError`: naming the setting that differs, or what is not the result of [`state_dict`]; nothing is
+                changed then.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"state must be the result of `state_dict`, got {state!r}.")
         if missing := {"settings", "history", "generator"} - set(state):
             raise ValueError(f"state has no {sorted(missing)}. Pass the result of `state_dict`.")
+        settings, steps = state["settings"], state["history"]
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"settings must be a dictionary, got {settings!r}. Pass the result of `state_dict`.")
         for name, own in self._settings().items():
-            if state["settings"].get(name) != own:
+            if settings.get(name) != own:
                 raise ValueError(
-                    f"{name} was {state['settings'].get(name)!r} when the state was saved, and is {own!r} now. Use "
-                    "the settings of then, or start anew."
+                    f"{name} was {settings.get(name)!r} when the state was saved, and is {own!r} now. Use the "
+                    "settings of then, or start anew."
                 )
-        history = []
-        for policies in state["history"]:
-            self._check_roles(policies, "history")
-            for role, magnet in self.magnets.items():
-                as_distribution(policies[role], f"history: role {role!r}:", magnet.shape)
-            # To the last bit as they were: a policy that is divided by its sum again may not be.
-            history.append({role: np.array(policies[role], dtype=np.float64) for role in self.prompts})
-        self._generator.bit_generator.state = state["generator"]
+        if not isinstance(steps, list | tuple) or not steps:
+            raise ValueError(f"history must be a list, the policies after each step, got {steps!r}.")
+        history = [self._checked_step(rows, f"history[{number}]") for number, rows in enumerate(steps)]
+        self._generator = _generator_in(state["generator"])
         self._history = history
+
+    def _checked_step(self, rows: Mapping, name: str) -> dict[str, np.ndarray]:
+        self._check_roles(rows, name)
+        checked = {}
+        for role, mask in self._masks.items():
+            row = as_array(rows[role], f"{name}: role {role!r}:")
+            if row.shape != mask.shape:
+                raise ValueError(f"{name}: role {role!r}: must have the shape {mask.shape}, got {row.shape}.")
+            with np.errstate(over="ignore"):
+                total = np.exp(row[mask]).sum()
+            if not abs(total - 1) <= 1e-6:
+                raise ValueError(
+                    f"{name}: role {role!r}: must be the logarithms of probabilities that sum to 1, got a sum of "
+                    f"{total}."
+                )
+            checked[role] = np.where(mask, row, 0.0)
+        return checked
+
+    def _probabilities(self, log_policies: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {role: log_softmax(row, self._masks[role])[0] for role, row in log_policies.items()}
 
     def _settings(self) -> dict:
         return {
             "prompts": {role: list(texts) for role, texts in self.prompts.items()},
-            "temperatures": self.temperatures,
+            "temperatures": dict(self.temperatures),
             "step_size": self.step_size,
             "magnets": {role: magnet.tolist() for role, magnet in self.magnets.items()},
         }
@@ -250,18 +280,37 @@ class PromptControl:
             )
         return num_episodes // self.num_blocks
 
-    def _check_roles(self, given: Mapping, name: str) -> None:
+    def _check_roles(self, given: Mapping, name: str, *, all_of_them: bool = True) -> None:
         if not isinstance(given, Mapping):
             raise ValueError(f"{name} must be a dictionary by role, got {given!r}.")
-        if missing := [role for role in self.prompts if role not in given]:
+        if all_of_them and (missing := [role for role in self.prompts if role not in given]):
             raise ValueError(f"{name}: role {missing[0]!r} is missing. The roles are {list(self.prompts)}.")
         if unknown := [role for role in given if role not in self.prompts]:
             raise ValueError(f"{name}: there is no role {unknown[0]!r}. The roles are {list(self.prompts)}.")
 
 
+def _generator_in(state) -> np.random.Generator:
+    """A generator of random numbers in the given state."""
+    generator = np.random.default_rng(0)
+    try:
+        generator.bit_generator.state = state
+        taken = generator.bit_generator.state == state
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
+        taken = False
+    if not taken:
+        raise ValueError(
+            f"generator must be the state of numpy's PCG64, got {state!r}. Pass the result of `state_dict`."
+        )
+    return generator
+
+
 def _checked_prompts(role: str, texts: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"prompts: role {role!r}: must be a list of texts, at least one, got {texts!r}.")
+    if not isinstance(role, str):
+        raise ValueError(f"prompts: the name of a role must be a text, got {role!r}.")
+    given = texts
+    texts = () if isinstance(given, str | Mapping | Set) or not np.iterable(given) else tuple(given)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"prompts: role {role!r}: must be a list of texts, at least one, got {given!r}.")
     if twice := [text for number, text in enumerate(texts) if text in texts[:number]]:
         raise ValueError(f"prompts: role {role!r}: {twice[0]!r} occurs twice. Each prompt is a choice of its own.")
-    return tuple(texts)
+    return texts
