@@ -19,7 +19,7 @@ class Role:
     A role of a team. All roles are played by the same policy; they differ in what they are told.
 
     The fields of a template are identifiers in braces. `{prompt}` is the text of the data set's prompt: the string, or
-    the content of its last user message. `{transcript}` is what has been said, `name: message`, with
+    the content of its last user message. `{transcript}` is what has been said, names before colons, with
     further lines of a message indented. `{messages[NAME]}` is the latest message of the role NAME. Every other
     identifier is a column of the data set: only the roles whose templates name a column see it. Other braces, such as
     those of `\boxed{}`, stay as they are; `{{x}}` writes `{x}`, and `{{{x}}}` the value of `x` in braces.
