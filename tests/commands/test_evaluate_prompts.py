@@ -21,8 +21,10 @@ from trl_fork.analysis.responses import read_responses
 from trl_fork.commands import analyze as analyze_entropy
 from trl_fork.commands import evaluate, sampling, train
 from trl_fork.commands import merge as merge_adapter
-from trl_fork.data.loading import load_benchmark, load_training_set, to_prompt_and_solution, training_prompt
+from trl_fork.data.benchmarks import load_benchmark
+from trl_fork.data.prompt_and_solution import to_prompt_and_solution
 from trl_fork.data.prompt_file import default_stop, find_prompt, save_prompt
+from trl_fork.data.training_sets import load_training_set, training_prompt
 from trl_fork.rewards.grading import GradingPool
 
 

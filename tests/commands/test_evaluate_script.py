@@ -22,7 +22,7 @@ from tests.conftest import build_model
 from tests.trainer.test_features import byte_tokenizer
 from trl_fork.commands import evaluate as script
 from trl_fork.commands import sampling
-from trl_fork.data.loading import final_answer
+from trl_fork.data.prompt_and_solution import final_answer
 from trl_fork.data.prompt_file import find_prompt, save_prompt
 from trl_fork.generation.engines import TransformersEngine, check_model_path, load_model, load_tokenizer
 

@@ -24,8 +24,8 @@ from tests.conftest import build_model
 from tests.trainer.test_features import byte_tokenizer
 from trl_fork.commands import dispatch, sampling
 from trl_fork.commands import partition as script
-from trl_fork.data.loading import load_training_set
 from trl_fork.data.prompt_file import encode_prompt
+from trl_fork.data.training_sets import load_training_set
 from trl_fork.generation.engines import TransformersEngine, end_token_ids
 from trl_fork.rewards.grading import GradingPool
 

@@ -5,9 +5,11 @@ import copy
 import pytest
 from datasets import Dataset
 
+from trl_fork.data.benchmarks import load_benchmark
 from trl_fork.data.contrast import contrast_prompt_of, pattern_of, with_instruction
-from trl_fork.data.loading import load_benchmark, load_training_set, to_prompt_and_solution
 from trl_fork.data.math_datasets import PAPER_PROMPT
+from trl_fork.data.prompt_and_solution import to_prompt_and_solution
+from trl_fork.data.training_sets import load_training_set
 
 
 NO = "Answer wrongly."

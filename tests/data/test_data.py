@@ -6,16 +6,11 @@ import pytest
 from datasets import Dataset, DatasetDict
 from trl.rewards import accuracy_reward
 
-from trl_fork.data.loading import (
-    final_answer,
-    load_benchmark,
-    load_split,
-    load_training_set,
-    source_of,
-    to_prompt_and_solution,
-    training_prompt,
-)
+from trl_fork.data.benchmarks import load_benchmark
 from trl_fork.data.math_datasets import BOXED_INSTRUCTION, PAPER_PROMPT
+from trl_fork.data.prompt_and_solution import final_answer, to_prompt_and_solution
+from trl_fork.data.splits import load_split, source_of
+from trl_fork.data.training_sets import load_training_set, training_prompt
 
 
 ROWS = [{"question": f"{i} + 1?", "answer": f"Add one. #### {i + 1},000"} for i in range(4)]

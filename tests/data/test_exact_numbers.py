@@ -5,7 +5,10 @@ import json
 import pytest
 from datasets import Dataset
 
-from trl_fork.data.loading import load_benchmark, load_split, load_training_set, to_prompt_and_solution
+from trl_fork.data.benchmarks import load_benchmark
+from trl_fork.data.prompt_and_solution import to_prompt_and_solution
+from trl_fork.data.splits import load_split
+from trl_fork.data.training_sets import load_training_set
 
 
 HUGE = 12345678901234567890123

@@ -14,8 +14,9 @@ import yaml
 from datasets import Dataset
 from trl.rewards import accuracy_reward
 
-from trl_fork.data.loading import load_benchmark, load_training_set
+from trl_fork.data.benchmarks import load_benchmark
 from trl_fork.data.math_datasets import BENCHMARKS, PAPER_PROMPT, TRAINING_SETS, MathDataset, strip_instruction
+from trl_fork.data.training_sets import load_training_set
 
 
 DAPO = (

@@ -14,7 +14,8 @@ import pytest
 from datasets import Dataset
 from trl.rewards import accuracy_reward as trl_accuracy_reward
 
-from trl_fork.data.loading import final_answer, load_benchmark, to_prompt_and_solution
+from trl_fork.data.benchmarks import load_benchmark
+from trl_fork.data.prompt_and_solution import final_answer, to_prompt_and_solution
 from trl_fork.rewards.boxed import readable_answer
 from trl_fork.rewards.golds import as_gold
 from trl_fork.rewards.grading import GradingPool, accuracy_reward

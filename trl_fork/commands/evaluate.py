@@ -17,7 +17,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from .._files import write_json
-from ..data.loading import load_benchmark
+from ..data.benchmarks import load_benchmark
 from ..data.prompt_file import add_prompt_arguments, default_stop, encode_prompt, find_prompt
 from ..evaluation.metrics import Problem, summarize
 from ..evaluation.store import CompletionStore

@@ -17,9 +17,10 @@ from ..data.columns import (
     get_value,
     pick_column,
 )
-from ..data.loading import final_answer, load_training_set
 from ..data.math_datasets import PAPER_PROMPT
+from ..data.prompt_and_solution import final_answer
 from ..data.prompt_file import encode_prompt
+from ..data.training_sets import load_training_set
 from ..evaluation.metrics import Problem
 from ..rewards.grading import GradingPool
 from ..trainer.checks import check_tokenizer

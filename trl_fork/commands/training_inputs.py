@@ -8,9 +8,11 @@ from transformers import AutoProcessor, AutoTokenizer, IntervalStrategy
 from trl import ModelConfig
 
 from .. import ForkingGRPOConfig
+from ..data.benchmarks import load_benchmark
 from ..data.columns import column_names, place
-from ..data.loading import load_benchmark, load_training_set, source_of, training_prompt
 from ..data.math_datasets import BENCHMARKS
+from ..data.splits import source_of
+from ..data.training_sets import load_training_set, training_prompt
 from ..rewards.functions import get_reward_function
 from ..teams import TeamRollout, joint_reward, load_team
 from ..trainer.checks import check_tokenizer, required_columns

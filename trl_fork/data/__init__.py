@@ -6,7 +6,9 @@ from .._lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "loading": ["load_benchmark", "load_training_set", "to_prompt_and_solution"],
+        "benchmarks": ["load_benchmark"],
+        "prompt_and_solution": ["to_prompt_and_solution"],
         "rates": ["HierarchicalRates"],
+        "training_sets": ["load_training_set"],
     },
 )

@@ -46,7 +46,7 @@ def save_prompt(
 
     Args:
         directory (`str` or `Path`): The output directory.
-        prompt (`dict`, *optional*): Result of [`~data.loading.training_prompt`].
+        prompt (`dict`, *optional*): Result of [`~data.training_sets.training_prompt`].
         chat_template_kwargs, generation_kwargs (`dict`, *optional*): Those of the run's configuration; of the latter
             the stop strings are kept.
 
