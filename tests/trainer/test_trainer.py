@@ -577,7 +577,7 @@ def test_default_config_and_positional_arguments(model, tokenizer, tmp_path, mon
         use_cpu: bool = True
         bf16: bool | None = False
 
-    monkeypatch.setattr("trl_fork.trainer.forking_grpo_trainer.ForkingGRPOConfig", CpuConfig)
+    monkeypatch.setattr("trl_fork.trainer.arguments.ForkingGRPOConfig", CpuConfig)
     model.config._name_or_path = "somewhere/tiny"
     dataset = FixedRollouts(tokenizer).dataset
     trainer = ForkingGRPOTrainer(

@@ -1,6 +1,5 @@
 """The trainer: a thin adapter between TRL's hooks and the functions of this package."""
 
-import inspect
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -11,14 +10,11 @@ from transformers import ProcessorMixin
 from trl import GRPOTrainer
 
 from .._logging import logger
-from ..credit import Chain, build_credit
 from ..generation.rotary import rescales_with_length
-from ..looped import find_looped
 from ..ranks import Ranks
 from ._trl import (
     check_attributes,
     check_hooks,
-    get_config_model_id,
     let_weights_apply,
     old_logps_are_computed,
     refuse_unsloth,
@@ -26,28 +22,25 @@ from ._trl import (
     warn_of_cast_weights,
     warn_of_truncated_sampling,
 )
-from .balance import BalanceMixin, check_balance
+from .arguments import checked_arguments
+from .balance import BalanceMixin
 from .batch import LAYOUT, GenerationBatch
 from .batch_credit import PRIORITIES, PROGRESS, SCALE, WEIGHTS, BatchCreditMixin
 from .batching import loss_mask, with_gradient
 from .call_names import CallNames
 from .callbacks import GenerationCallback
 from .checkpoints import ResumableGenerationMixin
-from .checks import check_processing_class, check_rollouts, check_training_data, refuse_frozen_model
+from .checks import check_processing_class, refuse_frozen_model
 from .completions_table import CompletionMarks, CompletionsTableMixin
 from .context import PolicyScores, context_of
 from .contrast import CONTRAST_LOG_PROBS, ContrastMixin, check_contrast
-from .credit_checks import check_credit, check_flags, check_windows
-from .dynamic_sampling import DynamicSamplingMixin, check_dynamic_sampling
-from .episodes import EpisodesMixin, check_episodes, counted_rollouts
+from .dynamic_sampling import DynamicSamplingMixin
+from .episodes import EpisodesMixin, counted_rollouts
 from .forking_grpo_config import ForkingGRPOConfig
 from .generating import CompactGenerationMixin
 from .health import HealthCallback
 from .lm_head import row_sparse_head
-from .loop_checks import check_loop_credit
-from .looping import refuse_model_without_loops
 from .metrics import partial_metrics
-from .objective_checks import check_objective
 from .out_of_memory import explain_out_of_memory
 from .packed_attention import find_obstacle, packed_attention
 from .passes import ARRANGED, PassesMixin
@@ -148,59 +141,14 @@ class ForkingGRPOTrainer(
     ):
         check_hooks()
         refuse_unsloth(type(self), model)
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = ForkingGRPOConfig(f"{name.split('/')[-1]}-ForkingGRPO")
-        elif not isinstance(args, ForkingGRPOConfig):
-            raise TypeError(
-                f"args must be a ForkingGRPOConfig, got {type(args).__name__}, which does not say which tokens to "
-                "train on. Build a ForkingGRPOConfig with the same arguments."
-            )
-        chain = args.credit if token_credit_func is None else _chain_of(token_credit_func, args)
-        call = inspect.signature(GRPOTrainer.__init__).bind(self, model, reward_funcs, args, *positional, **keywords)
-        rows_per_episode = check_episodes(args, call.arguments, chain)
-        if call.arguments.get("rollout_func") is not None:
-            call.arguments["rollout_func"] = check_rollouts(call.arguments["rollout_func"])
-        given = call.arguments
-        check_training_data(
-            given.get("train_dataset"),
-            reward_funcs or [],
-            args,
-            prompt_is_optional=given.get("environment_factory") is not None,
-            extra_fields=given.get("rollout_func") is not None,
-            eval_dataset=given.get("eval_dataset"),
+        call, args, chain, rows_per_episode = checked_arguments(
+            self, model, reward_funcs, args, positional, keywords, token_credit_func
         )
-        check_dynamic_sampling(
-            args,
-            given.get("train_dataset"),
-            given.get("processing_class"),
-            given.get("tools"),
-            given.get("environment_factory"),
-        )
-        check_contrast(args, chain, given)
-        check_balance(args, given)
-        if given.get("processing_class") is not None:  # checked before a large model is loaded
-            check_processing_class(given["processing_class"], given.get("train_dataset"), chain)
-        if chain is not None and args.importance_sampling_level == "sequence":
-            logger.warning(
-                "importance_sampling_level='sequence': the ratio of a completion averages over all of its tokens, so "
-                "that the gradient reaches them all. The selection only weights each completion by its number of "
-                "selected tokens. Set importance_sampling_level='token' to train on the selected tokens alone."
-            )
-        if chain is not None and chain.needs_whole_completions and not args.mask_truncated_completions:
-            logger.warning(
-                "mask_truncated_completions=False: token_credit trains on the whole of a completion without a match "
-                f"({chain.in_words}), and a completion that was cut off has none. Set mask_truncated_completions=True."
-            )
-        if isinstance(model, torch.nn.Module) and find_looped(model) is None:
-            refuse_model_without_loops(args, model)
-        if isinstance(model, torch.nn.Module) and given.get("peft_config") is None:  # no adapter will be added
-            refuse_frozen_model(model)
         super().__init__(*call.args[1:], **call.kwargs)
         check_attributes(self)
         self._add_end_tokens()
-        if given.get("processing_class") is None:  # its special tokens were not known before
-            check_contrast(args, chain, given | {"processing_class": self.processing_class})
+        if call.arguments.get("processing_class") is None:  # its special tokens were not known before
+            check_contrast(args, chain, call.arguments | {"processing_class": self.processing_class})
         self._init_loops()
         refuse_frozen_model(self.model)
         check_processing_class(self.processing_class, self.train_dataset, chain)
@@ -424,18 +372,3 @@ class ForkingGRPOTrainer(
         if not known or not (credit.needs_scores or self._savings.partial_forward):
             self._record(mode, credit.entropy_metrics(entropies, mask, weights))
         return credit.loss_weights(weights, mask)
-
-
-def _chain_of(token_credit_func, args: ForkingGRPOConfig) -> Chain:
-    if args.token_credit is not None:
-        raise ValueError(
-            f"token_credit_func and token_credit={args.token_credit!r} both say which tokens are trained on: pass one "
-            "of them."
-        )
-    check_flags(args, "token_credit_func", token_credit_func)
-    chain = build_credit(token_credit_func)
-    check_credit(args, chain)
-    check_windows(args, chain)
-    check_objective(args, chain)
-    check_loop_credit(args, chain)
-    return chain
