@@ -117,9 +117,8 @@ def test_help_of_each_command(name, capsys):
     assert status == 0 and out.startswith(f"usage: trl-fork {name} ")
     assert re.search(rf"^    trl-fork {name} ?", out, re.MULTILINE), "its docstring shows how it is called"
     status, _, err = output_of([name, "--outputt", "x"], capsys)
-    assert status == 2 and err.startswith(
-        f"trl-fork {name}: error: there is no option --outputt; did you mean --output"
-    )
+    meant = "; did you mean --output" if "--output" in out else ""
+    assert status == 2 and err.startswith(f"trl-fork {name}: error: there is no option --outputt{meant}")
     assert import_module(f"trl_fork.commands.{name}").main
 
 

@@ -1,14 +1,17 @@
 """What is logged of the run itself, and the warnings that would have a person stop it."""
 
+import io
 import logging
+import sys
 import time
+import types
 
 import pytest
 from peft import LoraConfig
 
 import trl_fork.trainer.telemetry as telemetry
 from tests.conftest import FixedRollouts, SpyTrainer, build_model, train
-from trl_fork.trainer.telemetry import Stopwatch, summary_line
+from trl_fork.trainer.telemetry import Stopwatch, SummaryCallback, summary_line
 
 
 def test_of_nested_activities_the_inner_one_counts():
@@ -167,14 +170,14 @@ def test_summary_line():
     logs = {
         "loss": 0.1, "reward": 0.41, "rewards/accuracy_reward/mean": 0.43, "rewards/soft/mean": -0.02,
         "frac_reward_zero_std": 0.25, "completions/mean_length": 231.4, "forking/selected_fraction": 0.2,
-        "forking/entropy_threshold": 0.672, "time/generation": 8.0, "time/waiting": 0.1, "time/rewards": 0.0,
-        "time/scoring": 1.0, "time/training": 3.0, "time/other": 0.4, "time/remaining": 5400.0,
-        "tokens_per_second": 3210.4,
+        "forking/entropy_threshold": 0.672, "entropy": 0.317,
+        "time/generation": 8.0, "time/waiting": 0.1, "time/rewards": 0.0, "time/scoring": 1.0,
+        "time/training": 3.0, "time/other": 0.4, "time/remaining": 5400.0, "tokens_per_second": 3210.4,
     }  # fmt: skip
     assert summary_line(logs, 20, 452) == (
-        "step 20/452  reward 0.410  accuracy_reward 0.430  soft -0.020  75% of groups informative  231 tokens long  "
-        "trained on 20%, entropy from 0.67 nats  12.5 s/step (generation 64%, scoring 8%, training 24%, other 3%), "
-        "3,210 tokens/s  1.5 h left"
+        "step 20/452, 1.5 h left  reward 0.410  accuracy_reward 0.430  soft -0.020  75% of groups informative  "
+        "231 tokens long  mean entropy 0.32 nats  trained on 20%, entropy from 0.67 nats  "
+        "12.5 s/step (generation 64%, scoring 8%, training 24%, other 3%), 3,210 tokens/s"
     )
     # The effective fraction of a selection is the fraction selected: it is not said twice.
     said = {"trained on 20%, entropy from 0.67 nats": {"credit/effective_fraction": 0.2}}
@@ -185,10 +188,36 @@ def test_summary_line():
     said["trained on 20%, entropy from 0.67 nats  residual 1.23 nats"] = {"balance/residual_abs": 1.2345}
     for words, more in said.items():
         assert f"  {words}  12.5 s/step" in summary_line(logs | more, 20, 452)
+    assert summary_line(logs | {"time/remaining": 0.0}, 452, 452).startswith("step 452/452  reward")
     assert summary_line({"train_runtime": 3.0}, 452, 452) == ""
     assert summary_line({"eval_reward": 0.5, "eval_rewards/accuracy_reward/mean": 0.5}, 20, 452) == (
         "step 20/452  evaluation: reward 0.500  accuracy_reward 0.500"
     )
+
+
+@pytest.mark.parametrize(("is_terminal", "disable_tqdm"), [(True, False), (False, False), (True, True)])
+def test_lines_without_a_bar_where_there_is_no_terminal(is_terminal, disable_tqdm, monkeypatch):
+    """A file or a pipe gets each line at once, and no bar: that is drawn anew at every step."""
+    lines, bars = io.StringIO(), io.StringIO()
+    flushed: list[str] = []
+    lines.flush = lambda: flushed.append(lines.getvalue())  # type: ignore[method-assign]
+    bars.isatty = lambda: is_terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdout", lines)
+    monkeypatch.setattr(sys, "stderr", bars)
+    args = types.SimpleNamespace(disable_tqdm=disable_tqdm)
+    state = types.SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=7)
+    callback = SummaryCallback()
+    callback.on_train_begin(args, state, None)
+    state.global_step = 3
+    callback.on_step_end(args, state, None)
+    callback.on_log(args, state, None, logs={"loss": 0.5, "reward": 0.25, "entropy": 1.5})
+    for _ in range(2):
+        callback.on_prediction_step(args, state, None, eval_dataloader=[1, 2])
+    callback.on_evaluate(args, state, None)
+    callback.on_train_end(args, state, None)
+    assert lines.getvalue() == "step 3/7  reward 0.250  mean entropy 1.50 nats\n" and flushed[-1] == lines.getvalue()
+    assert ("/7 [" in bars.getvalue()) == ("/2 [" in bars.getvalue()) == (is_terminal and not disable_tqdm)
+    assert bars.getvalue() or not is_terminal or disable_tqdm
 
 
 def test_own_generation_is_generation(tokenizer, tmp_path):

@@ -22,6 +22,7 @@ def write_page(
 ) -> None:
     def responses():
         for number, (response, scores) in zip(range(count), store.read(corpus.read()), strict=False):
+            loops = scores.loop_entropies if "loops" in summary else None
             yield ReportResponse(
                 prompt=response.prompt,
                 tokens=token_texts(tokenizer, response.completion_ids),
@@ -34,7 +35,7 @@ def write_page(
                 correct=response.correct,
                 label=label_of(number, response.row),
                 weights=None if weights is None else weights[number],
-                earlier_entropies=scores.loop_entropies[:, :-1].T.tolist() if "loops" in summary else [],
+                earlier_entropies=[] if loops is None else loops[:, :-1].T.tolist(),
             )
 
     numbers = summary["responses"]

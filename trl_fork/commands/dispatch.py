@@ -18,6 +18,7 @@ COMMANDS = {
     "select": "select training responses by their High-Entropy Sum",
     "merge": "merge a LoRA adapter into its base model",
     "recipes": "list the recipes and launch files that come with the package, print or copy one",
+    "env": "print versions and GPUs, ready to be pasted into an issue",
     "quickstart": "watch a tiny model learn on a CPU: a few minutes, no download",
 }
 

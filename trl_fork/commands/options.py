@@ -17,7 +17,7 @@ class NearestOption(argparse.ArgumentParser):
 
     def __init__(self, *args, **kwargs):
         # A prefix would be taken for the only option that happens to begin with it.
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def parse_known_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else list(args)

@@ -19,7 +19,7 @@ import warnings
 from dataclasses import fields
 from pathlib import Path
 
-from transformers import ProgressCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
 
 from .. import ForkingGRPOConfig, ForkingGRPOTrainer
@@ -124,9 +124,9 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
         callbacks=[ForkReportCallback(arguments.fork_report_steps)] if arguments.fork_report_steps else None,
         rollout_func=team,
     )
-    if not args.disable_tqdm:  # one line per log, where the Trainer prints a dictionary of fifty numbers
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(SummaryCallback)
+    # One line per log, where the Trainer's own callbacks print a dictionary of fifty numbers
+    trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+    trainer.add_callback(SummaryCallback)
     trainer.add_callback(LastLogCallback)
     check_model_will_be_saved(trainer.accelerator)
     if trainer.accelerator.is_main_process:

@@ -79,7 +79,7 @@ class GroupedTrlParser(NearestOption, TrlParser):
             group._group_actions += [action for action in left if action.dest in wanted]
             left[:] = [action for action in left if action.dest not in wanted]
 
-    def parse_args_and_config(self, args=None, **kwargs):
+    def parse_args_and_config(self, args=None, *others, **kwargs):
         words = self.with_config(sys.argv[1:] if args is None else list(args))
         if "--config" in words:
             position = words.index("--config")
@@ -90,7 +90,7 @@ class GroupedTrlParser(NearestOption, TrlParser):
             # Reported with the problems of the file, not after them
             self._problems = self.unknown_options(words[:position] + words[position + 2 :])
         try:
-            return super().parse_args_and_config(words, **kwargs)
+            return super().parse_args_and_config(words, *others, **kwargs)
         except YAMLError as error:
             self.error(f"--config: {path!r} is no YAML: {error}")
         except TypeError as error:

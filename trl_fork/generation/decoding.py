@@ -183,7 +183,8 @@ class _Batch:
         positions, place, active = self.lengths[rows], 0, rows.clone()
         while True:
             end = self.width + place
-            scores = self.logits_processor(ids[:, :end], logits.float())
+            # transformers asks for a `LongTensor`, which no operation of PyTorch returns to a type checker.
+            scores = self.logits_processor(ids[:, :end], logits.float())  # type: ignore[arg-type]
             tokens = scores.argmax(-1) if self.greedy else draw_tokens(scores, self.loop.uniforms(active, place))
             ids[:, end] = tokens
             place, end = place + 1, end + 1

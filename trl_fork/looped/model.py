@@ -236,7 +236,8 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def adjust_generation_fn(self, *args, **kwargs):
-        super().adjust_generation_fn(*args, **kwargs)
+        # transformers annotates `self` with a protocol that its own models do not fulfil.
+        super().adjust_generation_fn(*args, **kwargs)  # type: ignore[misc]
         ends = self.generation_config
         ends.eos_token_id = with_end_of_turn(ends.bos_token_id, ends.eos_token_id)
 

@@ -110,7 +110,7 @@ def plot_training(log_history: list[dict], path: str | Path) -> None:
 
 def _curves(log_history):
     """(panel, steps, values) of every panel that the log has values for."""
-    curves = []
+    curves: list[tuple[Panel, tuple[int, ...], tuple[float, ...]]] = []
     scheduled = {key: name for entry in log_history for key, name in scheduled_parameters(entry).items()}
     panels = [Panel(f"Scheduled {name}", name, key, is_fraction=True) for key, name in scheduled.items()]
     for panel in (*PANELS, *panels):
@@ -121,7 +121,8 @@ def _curves(log_history):
             panel.key == EFFECTIVE and not any(map(weighs_softly, log_history))
         )
         if points and not is_repeated:
-            curves.append((panel, *zip(*points, strict=True)))
+            steps, values = zip(*points, strict=True)
+            curves.append((panel, steps, values))
     return curves
 
 

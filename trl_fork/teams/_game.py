@@ -239,15 +239,18 @@ class Game:
         pairs = [log_softmax(part, mask) for part, mask in zip(self.split(logits), self.masks, strict=True)]
         policies = [pair[0] for pair in pairs]
         action_values, state_values = [], []
-        moves = None if self.transitions is None else _mean_over(self.transitions, policies, keep=None)
+        transitions, system = self.transitions, None
+        if transitions is not None:
+            moves = _mean_over(transitions, policies, keep=None)
+            system = np.eye(self.num_states) - self.discount * moves
         for agent, (policy, log_policy) in enumerate(pairs):
             values = _mean_over(self.payoffs[agent], policies, keep=agent)
             here = (policy * values).sum(-1)
             if regularised:
                 here = here - self.temperatures[agent] * (policy * (log_policy - self.log_magnets[agent])).sum(-1)
-            if moves is not None:
-                here = np.linalg.solve(np.eye(self.num_states) - self.discount * moves, here)
-                future = _mean_over(self.transitions, policies, keep=agent) @ here
+            if transitions is not None and system is not None:
+                here = np.linalg.solve(system, here)
+                future = _mean_over(transitions, policies, keep=agent) @ here
                 values = values + self.discount * future
             action_values.append(values)
             state_values.append(here)

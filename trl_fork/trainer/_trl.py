@@ -10,6 +10,7 @@ import inspect
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ from trl.kernels import ChunkedLogProbFunction  # noqa: F401
 from trl.trainer.utils import get_config_model_id, nanstd, pad  # noqa: F401
 
 from .._logging import logger
+from .._versions import LAST_TESTED
 
 
 if is_peft_available():
@@ -34,12 +36,14 @@ if TYPE_CHECKING:
         args: Any  # ForkingGRPOConfig
         model: Any
         num_generations: int
+        num_generations_eval: int
+        pad_to_multiple_of: int | None
+        push_in_progress: Any
         token_credit: Any  # TokenCredit | None
+        _buffered_inputs: Any
+        _logs: Any
 else:
     TrainerMixin = object
-
-LAST_TESTED_TRL = "1.16.0"
-LAST_TESTED_TRANSFORMERS = "5.23.0"
 
 # Methods that `ForkingGRPOTrainer` overrides or calls, with the leading parameters it relies on and no others: a
 # parameter that is only handed through (`private` of the Hub's methods) is missing from older transformers.
@@ -127,16 +131,17 @@ def check_hooks(trainer_class: type = GRPOTrainer, trl_version: str | None = Non
         if found[: len(expected)] != expected:
             owner, package = _definition(trainer_class, name)
             installed = trl_version if package == "trl" else version(package)
-            tested = {"trl": LAST_TESTED_TRL, "transformers": LAST_TESTED_TRANSFORMERS}[package]
+            tested = LAST_TESTED[package]
             raise ImportError(
                 f"trl_fork cannot work with {package} {installed}: {owner}.{name} should take {expected}, found "
                 f"{found or 'no such method'}. The last {package} tested is {tested}: `pip install "
                 f"{package}=={tested}`, or a newer trl_fork."
             )
-    if trl_version.split(".")[:2] != LAST_TESTED_TRL.split(".")[:2] and not _warned_untested:
+    tested = LAST_TESTED["trl"]
+    if trl_version.split(".")[:2] != tested.split(".")[:2] and not _warned_untested:
         _warned_untested = True
         logger.warning(
-            f"trl_fork was last tested with TRL {LAST_TESTED_TRL}; you have {trl_version}. Its hooks are in place, so "
+            f"trl_fork was last tested with TRL {tested}; you have {trl_version}. Its hooks are in place, so "
             "the run continues. Compare a short run before you start a long one."
         )
 
@@ -150,9 +155,10 @@ def check_attributes(trainer: GRPOTrainer) -> None:
     """
     missing = [name for name in ATTRIBUTES if not hasattr(trainer, name)]
     if missing:
+        tested = LAST_TESTED["trl"]
         raise ImportError(
             f"trl_fork cannot work with trl {version('trl')}: its GRPOTrainer has no {', '.join(missing)}. The last "
-            f"trl tested is {LAST_TESTED_TRL}: `pip install trl=={LAST_TESTED_TRL}`, or a newer trl_fork."
+            f"trl tested is {tested}: `pip install trl=={tested}`, or a newer trl_fork."
         )
 
 
@@ -322,17 +328,20 @@ def generate_replaced(model: torch.nn.Module, function):
 
 
 @contextmanager
-def completions_printer(function):
-    """Let `log_completions` call `function` in place of TRL's `print_prompt_completions_sample`, same arguments."""
-    original = trl_grpo_trainer.print_prompt_completions_sample
-    trl_grpo_trainer.print_prompt_completions_sample = function
+def _replaced(module: ModuleType, name: str, value: Any):
+    original = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        trl_grpo_trainer.print_prompt_completions_sample = original
+        setattr(module, name, original)
 
 
-@contextmanager
+def completions_printer(function):
+    """Let `log_completions` call `function` in place of TRL's `print_prompt_completions_sample`, same arguments."""
+    return _replaced(trl_grpo_trainer, "print_prompt_completions_sample", function)
+
+
 def fused_head_function(function):
     """
     Let the fused LM head call `function.apply` in place of `ChunkedLogProbFunction.apply`.
@@ -340,9 +349,4 @@ def fused_head_function(function):
     The replacement lasts for one forward pass, so other trainers of the process keep TRL's. The backward belongs to
     the graph that the forward has made.
     """
-    original = trl_utils._ChunkedLogProbFunction
-    trl_utils._ChunkedLogProbFunction = function
-    try:
-        yield
-    finally:
-        trl_utils._ChunkedLogProbFunction = original
+    return _replaced(trl_utils, "_ChunkedLogProbFunction", function)

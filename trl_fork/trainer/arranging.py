@@ -77,8 +77,8 @@ def _arrange_packed(batches, window, savings, weights_key, ranks, layout, max_to
         widest = int(ranks.gather_vectors(torch.stack(widths)).amax(0).sum())
         max_tokens = default_tokens(size * widest, widths[0].device)
     plans = [
-        plan_passes(*part.tolist(), window, max_tokens, equal_counts=equal_counts)
-        for part in facts.split(window * size, dim=2)
+        plan_passes(lengths_there.tolist(), inert_there.tolist(), window, max_tokens, equal_counts=equal_counts)
+        for lengths_there, inert_there in facts.split(window * size, dim=2)
     ]
     groups = [batches[i : i + window] for i in range(0, len(batches), window)]
     if ranks.count == 1:

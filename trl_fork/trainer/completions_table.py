@@ -5,6 +5,7 @@ functions add keep to their completions.
 
 import random
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from functools import partial
 
 import pyarrow as pa
@@ -46,7 +47,7 @@ class CompletionMarks(GenerationCallback):
         """In place of TRL's `print_prompt_completions_sample`, with its arguments after the tokenizer."""
         from rich.console import Console  # TRL calls this only where rich is installed
 
-        rows = range(len(prompts))
+        rows: Sequence[int] = range(len(prompts))
         if num_samples is not None and num_samples < len(rows):
             rows = random.sample(rows, max(num_samples, 0))  # as TRL draws them
         columns = {name: list(values) for name, values in rewards.items()}

@@ -1,5 +1,7 @@
 """Log-probabilities of the completions after a negative prompt (GCPO, arXiv 2605.29198)."""
 
+from collections.abc import Callable
+
 import torch
 from datasets import Dataset, IterableDataset
 
@@ -29,6 +31,9 @@ class ContrastMixin(WithContext, TrainerMixin):
     In the order of the trainer's bases it comes after dynamic sampling, so that the examples it sees are those of the
     final batch, in their order on this process.
     """
+
+    _check_rows: Callable[..., None]
+    _planned_chunks: tuple[int, int | None]
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)

@@ -5,6 +5,7 @@ A group whose rewards are all equal has no advantage. Dynamic sampling drops it 
 the batch is full of groups with an advantage, or the maximum number of rounds is reached.
 """
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -67,6 +68,8 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
 
     _deciding_column: int | None = None  # column of the reward whose spread makes a group informative
     _rows_per_episode: int  # rows that stay on one rank
+    _differs_from_trl: bool
+    _take_extra_logs: Callable[..., dict[str, list]]
     _rewards: torch.Tensor | None = None  # (rows of all processes, reward functions), of the latest batch
 
     def _generate_and_score_completions(self, inputs):
@@ -106,19 +109,20 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
     @contextmanager
     def _keeping_rewards(self):
         """Collects the result of `_calculate_rewards`, including the override of a subclass."""
-        kept, calculate, own = [], self._calculate_rewards, vars(self).get("_calculate_rewards")
+        kept: list[torch.Tensor] = []
+        calculate, own = self._calculate_rewards, vars(self).get("_calculate_rewards")
 
         def keep(*args):
             kept.append(calculate(*args))
             return kept[-1]
 
-        self._calculate_rewards = keep
+        vars(self)["_calculate_rewards"] = keep
         try:
             yield kept
         finally:
             del self._calculate_rewards
             if own is not None:  # somebody's patch of this object
-                self._calculate_rewards = own
+                vars(self)["_calculate_rewards"] = own
 
     def _generate(self, prompts):
         final = context_of(self).final_batch
@@ -153,12 +157,12 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
         num_ranks, size = self.accelerator.num_processes, self.num_generations
         wanted = len(inputs) * num_ranks // size
         multiple = refill_multiple(num_ranks, len(inputs), size, self._rows_per_episode)
-        lengths = {name: [] for name in LENGTH_METRICS}
-        rounds, rewards, informative = [], [], []
+        lengths: dict[str, list] = {name: [] for name in LENGTH_METRICS}
+        rounds, rewards_of_rounds, informative = [], [], []
         while True:
             rows, round_rewards = self._generate_round(inputs)
             rounds.append(rows)
-            rewards.append(round_rewards)
+            rewards_of_rounds.append(round_rewards)
             for name, values in lengths.items():
                 values.append(self._metrics["train"][name].pop())
             total = weighted_sum(round_rewards, self.reward_weights)
@@ -170,7 +174,7 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
             if sum(informative) >= wanted or len(rounds) == self.args.dynamic_sampling_max_rounds:
                 break
             inputs = self._refill(refill_size(sum(informative), len(informative), wanted, multiple))
-        rewards = torch.cat(rewards)
+        rewards = torch.cat(rewards_of_rounds)
         groups = choose_groups(informative, wanted)
         chosen = torch.tensor(groups, device=rewards.device)
         final = FinalBatch(

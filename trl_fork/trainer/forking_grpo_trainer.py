@@ -224,7 +224,7 @@ class ForkingGRPOTrainer(
         credit = self.token_credit
         # In evaluation the entropies of the evaluation pass itself are those of the policy that is evaluated.
         scores_needed = mode == "train" and self._needs_scores
-        reused = [] if scores_needed and old_logps_are_computed(self) else None
+        reused: list[PolicyScores] | None = [] if scores_needed and old_logps_are_computed(self) else None
         with self._within(old_policy_scores=reused):
             output = super()._generate_and_score_completions(inputs)
         if truncates_sampling(self.args) and output.get("sampling_per_token_logps") is not None:
@@ -359,7 +359,7 @@ class ForkingGRPOTrainer(
             if weights is not None or "entropies" not in credit.chain.needs:
                 credit.check(entropies, mask)
             known = weights is not None
-            if not known:
+            if weights is None:
                 log_probs = context.loss_log_probs[-1] if context.loss_log_probs else None
                 signals = replace(self._signals(inputs, mask), entropies=entropies, log_probs=log_probs)
                 if mode == "train":

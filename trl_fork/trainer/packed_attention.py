@@ -9,6 +9,7 @@ is in place for the time of a pass only, and is `sdpa` wherever no row lengths a
 import inspect
 from contextlib import contextmanager
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -79,24 +80,31 @@ def attend_within_rows(
             longest = keywords["max_length_q"]
             if not _KERNEL_TAKES_GROUPS:
                 key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+            query, key, value = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+            groups: dict[str, Any] = {"enable_gqa": True} if _KERNEL_TAKES_GROUPS else {}
             output = varlen_attn(
-                *(x[0].transpose(0, 1).contiguous() for x in (query, key, value)),
+                query,
+                key,
+                value,
                 starts,
                 starts,
                 longest,
                 longest,
                 scale=scaling,
                 window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-                **({"enable_gqa": True} if _KERNEL_TAKES_GROUPS else {}),
+                **groups,
             )
-            return output[None], None
+            return output.unsqueeze(0), None
     # Neighbours of one length are a batch.
     batches = [(length, len(list(rows))) for length, rows in groupby(starts.diff().tolist())]
     sizes = [length * count for length, count in batches]
     outputs = []
     for (length, count), *parts in zip(batches, *(x.split(sizes, dim=2) for x in (query, key, value)), strict=True):
+        queries, keys, values = (part[0].unflatten(1, (count, length)).transpose(0, 1) for part in parts)
         output = scaled_dot_product_attention(
-            *(part[0].unflatten(1, (count, length)).transpose(0, 1) for part in parts),
+            queries,
+            keys,
+            values,
             attn_mask=_window(length, sliding_window, query.device),
             dropout_p=dropout,
             scale=scaling,

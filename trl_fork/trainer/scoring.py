@@ -1,10 +1,12 @@
 """Passes of the model over a batch: rows from their first token on, without padding and without dropout."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 
 from .._logging import logger
+from ..ranks import Ranks
 from ._trl import evaluation_mode, training_adapter_is_active
 from .balancing import chunks_needed, default_tokens, spread
 from .batch import GenerationBatch
@@ -20,6 +22,8 @@ from .savings import Savings, padding_effect, rounding, score_by_length
 class ScoringMixin(LoopingMixin):
     """Makes the scores of a row independent of the other rows of its batch."""
 
+    _ranks: Ranks
+    _plan_savings: Callable[..., Savings]
     _savings = Savings()
     _differs_from_trl = False
     _planned_chunks: tuple[int, int | None] = (0, None)  # rows of the batch in hand, and passes that score them
@@ -110,8 +114,8 @@ class ScoringMixin(LoopingMixin):
         All ranks score half of the shortest row twice without gradient, alone and padded to the full width. Half of a
         row always has padding, even in a batch in which every completion is cut off.
         """
-        width = torch.tensor(max(map(len, prompt_ids)) + max(map(len, completion_ids)), device=self.accelerator.device)
-        width = int(self._ranks.gather(width).max())
+        width_here = max(map(len, prompt_ids)) + max(map(len, completion_ids))
+        width = int(self._ranks.gather(torch.tensor(width_here, device=self.accelerator.device)).max())
         if width <= self._checked_width:
             return
         self._checked_width = width
@@ -156,8 +160,8 @@ class ScoringMixin(LoopingMixin):
         rows = [(prompt, ids) if ids else (prompt[:-1], prompt[-1:]) for prompt, ids in rows]
         rows = sorted((row for row in rows if row[1]), key=lambda row: -len(row[0]) - len(row[1]))
         lengths = [len(prompt) + len(ids) for prompt, ids in rows]
-        facts = [*(max(len(row[part]) for row in rows) for part in (0, 1)), sum(lengths), max(lengths)]
-        facts = self._ranks.gather_vectors(torch.tensor(facts, device=device))
+        facts_here = [*(max(len(row[part]) for row in rows) for part in (0, 1)), sum(lengths), max(lengths)]
+        facts = self._ranks.gather_vectors(torch.tensor(facts_here, device=device))
         prompt_length, completion_length, tokens, longest = facts.amax(0).tolist()
         padded = getattr(self.args, f"per_device_{mode}_batch_size") * (prompt_length + completion_length)
         room = self.args.max_tokens_per_forward or default_tokens(padded, device)

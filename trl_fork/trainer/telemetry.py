@@ -1,11 +1,13 @@
 """Time of a run by activity, the time that remains, and one line per log."""
 
+import sys
 import time
 from collections import defaultdict, deque
 from contextlib import contextmanager
 from functools import cached_property, wraps
 
 import torch
+from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
@@ -138,16 +140,27 @@ class TelemetryMixin(TrainerMixin):
 
 class SummaryCallback(ProgressCallback):
     """
-    Progress bar with one line of the essentials per log, in place of the Trainer's whole dictionary.
+    One line of the essentials per log, in place of the Trainer's whole dictionary, and a progress bar on a terminal.
 
     `trainer_state.json` and the trackers still get everything.
     """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            # In a file, each step would add the whole bar once more. `None`: off where there is no terminal.
+            self.training_bar = tqdm(total=state.max_steps, dynamic_ncols=True, disable=args.disable_tqdm or None)
+        self.current_step = 0
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        if self.training_bar is None or not self.training_bar.disable:
+            super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader, **kwargs)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None and logs:
             line = summary_line(logs, state.global_step, state.max_steps)
             if line:
                 self.training_bar.write(line)
+                sys.stdout.flush()  # a pipe would keep it for hours
 
 
 class LastLogCallback(TrainerCallback):
@@ -181,13 +194,16 @@ def summary_line(logs: dict, step: int, max_steps: int) -> str:
         return f"step {step}/{max_steps}  evaluation: {_rewards(logs, 'eval_')}"
     if "loss" not in logs:
         return ""
-    parts = [f"step {step}/{max_steps}", _rewards(logs, "")]
+    left = logs.get("time/remaining")
+    parts = [f"step {step}/{max_steps}" + (f", {_duration(left)} left" if left else ""), _rewards(logs, "")]
     if logs.get("dynamic_sampling/informative_group_fraction") is not None:
         parts.append(f"{logs['dynamic_sampling/informative_group_fraction']:.0%} of groups informative")
     elif logs.get("frac_reward_zero_std") is not None:
         parts.append(f"{1 - logs['frac_reward_zero_std']:.0%} of groups informative")
     if logs.get("completions/mean_length") is not None:
         parts.append(f"{logs['completions/mean_length']:.0f} tokens long")
+    if logs.get("entropy") is not None:
+        parts.append(f"mean entropy {logs['entropy']:.2f} nats")
     if logs.get(SELECTED) is not None:
         threshold = logs.get("forking/entropy_threshold")
         entropy = "" if threshold is None else f", entropy from {threshold:.2f} nats"
@@ -202,7 +218,6 @@ def summary_line(logs: dict, step: int, max_steps: int) -> str:
     if total:
         shares = ", ".join(f"{name} {value / total:.0%}" for name, value in times.items() if value / total >= 0.03)
         parts.append(f"{total:.1f} s/step ({shares}), {logs['tokens_per_second']:,.0f} tokens/s")
-        parts.append(f"{_duration(logs['time/remaining'])} left")
     return "  ".join(parts)
 
 
