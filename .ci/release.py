@@ -1,6 +1,6 @@
 """
-What a tag needs before it is published: `python .ci/release.py v1.2.3` prints the section `## 1.2.3` of CHANGELOG.md. It
-is an error if the package has another version, or if there is no such section.
+What a tag needs before it is published: `python .ci/release.py v1.2.3` prints the section `## 1.2.3` of CHANGELOG.md.
+It is an error if the package has another version, or if there is no such section.
 """
 
 import re
