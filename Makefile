@@ -118,10 +118,11 @@ $(VLLM)/.installed: $(VLLM)/.packages setup.cfg
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
+# Without byte code: most of these modules are never imported.
 $(VLLM)/.packages: constraints-vllm.txt
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints-vllm.txt)"
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
+	$(VLLM)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check "$$(grep '^torch==' constraints-vllm.txt)"
+	$(VLLM)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
 	touch $@
 
 golden: $(INSTALLED)  ## Hashes of weights after training, to compare before and after a change of structure

@@ -237,7 +237,7 @@ def test_a_failed_stage_shows_why(tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize("seed", os.environ.get("QUICKSTART_SEEDS", "1").split())
 def test_quickstart_learns(seed, tmp_path):
     """
-    With one thread. The other is the default seed, by `make quickstart` on all cores (test_readme.py); once a week
+    With one thread. The other is the default seed, by `make quickstart` (test_readme.py); once a week
     there are more (.github/workflows/compat.yml).
     """
     command = [sys.executable, str(ROOT / "examples" / "quickstart.py"), "--seed", seed]
