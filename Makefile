@@ -17,7 +17,7 @@ $(1)/bin/python -c 'from importlib.metadata import version; print(*(f"{p} {versi
 $(1)/bin/python -m pytest $(ON_OTHER_VERSIONS) $(ARGS)
 endef
 
-.PHONY: whole-step growth at-scale quickstart smollm2 test test-distributed test-slow test-vllm gpu gpu-wheels golden lint compat compat-lowest compat-newest compat-vllm venv clean
+.PHONY: whole-step growth at-scale quickstart smollm2 test test-distributed test-slow test-extras test-vllm gpu gpu-wheels golden lint compat compat-lowest compat-newest compat-vllm venv clean
 
 quickstart: $(INSTALLED)  ## Train a tiny model on its forking tokens: a few minutes on a CPU, no download
 	$(BIN)/python examples/quickstart.py
@@ -30,14 +30,30 @@ smollm2: $(INSTALLED)  ## A folder of a real language model, SmolLM2-135M-Instru
 test: $(INSTALLED)  ## Offline, on the CPU, minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-test-distributed: $(INSTALLED)  ## DDP, ZeRO, FSDP2, two machines, kill and resume: real processes over loopback
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[deepspeed]'
-	$(BIN)/python -m pytest -m distributed $(ARGS)
+# Limits are for what hangs: a launch takes several times as long beside another tier.
+test-distributed: .layers/deepspeed/.installed  ## DDP, ZeRO, FSDP2, two machines, kill and resume: real processes over loopback
+	$(<D)/bin/python -m pytest -rs -m distributed --timeout 1200 $(ARGS)
 
-test-slow: quickstart smollm2  ## The quickstart for three seeds, a real model, the commands of the docs, adapters on 4-bit weights
+test-extras: .layers/extras/.installed  ## Pages in a browser, which REQUIRE_BROWSER=1 asks for, and tasks of reasoning-gym
+	$(<D)/bin/python -m pytest -rs tests/report tests/studies/test_credit_rules.py $(ARGS)
+
+test-slow: quickstart smollm2 .layers/quantization/.installed  ## The quickstart for two seeds, a real model, the commands of the docs, adapters on 4-bit weights
 	$(BIN)/python -m pytest -m 'slow and not distributed' -n 2 --dist worksteal --timeout 1800 $(ARGS)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[quantization]'
-	$(BIN)/python -m pytest tests/trainer/test_adapters.py -k qlora
+	.layers/quantization/bin/python -m pytest tests/trainer/test_adapters.py -k qlora
+
+# Environments that see all of .venv and add the packages of one tier. No other tier has those, so that tiers can run side
+# by side, and `make test` is the same before and after another.
+deepspeed_packages := deepspeed
+extras_packages := playwright reasoning-gym
+quantization_packages := bitsandbytes
+.layers/%/.installed: $(INSTALLED)
+	rm -rf $(@D)
+	$(BIN)/python -m venv --without-pip $(@D)
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+		> "$$($(@D)/bin/python -c 'import site; print(site.getsitepackages()[0])')/below.pth"
+	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check --constraint constraints.txt \
+		$($*_packages)
+	touch $@
 
 WHEELS := .gpu-wheels
 GPU_PYTHON := 3.12
@@ -69,6 +85,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/zizmor --offline --quiet .github/workflows
 
 test-vllm: $(VLLM)/.installed  ## Training and evaluation with a real vLLM engine on the CPU, and its transformers
 	$(VLLM)/bin/python -m pytest $(ON_OTHER_VERSIONS) $(ARGS)
@@ -97,11 +114,15 @@ $(COMPAT)/bin/uv:
 	$(PYTHON) -m venv $(COMPAT)
 	$(COMPAT)/bin/python -m pip install --quiet --disable-pip-version-check uv
 
-$(VLLM)/.installed: setup.cfg constraints-vllm.txt
-	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints-vllm.txt)"
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
+$(VLLM)/.installed: $(VLLM)/.packages setup.cfg
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+# Without byte code: most of these modules are never imported.
+$(VLLM)/.packages: constraints-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check "$$(grep '^torch==' constraints-vllm.txt)"
+	$(VLLM)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
 	touch $@
 
 golden: $(INSTALLED)  ## Hashes of weights after training, to compare before and after a change of structure
@@ -119,4 +140,4 @@ $(INSTALLED): setup.cfg constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) .compat outputs build dist *.egg-info
+	rm -rf $(VENV) $(VLLM) .compat .layers outputs build dist *.egg-info

@@ -332,6 +332,14 @@ def check_exempt(command: Command) -> None:
         assert re.search(rf"^{command.words[1]}:", (ROOT / "Makefile").read_text(), re.M), f"no {command.text!r}"
 
 
+def check_words(command: Command) -> None:
+    """A shell must read the words that the command is given here."""
+    read = subprocess.run(
+        [shutil.which("bash"), "-euc", f"printf '%s\\0' {command.text}"], capture_output=True, text=True, check=True
+    )
+    assert read.stdout.split("\0")[:-1] == expand(command.words), f"bash reads other words in {command.text!r}"
+
+
 def parse_only(command: Command) -> None:
     if command.script.name == "train.py":
         parse_training(command.arguments, command.processes)
@@ -344,7 +352,9 @@ def run_here(block: Block, scope: dict) -> None:
     for command in map(Command, commands(block.code)):
         if not command.script:
             check_exempt(command)
-        elif command.obstacles:
+            continue
+        check_words(command)
+        if command.obstacles:
             parse_only(command)
         else:
             if command.is_ours:

@@ -18,7 +18,7 @@ from trl import GRPOConfig, ModelConfig
 
 from docs import build_api
 from tests.conftest import FixedRollouts, build_model, build_tokenizer, train
-from tests.snippets import PAGES, ROOT, Block, blocks, run_blocks, run_page
+from tests.snippets import LONG, PAGES, ROOT, Block, blocks, run_blocks, run_page
 from trl_fork import ForkingGRPOConfig
 from trl_fork.commands.train import ForkingScriptArguments
 
@@ -51,16 +51,26 @@ def test_blocks_run(page, tmp_path):
     run(page, tmp_path)
 
 
-WITH_COMMANDS = [
-    page
-    for page in PAGES
-    if any(re.search(r"\.py|trl-fork|-m ", block.code) for block in blocks(page) if block.language == "bash")
-]
+def pages_for_a_shell() -> list[Path]:
+    """
+    Pages with a script or a command that no page before shows, and those whose commands depend on the process: a push
+    to a Hub, a resume, modules of the working directory. `test_blocks_run` runs the commands of all pages in this
+    process, with the words that bash reads.
+    """
+    found, seen = [], {path.removesuffix(".py").replace("/", ".") for path in LONG}
+    for page in PAGES:
+        code = "".join(block.code for block in blocks(page) if block.language == "bash")
+        shown = re.findall(r"^(?:python -m|python|trl-fork) ([\w./]+)", code, re.MULTILINE)
+        scripts = {script.removesuffix(".py").replace("/", ".") for script in shown}
+        if scripts - seen or page.name in ("hub.md", "resume.md", "train.md"):
+            found.append(page)
+        seen |= scripts
+    return found
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", pages_for_a_shell(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_run_in_a_shell(page, tmp_path):
     run(page, tmp_path, shell=True)
 

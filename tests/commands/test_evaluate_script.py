@@ -414,14 +414,14 @@ def test_two_processes_killed_and_continued_on_one_and_on_two(model, reference, 
     kill_when_it_has_begun(process, output, "completions.jsonl", "completions-rank1.jsonl")
     for again in (False, True):
         process = launch(model, output, *(launcher if again else ()))
-        text, _ = process.communicate(timeout=250)
+        text, _ = process.communicate(timeout=500)
         assert process.returncode == 0, text[-3000:]
         assert lines_of(output) == lines_of(reference)
         assert (output / "results.json").read_text() == (reference / "results.json").read_text()
         assert not list(output.glob("completions-rank*"))
     whole = tmp_path / "whole"
     process = launch(model, whole, *launcher)
-    text, _ = process.communicate(timeout=250)
+    text, _ = process.communicate(timeout=500)
     assert process.returncode == 0, text[-3000:]
     assert lines_of(whole) == lines_of(reference)
     assert text.count("Evaluation") == 1

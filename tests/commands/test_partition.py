@@ -311,7 +311,7 @@ def test_two_processes_write_what_one_does(files, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=500,
         cwd=files,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]

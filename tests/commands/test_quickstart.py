@@ -234,14 +234,17 @@ def test_a_failed_stage_shows_why(tmp_path, monkeypatch, capfd):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", os.environ.get("QUICKSTART_SEEDS", "1").split())
 def test_quickstart_learns(seed, tmp_path):
-    """With one thread. The third is the default seed, by `make quickstart` on all cores (test_readme.py)."""
-    command = [sys.executable, str(ROOT / "examples" / "quickstart.py"), "--seed", str(seed)]
+    """
+    With one thread. The other is the default seed, by `make quickstart` (test_readme.py); once a week
+    there are more (.github/workflows/compat.yml).
+    """
+    command = [sys.executable, str(ROOT / "examples" / "quickstart.py"), "--seed", seed]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    check_quickstart(tmp_path / "outputs" / "quickstart", seed)
+    check_quickstart(tmp_path / "outputs" / "quickstart", int(seed))
     assert "275/275" in done.stderr and "60/60" in done.stderr  # the bars of both trainers
     for noise in ("Warning", "'loss':"):
         assert noise not in done.stdout + done.stderr

@@ -17,7 +17,7 @@ from tests.trainer.test_features import byte_tokenizer
 
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "tests" / "distributed" / "survival_worker.py"
-TIMEOUT = 180
+TIMEOUT = 400
 
 _ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0")
 LAUNCHERS = {

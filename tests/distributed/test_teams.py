@@ -31,7 +31,7 @@ def two_processes(tmp_path_factory):
         text=True,
     )
     try:
-        output, _ = process.communicate(timeout=200)
+        output, _ = process.communicate(timeout=400)
     finally:
         kill_family(process)
     assert process.returncode == 0, output[-3000:]

@@ -156,6 +156,8 @@ SCENARIOS = {
     "report": {"micro_batch": 8, "report": True, "log_completions": True},
     "report_micro_batch": {"micro_batch": 8, "report": True, "entropy_threshold_scope": "micro_batch"},
 }
+# After these the model generates (`samples_of`): one of each kind of model. The others would only repeat it.
+SAMPLED = ("batch", "from_disk", "lora", "looped", "looped_exit", "balance")
 # Two steps of every preset. A group is half on one process, half on the other.
 PRESETS = {
     f"preset_{name}": {
@@ -317,7 +319,7 @@ def samples_of(trainer: Recorder) -> list[list[int]]:
     return found[0]
 
 
-def record_of(trainer: Recorder, rollouts: TrainingRollouts) -> dict:
+def record_of(trainer: Recorder, rollouts: TrainingRollouts, sampled: bool) -> dict:
     """What this rank saw, for JSON: generation batches, and every micro-batch with its rows, weights and loss."""
     steps = trainer.args.steps_per_generation
     micro_batches = []
@@ -329,7 +331,7 @@ def record_of(trainer: Recorder, rollouts: TrainingRollouts) -> dict:
         micro_batches.append({"rows": rows, "weights": weights, "loss": trainer.losses[k]})
     return {
         "engine": trainer.engine,
-        "samples": samples_of(trainer),
+        "samples": samples_of(trainer) if sampled else None,
         "generated": [[asdict(rollout) for rollout in batch] for batch in rollouts.generated],
         "micro_batches": micro_batches,
         "log_history": trainer.state.log_history,
@@ -375,7 +377,7 @@ def main(directory: str, *names: str) -> None:
         output = Path(directory) / name
         trainer, rollouts = run_scenario(name, output, int(os.environ["WORLD_SIZE"]))
         records = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(records, record_of(trainer, rollouts))
+        torch.distributed.all_gather_object(records, record_of(trainer, rollouts, name in SAMPLED))
         if trainer.accelerator.is_main_process:
             (output / "record.json").write_text(json.dumps(records))
     torch.distributed.barrier()

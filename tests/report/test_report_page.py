@@ -230,9 +230,10 @@ def test_fraction_is_checked(tmp_path):
 @pytest.fixture(scope="module")
 def browser():
     executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs trl_fork[browser]: make test-extras")
     if executable is None:
+        assert not os.environ.get("REQUIRE_BROWSER"), "REQUIRE_BROWSER is set, and there is no Chromium on PATH"
         pytest.skip("no Chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs trl_fork[browser]")
     with playwright.sync_playwright() as driver:
         # Chromium's sandbox does not work for root, as which containers run.
         chromium = driver.chromium.launch(executable_path=executable, chromium_sandbox=os.getuid() != 0)

@@ -144,11 +144,15 @@ def test_hostile_answers_of_every_kind():
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_many_hostile_answers():
-    """Five hundred take a minute of two cores. `HOSTILE_ANSWERS=10000` takes a quarter of an hour."""
+    """
+    Two hundred take half a minute of two cores. `HOSTILE_ANSWERS=10000`, as once a week in CI, takes a quarter of an
+    hour.
+    """
+    count = int(os.environ.get("HOSTILE_ANSWERS", "200"))
     with GradingPool(num_workers=2) as pool:
-        for start in range(0, int(os.environ.get("HOSTILE_ANSWERS", "500")), 500):
-            answers = hostile_answers(500, seed=start)
-            assert [v.reward for v in pool.grade(answers, ["72"] * 500)] == [0.0] * 500
+        for start in range(0, count, 500):
+            answers = hostile_answers(min(500, count - start), seed=start)
+            assert [v.reward for v in pool.grade(answers, ["72"] * len(answers))] == [0.0] * len(answers)
         answers, golds = zip(*HONEST, strict=True)
         verdicts = pool.grade(answers, golds)
         assert [v.reward for v in verdicts] == trl_rewards(answers, golds)

@@ -274,12 +274,13 @@ HOPELESS = {
 }
 
 
-@pytest.mark.parametrize("scale_rewards", ["group", "none"])
-@pytest.mark.parametrize("kind", HOPELESS)
+# Without a division by the spread, the advantages of huge rewards are finite, and what was asked for.
+@pytest.mark.parametrize(
+    ("kind", "scale_rewards"),
+    [(kind, "group") for kind in HOPELESS] + [(kind, "none") for kind in HOPELESS if "huge" not in kind],
+)
 def test_informative_groups_have_an_advantage(kind, scale_rewards, model, start, tokenizer, tmp_path, recwarn):
     """Rewards that differ are not enough: every group that is kept moves the model, by a finite amount."""
-    if scale_rewards == "none" and kind in ("one huge", "huge and negative"):
-        pytest.skip("without a division by the spread these advantages are finite, and what was asked for")
     rewards = [HOPELESS[kind] if n % 2 == 0 else SPREAD for n in range(8)]
     rollouts = FixedRollouts(tokenizer, prompts=8, rewards=rewards)
     trainer = train(

@@ -53,7 +53,7 @@ def publish(hub, tmp_path, settings="{}", launcher=(), token=TOKEN):
         cwd=ROOT,
     )  # fmt: skip
     try:
-        output, errors = process.communicate(timeout=240)
+        output, errors = process.communicate(timeout=500)
     finally:
         kill_family(process)
     return process.returncode, output, errors
@@ -63,7 +63,7 @@ def load_back(hub, tmp_path, code):
     """Run `code` in a process that downloads from the stand-in."""
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(hub, tmp_path, token="") | {"HF_TOKEN": ""},
-        capture_output=True, text=True, timeout=200, cwd=tmp_path,
+        capture_output=True, text=True, timeout=500, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
