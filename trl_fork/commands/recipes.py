@@ -1,10 +1,12 @@
 """
-List the recipes, launch files, credit presets and teams that come with the package; print one, or copy it.
+List the recipes, launch files, credit presets and teams that come with the package; print one, or copy it. Or make a
+recipe of another tool's file.
 
     trl-fork recipes
     trl-fork recipes --credit
     trl-fork recipes gsm8k_single_gpu
     trl-fork recipes gsm8k_single_gpu --output my_run.yaml
+    trl-fork recipes --from run_dapo.sh --output my_run.yaml
 
 A recipe is a YAML file of options of `trl-fork train`, which takes it by name (`--recipe gsm8k_single_gpu`) or, as a
 file of your own, by its path (`--config my_run.yaml`). A launch file configures accelerate
@@ -12,6 +14,9 @@ file of your own, by its path (`--config my_run.yaml`). A launch file configures
 A team is a list of roles that answer together (`--team solver_checker`).
 The first lines of each file say what it is for. Those of a credit preset also name its source and how it is known:
 `code` (the authors' code was read), `full text` (their paper was), `second-hand` (another text's account), or `ours`.
+
+`--from` takes a YAML file of `trl grpo` or Open-R1, or a configuration of verl: its YAML file, or a script that starts
+it, which is read and not run. A table says what becomes of each key.
 """
 
 import argparse
@@ -28,6 +33,8 @@ from .._shipped import find_shipped, shipped_files
 from ..credit import build_credit
 from ..evaluation.tables import print_table
 from ..teams import load_team
+from . import convert
+from .coming_from.formats import FORMATS
 from .options import OptionParser
 from .program import PROGRAM, program
 
@@ -40,12 +47,28 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "name", nargs="?", metavar="NAME", help="recipe, launch file, credit preset or team that is printed"
     )
-    parser.add_argument("--output", metavar="FILE", help="copy it to this file, instead of printing it")
+    parser.add_argument("--output", metavar="FILE", help="write it to this file, instead of printing it")
     parser.add_argument("--credit", action="store_true", help="list the credit presets alone")
+    parser.add_argument(
+        "--from", dest="from_file", metavar="FILE", help="make a recipe of this file of TRL, Open-R1 or verl"
+    )
+    parser.add_argument("--from_format", choices=FORMATS, help="whose file it is; recognised if not given")
+    parser.add_argument(
+        "--num_processes",
+        type=int,
+        metavar="N",
+        help="processes of the training, over which a batch is spread; with a file of verl, its GPUs if not given",
+    )
     options = parser.parse_args(arguments)
+    if options.from_file and (options.name or options.credit):
+        parser.error("--from makes a recipe of a file: give neither NAME nor --credit with it")
+    if not options.from_file and (options.from_format or options.num_processes is not None):
+        parser.error("--from_format and --num_processes belong to --from FILE")
+    if options.num_processes is not None and options.num_processes < 1:
+        parser.error(f"--num_processes must be at least 1, got {options.num_processes}")
     if options.credit and options.name:
         parser.error("--credit lists all credit presets, and NAME prints one file: give one of them")
-    if options.output and not options.name:
+    if options.output and not options.name and not options.from_file:
         parser.error("--output copies one file: say which, trl-fork recipes NAME --output FILE")
     if options.output and Path(options.output).exists():
         parser.error(f"--output: {options.output!r} is there already: nothing was written. Name another file")
@@ -53,6 +76,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
+    if options.from_file:
+        convert.run(options)
+        return
     if not options.name:
         if not options.credit:
             list_files()
@@ -61,6 +87,7 @@ def run(options: argparse.Namespace) -> None:
             list_teams()
         print("Next:\n  trl-fork recipes NAME                 prints one, with its sources and what it needs")
         print("  trl-fork recipes NAME --output FILE   copies it, for you to change")
+        print("  trl-fork recipes --from FILE          makes a recipe of a file of TRL, Open-R1 or verl")
         return
     path = find_shipped(("recipes", "accelerate", "credit", "teams"), options.name)
     kind = path.parent.name

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from trl import TrlParser
 from yaml import YAMLError
@@ -123,8 +123,14 @@ class GroupedTrlParser(NearestOption, TrlParser):
         return separated
 
     def set_defaults_with_config(self, **settings) -> list[str]:
-        actions = {action.dest: action for action in reversed(self._actions) if action.dest not in _FILES}
-        problems = []
+        settings, problems = self.checked(settings)
+        self.refuse(problems + self._problems)
+        return super().set_defaults_with_config(**settings)
+
+    def checked(self, settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The settings of a YAML file as values of the options, and a sentence about each that cannot be one."""
+        actions = self.options_of_a_file()
+        settings, problems = dict(settings), []
         for name, value in settings.items():
             if name not in actions:
                 problems.append(f"the YAML file has a key {name!r}, which is no option{self.nearest_key(name)}")
@@ -140,8 +146,11 @@ class GroupedTrlParser(NearestOption, TrlParser):
             if settings[name] is None and name not in self._nullable:
                 default = actions[name].default
                 problems.append(f"the YAML file: {name} must not be null; leave it out for its default, {default}")
-        self.refuse(problems + self._problems)
-        return super().set_defaults_with_config(**settings)
+        return settings, problems
+
+    def options_of_a_file(self) -> dict[str, argparse.Action]:
+        """The options that a YAML file may set, by name."""
+        return {action.dest: action for action in reversed(self._actions) if action.dest not in _FILES}
 
     def nearest_key(self, name: str) -> str:
         """The end of a sentence about a key of a file that is not an option."""

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 from .metrics import compare
 from .store import read_completions
@@ -87,9 +87,14 @@ def print_comparison(path_a: str, path_b: str) -> None:
 
 
 def print_table(
-    title: str, header: list[str], rows: list[list[str]], *, justify: Literal["left", "right"] = "right"
+    title: str,
+    header: list[str],
+    rows: list[list[str]],
+    *,
+    justify: Literal["left", "right"] = "right",
+    file: TextIO | None = None,
 ) -> None:
-    """Print a table. Columns justified left may be folded."""
+    """Print a table, to the standard output if `file` is not given. Columns justified left may be folded."""
     from rich.console import Console
     from rich.table import Table
 
@@ -99,9 +104,9 @@ def print_table(
     for row in rows:
         table.add_row(*row)
     # The width of a file or pipe is not known, so nothing is folded there.
-    console = Console()
+    console = Console(file=file)
     if not console.is_terminal:
-        console = Console(width=160)
+        console = Console(file=file, width=160)
     console.print(table)
 
 
