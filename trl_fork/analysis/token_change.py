@@ -68,8 +68,8 @@ def read_change(before: ScoreStore, after: ScoreStore, read: Callable[[], Iterab
     for response in read():
         ids.append(np.asarray(response.completion_ids, dtype=np.int64))
         problems.append(np.full(len(ids[-1]), numbers.setdefault(response.problem, len(numbers))))
-    entropies = (store.entropies(read()) for store in (before, after))
-    return entropy_change(np.concatenate(ids), *entropies, np.concatenate(problems), min_count)
+    entropies = [store.entropies(read()) for store in (before, after)]
+    return entropy_change(np.concatenate(ids), entropies[0], entropies[1], np.concatenate(problems), min_count)
 
 
 def _rows(kinds, before, after, change, problems, min_count: int) -> list[dict]:

@@ -9,7 +9,7 @@ RUN is the output_dir of a training, finished or not: a run that was cut off, or
 last checkpoint. A folder of `trl-fork evaluate` alone can be one, too. The first run is what the others are compared
 with: by the settings that differ, by their curves, and by the accuracy of the evaluations in their folders, with an
 interval paired by problem. With --completions both models read these responses, and the page shows which tokens gained
-or lost entropy. OUTPUT receives report.html, a page of one file that needs no network, and report.json with its numbers.
+or lost entropy. OUTPUT receives report.html, a page of one file that needs no network, and report.json, its numbers.
 """
 
 import argparse

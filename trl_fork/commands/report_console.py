@@ -105,8 +105,9 @@ def _print_speed(runs: list[dict], labels: list[str]) -> None:
 def _print_tokens(change: dict) -> None:
     overall, pair = change["all"], f"{change['run']} - {change['baseline']}"
     print(
-        f"Entropy of {change['num_tokens']:,} tokens of {change['completions']} ({change['num_problems']:,} problems), "
-        f"in nats: {change['baseline']} {overall['mean_before']:.3f}, {change['run']} {overall['mean_after']:.3f}"
+        f"Entropy of {change['num_tokens']:,} tokens of {change['completions']} ({change['num_problems']:,} "
+        f"problems), in nats: {change['baseline']} {overall['mean_before']:.3f}, {change['run']} "
+        f"{overall['mean_after']:.3f}"
     )
     rows = []
     for title, types in changes_of(change):

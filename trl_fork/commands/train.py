@@ -219,6 +219,10 @@ def next_steps(
             output=output / "entropy",
         ),
     ]
+    lines += [
+        "  See its page, and compare it with other runs, named after it:",
+        f"    {shlex.join([*program(), 'report', str(output)])}",
+    ]
     if any(output.glob("checkpoint-*")):
         more = f"--resume_from_checkpoint true --max_steps {2 * steps}"
         lines += ["  Train on, from the last checkpoint:", f"    the same command with {more}"]
