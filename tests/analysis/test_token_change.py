@@ -24,7 +24,7 @@ def draw(seed=0, problems=7, tokens=400, types=9):
         ids.append(kind * 3 + 1)
         numbers.append(number)
         before.append(first)
-        after.append(max(first + 0.05 * kind + shared[number] + rng.gauss(0, 0.1), 0.0))
+        after.append(max(first + 0.2 * kind + shared[number] + rng.gauss(0, 0.1), 0.0))
     return np.array(ids), np.float32(before), np.float32(after), np.array(numbers)
 
 

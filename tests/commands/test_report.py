@@ -1,4 +1,4 @@
-"""`trl-fork report` on two real, tiny trainings with their evaluations, its numbers recomputed, and what it refuses."""
+"""`trl-fork report` on two real, tiny trainings with evaluations, its numbers recomputed, and what it refuses."""
 
 import json
 import math
