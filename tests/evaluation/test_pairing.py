@@ -48,7 +48,7 @@ def test_a_file_of_another_name_is_known_by_its_problems():
     assert found["a/test.jsonl"].dataset_b == "b/test.jsonl"
     mean = statistics.mean((second[name] - first[name]) / 4 for name in first)
     assert found["a/test.jsonl"].difference.mean == pytest.approx(mean)
-    assert found["only_a"].refused == "B was not evaluated on any of its problems"
+    assert found["only_a"].refused == "only one of the two was evaluated on these problems"
     alone = [pair for pair in pair_datasets(a, b) if pair.dataset_a is None]
     assert [pair.dataset_b for pair in alone] == ["only_b", "few.jsonl"]
     assert all(pair.difference is None and pair.refused for pair in alone)

@@ -134,8 +134,7 @@ def differences_of(labels: tuple[str, str], first: Evaluation, other: Evaluation
                 "mean": found and found.mean,
                 "low": found and found.low,
                 "high": found and found.high,
-                "refused": pair.refused
-                and pair.refused.replace("A was", f"{labels[0]} was").replace("B was", f"{labels[1]} was"),
+                "refused": pair.refused,
                 "other_settings": changed if found else {},
                 "other_prompts": pair.other_prompts,
             }

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from .metrics import Difference, compare
 
 
+_ALONE = "only one of the two was evaluated on these problems"
+
+
 @dataclass(frozen=True)
 class Pairing:
     """
@@ -47,12 +50,12 @@ def pair_datasets(samples_a: list[dict], samples_b: list[dict]) -> list[Pairing]
             partners[name] = best
     pairs = [_pair(name, partners.get(name), a, b, samples_a, samples_b) for name in a]
     left = (name for name in b if name not in partners.values())
-    return [*pairs, *(Pairing(None, name, refused="A was not evaluated on any of its problems") for name in left)]
+    return [*pairs, *(Pairing(None, name, refused=_ALONE) for name in left)]
 
 
 def _pair(name: str, other: str | None, a, b, samples_a, samples_b) -> Pairing:
     if other is None:
-        return Pairing(name, None, refused="B was not evaluated on any of its problems")
+        return Pairing(name, None, refused=_ALONE)
     common = a[name].keys() & b[other].keys()
     if not common:
         return Pairing(name, other, refused="the two have no problem in common")
