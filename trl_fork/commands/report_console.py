@@ -1,7 +1,7 @@
 """The tables of a report on the console."""
 
 from ..analysis.figures import visible
-from ..evaluation.tables import dataset_label, print_table
+from ..evaluation.tables import print_table
 from ..report.runs import ACTIVITIES, STEP_TIME
 from ..report.values import changes_of, shown
 
@@ -45,7 +45,7 @@ def _print_accuracy(numbers: dict) -> None:
     if numbers["results"]:
         rows = [
             [
-                *(row["run"], dataset_label(row["dataset"]), str(row["num_problems"]), str(row["num_samples"])),
+                *(row["run"], row["label"], str(row["num_problems"]), str(row["num_samples"])),
                 f"{row['accuracy']:.2%}",
                 "-" if row["standard_error"] is None else f"{row['standard_error']:.2%}",
                 f"{row['mean_length']:,.0f}",
@@ -60,7 +60,7 @@ def _print_accuracy(numbers: dict) -> None:
             interval = "-" if row["low"] is None else f"[{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]"
             mean = f"{100 * row['mean']:+.2f}"
             pair = f"{row['run']} - {row['baseline']}"
-            rows.append([pair, dataset_label(row["datasets"][0]), mean, interval, str(row["num_problems"])])
+            rows.append([pair, row["labels"][0], mean, interval, str(row["num_problems"])])
         header = ["", "data set", "points", "95 % interval", "problems"]
         print_table("Difference in accuracy, paired by problem", header, rows)
     for sentence in sentences_of(numbers["differences"]):
@@ -71,8 +71,7 @@ def sentences_of(differences: list[dict]) -> list[str]:
     """What a reader of the differences must know: those refused, and evaluations made with other settings."""
     found = []
     for row in differences:
-        names = [dataset_label(name) for name in dict.fromkeys(row["datasets"]) if name is not None]
-        who = f"{row['run']} - {row['baseline']}, {' and '.join(names)}"
+        who = f"{row['run']} - {row['baseline']}, {' and '.join(dict.fromkeys(row['labels']))}"
         if row["refused"]:
             found.append(f"{who}: no paired interval, because {row['refused']}.")
         for name, (first, other) in row["other_settings"].items():
@@ -106,8 +105,8 @@ def _print_tokens(change: dict) -> None:
     overall, pair = change["all"], f"{change['run']} - {change['baseline']}"
     print(
         f"Entropy of {change['num_tokens']:,} tokens of {change['completions']} ({change['num_problems']:,} "
-        f"problems), in nats: {change['baseline']} {overall['mean_before']:.3f}, {change['run']} "
-        f"{overall['mean_after']:.3f}"
+        f"problems), in nats: {change['baseline']} {overall['mean_before']:.4f}, {change['run']} "
+        f"{overall['mean_after']:.4f}"
     )
     rows = []
     for title, types in changes_of(change):
@@ -131,10 +130,10 @@ def _print_tokens(change: dict) -> None:
 
 
 def _of_type(row: dict) -> list[str]:
-    interval = "-" if row["low"] is None else f"[{row['low']:+.3f}, {row['high']:+.3f}]"
+    interval = "-" if row["low"] is None else f"[{row['low']:+.4f}, {row['high']:+.4f}]"
     return [
-        *(f"{row['count']:,}", f"{row['num_problems']:,}", f"{row['mean_before']:.3f}", f"{row['mean_after']:.3f}"),
-        *(f"{row['mean_change']:+.3f}", interval),
+        *(f"{row['count']:,}", f"{row['num_problems']:,}", f"{row['mean_before']:.4f}", f"{row['mean_after']:.4f}"),
+        *(f"{row['mean_change']:+.4f}", interval),
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..evaluation.pairing import pair_datasets
 from ..evaluation.store import FIELDS, read_completions
+from ..evaluation.tables import dataset_label
 from ..report.runs import Run
 
 
@@ -102,6 +103,7 @@ def results_of(label: str, evaluation: Evaluation) -> list[dict]:
                 "run": label,
                 "evaluation": str(evaluation.folder),
                 "dataset": dataset,
+                "label": dataset_label(dataset),
                 "num_problems": result["num_problems"],
                 "num_samples": k,
                 "accuracy": result[f"avg@{k}"],
@@ -130,6 +132,7 @@ def differences_of(labels: tuple[str, str], first: Evaluation, other: Evaluation
                 "baseline": labels[0],
                 "run": labels[1],
                 "datasets": [pair.dataset_a, pair.dataset_b],
+                "labels": [dataset_label(name) for name in (pair.dataset_a, pair.dataset_b) if name is not None],
                 "num_problems": found.num_problems if found else 0,
                 "mean": found and found.mean,
                 "low": found and found.low,

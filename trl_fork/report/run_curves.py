@@ -116,7 +116,8 @@ def _draw(panel: Panel, curves: list[tuple[list[int], list[float]]], window: int
             axes.plot(steps, finite, color=colour, linewidth=0.8, alpha=0.3)
             line = smoothed(finite, window)
         marker = "o" if len(steps) < 25 else ""
-        axes.plot(steps, line, color=colour, linestyle=dashes, linewidth=1.8, marker=marker, markersize=3.5)
+        width = max(1.2, 2.6 - 0.7 * index)  # a curve below another one can be seen
+        axes.plot(steps, line, color=colour, linestyle=dashes, linewidth=width, marker=marker, markersize=2 * width)
     axes.set_ylim(*_limits(shown, panel.is_fraction))
     axes.set_xlim(0, max((steps[-1] for steps, _ in curves if steps), default=1) or 1)
     axes.set_ylabel(panel.unit, fontsize=9, color=_INK)
