@@ -220,14 +220,42 @@ def token(text, mean, width, count=60):
 def numbers_of(text="plain", count=2):
     """What the command collects, with one text in every place that people or models write."""
     runs = [
-        {"label": label, "name": f"{text}{label}", "path": f"/x/{text}{label}", "progress": "finished, 9 steps",
-         "step": 9, "max_steps": 9, "speed": {"time/step": 1.25 + number, "tokens_per_second": 1234.5}}
+        {
+            "label": label,
+            "name": f"{text}{label}",
+            "path": f"/x/{text}{label}",
+            "progress": "finished, 9 steps",
+            "step": 9,
+            "max_steps": 9,
+            "speed": {"time/step": 1.25 + number, "tokens_per_second": 1234.5},
+        }
         for number, label in enumerate("ABCDEFGHI"[:count])
-    ]  # fmt: skip
-    result = {"evaluation": "e", "dataset": text, "label": text, "num_problems": 30, "num_samples": 4,
-              "accuracy": 0.625, "standard_error": 0.0325, "pass_at_k": 0.75, "mean_length": 40.0, "truncated_fraction": 0.0}  # fmt: skip
-    difference = {"baseline": "A", "run": "B", "datasets": [text, text], "labels": [text, text],
-                  "num_problems": 30, "mean": -0.0525, "low": -0.11, "high": 0.005, "refused": None, "other_settings": {}, "other_prompts": 0}  # fmt: skip
+    ]
+    result = {
+        "evaluation": "e",
+        "dataset": text,
+        "label": text,
+        "num_problems": 30,
+        "num_samples": 4,
+        "accuracy": 0.625,
+        "standard_error": 0.0325,
+        "pass_at_k": 0.75,
+        "mean_length": 40.0,
+        "truncated_fraction": 0.0,
+    }
+    difference = {
+        "baseline": "A",
+        "run": "B",
+        "datasets": [text, text],
+        "labels": [text, text],
+        "num_problems": 30,
+        "mean": -0.0525,
+        "low": -0.11,
+        "high": 0.005,
+        "refused": None,
+        "other_settings": {},
+        "other_prompts": 0,
+    }
     types = [token(text, 0.5, 0.1), token(" b\n", 0.25, 0.125), token("c", 0.05, 0.2), token("d", -0.75, 0.5)]
     change = {"completions": text, "num_tokens": 12345, "num_problems": 30, "all": types[0], "types": types}
     return {
