@@ -278,6 +278,21 @@ def test_an_evaluation_is_chosen(tmp_path, capsys):
     assert "no finished evaluation in a folder 'greedy'" in capsys.readouterr().out
 
 
+def test_several_runs_are_compared_with_the_first(tmp_path, capsys):
+    for number, name in enumerate("abc"):
+        evaluation(tmp_path / name / "evaluation", {"p": number, "q": 2}, seed=number)
+    assert command("report", *(tmp_path / name for name in "abc")) == 0
+    numbers = json.loads((tmp_path / "a" / "report-b-c" / "report.json").read_text())
+    assert [(row["baseline"], row["run"], row["mean"]) for row in numbers["differences"]] == [
+        ("A", "B", 0.25),
+        ("A", "C", 0.5),
+    ]
+    (metric,) = numbers["metrics"]
+    rewards = [random.Random(number) for number in range(3)]
+    assert metric["values"] == [[rng.random() for _ in range(3)][2] for rng in rewards]
+    assert "C: " in capsys.readouterr().out
+
+
 def test_an_evaluation_alone_is_a_run(tmp_path):
     evaluation(tmp_path / "base" / "x", {"p": 1, "q": 2})
     evaluation(tmp_path / "b" / "evaluation", {"p": 2, "q": 2})

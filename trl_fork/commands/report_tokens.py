@@ -81,7 +81,6 @@ def _scored(run: Run, read: Callable, roots: list[Path], options: argparse.Names
     how = {"temperature": options.temperature, "dtype": options.dtype}
     stores = [ScoreStore(root, name, **how) for root in roots]
     store = next((store for store in stores if store.directory.is_dir()), stores[0])
-    store.directory.mkdir(parents=True, exist_ok=True)
 
     def load_model() -> torch.nn.Module:
         model = auto_model_class(name).from_pretrained(name, dtype=options.dtype, device_map=options.device_map)
