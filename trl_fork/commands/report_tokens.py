@@ -70,6 +70,8 @@ class _Text:
 
 
 def _row(text: _Text, change: dict) -> dict:
+    if not change["num_tokens"]:
+        raise ValueError(f"{text.path} has no completion tokens to compare: give a file of responses.")
     for entry in change["types"]:
         entry["token"] = text.tokenizer.decode([entry["token_id"]])
     return {"completions": str(text.path), **change}
