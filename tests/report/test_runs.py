@@ -147,7 +147,7 @@ def test_arguments_that_cannot_be_read_are_said(tmp_path):
 
 
 def test_differences_leave_out_what_is_equal_or_a_place(tmp_path):
-    first = Run(tmp_path, settings={"seed": 1, "beta": 0.0, "output_dir": "a", "only": 4}, versions={"trl": "1"})
+    first = Run(tmp_path, settings={"seed": 1, "beta": 0, "output_dir": "a", "only": 4}, versions={"trl": "1"})
     other = Run(tmp_path, settings={"seed": 2, "beta": 0.0, "output_dir": "b"}, versions={"trl": "2"})
     unknown = Run(tmp_path)
     assert differences([first, other, unknown]) == [("seed", [1, 2, None]), ("version of trl", ["1", "2", None])]

@@ -137,10 +137,16 @@ def differences(runs: list[Run]) -> list[tuple[str, list[Any]]]:
     rows = []
     for read in (lambda run: run.settings or {}, lambda run: {f"version of {k}": v for k, v in run.versions.items()}):
         for name in dict.fromkeys(name for run in runs for name in read(run)):
-            known = {json.dumps(read(run)[name], sort_keys=True, default=str) for run in runs if name in read(run)}
+            known = {_comparable(read(run)[name]) for run in runs if name in read(run)}
             if len(known) > 1 and name not in _PLACES:
                 rows.append((name, [read(run).get(name) for run in runs]))
     return rows
+
+
+def _comparable(value) -> str:
+    if isinstance(value, float) and value.is_integer():  # 20.0 of a YAML file, and 20 of a command line
+        value = int(value)
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 class _Inert:
