@@ -33,6 +33,7 @@ LEAVES = {
     "docs/adapters.md": ["outputs/qwen3_0.6b_merged/model.safetensors"],
     "README.md": ["outputs/gsm8k/adapter_model.safetensors"],
     "docs/analyze.md": ["forks.html", "outputs/gsm8k/entropy/report.html", "hes.jsonl", "matched.jsonl"],
+    "docs/compare.md": ["outputs/gsm8k/report-all_tokens/report.html", "outputs/comparison/report.json"],
     "docs/evaluate.md": ["outputs/gsm8k/evaluation/results.json", "outputs/base/results.json"],
     "docs/partition.md": ["outputs/proposals/data.jsonl", "outputs/balance/model.safetensors"],
     "docs/resume.md": ["outputs/gsm8k_forking/checkpoint-2"],

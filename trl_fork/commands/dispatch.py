@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a model by reinforcement learning on the tokens that matter",
     "evaluate": "sample and grade answers to benchmarks: avg@K, pass@K, lengths",
     "analyze": "show where a model's responses fork, with the analyses of the paper",
+    "report": "show a run on one page, or compare runs: curves, settings, accuracy, tokens",
     "partition": "estimate the partition functions of prompts, for the trajectory-balance objective",
     "select": "select training responses by their High-Entropy Sum",
     "merge": "merge a LoRA adapter into its base model",

@@ -97,3 +97,6 @@ def show_summary(
     ):
         console.print(f"  {aim}:", highlight=False)
         console.print(f"    {shlex.join(train)} {options}", highlight=False, soft_wrap=True)
+    compare = shlex.join([*program(), "report", str(output_dir), "outputs/all_tokens"])
+    console.print("  Compare with the run on all tokens:", highlight=False)
+    console.print(f"    {compare}", highlight=False, soft_wrap=True)

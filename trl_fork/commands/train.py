@@ -52,6 +52,7 @@ from .training_inputs import (
     refuse_images,
 )
 from .training_options import GroupedTrlParser
+from .training_settings import save_settings
 
 
 def make_parser() -> GroupedTrlParser:
@@ -135,6 +136,7 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
             prompt_of(arguments),
             **{name: getattr(args, name) for name in ("chat_template_kwargs", "generation_kwargs")},
         )
+        save_settings(args, arguments, model_config, num_processes=trainer.accelerator.num_processes)
     failure = train_and_save(trainer, resume_from_checkpoint=checkpoint)
     return [*([failure] if failure else ()), *after_training(trainer, arguments, model_config.model_name_or_path)]
 
@@ -216,6 +218,10 @@ def next_steps(
             completions=output / "evaluation" / "completions.jsonl",
             output=output / "entropy",
         ),
+    ]
+    lines += [
+        "  See its page, and compare it with other runs, named after it:",
+        f"    {shlex.join([*program(), 'report', str(output)])}",
     ]
     if any(output.glob("checkpoint-*")):
         more = f"--resume_from_checkpoint true --max_steps {2 * steps}"

@@ -9,7 +9,6 @@ import base64
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 
 from .._files import write_text
 from ..credit import forking_count
+from .policy import policy_hash
 
 
 _NO_TOKEN = 2**32 - 1  # marks an alternative that was not given
@@ -225,7 +225,7 @@ def _fill_template(title: str, summary: list[tuple[str, str]], figures, data: di
         (folder / name).read_text("utf-8") for name in ("report.html", "report.css", "report.js")
     )
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters["sha256"] = _sha256
+    environment.filters["sha256"] = policy_hash
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return environment.from_string(template).render(
         title=title,
@@ -235,8 +235,3 @@ def _fill_template(title: str, summary: list[tuple[str, str]], figures, data: di
         figures=[(name, base64.b64encode(svg.encode()).decode()) for name, svg in figures],
         data=data,
     )
-
-
-def _sha256(text: str) -> str:
-    """The hash by which a content security policy names an inline style or script."""
-    return base64.b64encode(sha256(text.encode()).digest()).decode()
