@@ -103,7 +103,9 @@ class Api:
         """A reference of Sphinx to a room by its path, or to a public object by its name."""
         if name in self.rooms:
             return f"{{py:obj}}`{name}`"
-        (home,) = {home for home in self.homes.values() if home.endswith(f".{name}")}
+        home = next((home for home in self.homes.values() if home.endswith(f".{name}")), None)
+        if home is None:
+            raise ValueError(f"A link of {name!r} leads to the API, which has no such name.")
         return f"{{py:obj}}`{name} <{home}>`"
 
     def linked(self, text: str, thing: griffe.Object) -> str:
