@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 VLLM := .vllm
+DOCS := .docs
 COMPAT := .compat/$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
 # Tests on versions other than those of constraints.txt: the hooks, the objective, publishing, and a run of train.py.
@@ -17,7 +18,7 @@ $(1)/bin/python -c 'from importlib.metadata import version; print(*(f"{p} {versi
 $(1)/bin/python -m pytest $(ON_OTHER_VERSIONS) $(ARGS)
 endef
 
-.PHONY: whole-step growth at-scale quickstart smollm2 test test-distributed test-slow test-extras test-vllm gpu gpu-wheels golden lint compat compat-lowest compat-newest compat-vllm venv clean
+.PHONY: whole-step growth at-scale quickstart smollm2 test test-distributed test-slow test-extras test-vllm gpu gpu-wheels golden lint compat compat-lowest compat-newest compat-vllm docs venv clean
 
 quickstart: $(INSTALLED)  ## Train a tiny model on its forking tokens: a few minutes on a CPU, no download
 	$(BIN)/python examples/quickstart.py
@@ -125,6 +126,16 @@ $(VLLM)/.packages: constraints-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
 	touch $@
 
+docs: $(DOCS)/.installed  ## The site, as build/site/index.html. A warning is an error: broken links, pages that the navigation lacks
+	$(DOCS)/bin/sphinx-build --quiet --fresh-env --write-all --fail-on-warning --keep-going --conf-dir docs . build/site
+
+# Nothing of the package is imported, so this is 130 MB without torch.
+$(DOCS)/.installed: docs/requirements.txt constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--requirement docs/requirements.txt
+	touch $@
+
 golden: $(INSTALLED)  ## Hashes of weights after training, to compare before and after a change of structure
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.golden --golden $(or $(FILE),golden.json) $(ARGS) \
 		tests/trainer/test_objective.py tests/trainer/test_savings.py tests/trainer/test_checkpoints.py
@@ -140,4 +151,4 @@ $(INSTALLED): setup.cfg constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) .compat .layers outputs build dist *.egg-info
+	rm -rf $(VENV) $(VLLM) $(DOCS) .compat .layers outputs build dist docs/api *.egg-info
