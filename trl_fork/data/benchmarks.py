@@ -35,26 +35,27 @@ def load_benchmark(
 
     Args:
         name (`str`):
-            Short name of one of [`~data.math_datasets.BENCHMARKS`], or anything [`load_split`] takes.
+            Short name of one of [`~data.math_datasets.BENCHMARKS`], or anything [`~data.splits.load_split`] takes.
         prompt_template (`str`, *optional*):
             Prompt as plain text, for base models; `{question}` stands for the problem. The paper's is
             [`~data.math_datasets.PAPER_PROMPT`].
         instruction (`str`, *optional*):
             Text of the user message, for models with a chat template; by default the problem and the request to
             answer within `\\boxed{}`. `"{question}"` is the problem as it stands, with the white space around it, as
-            [`load_training_set`] takes it without an instruction; only DAPO-Math-17k's and guru's are left out.
+            [`~data.load_training_set`] takes it without an instruction; only DAPO-Math-17k's and guru's are left out.
         system_prompt (`str`, *optional*):
             Message of the system before that of the user.
         trained_prompt (`dict`, *optional*):
-            Result of [`training_prompt`] for the model's training, in place of the default instruction.
+            Result of [`~data.training_sets.training_prompt`] for the model's training, in place of the default
+            instruction.
         split (`str`, *optional*):
             Name of the split; by default the one of the table, or `"test"`.
         config (`str`, *optional*):
             Configuration of a Hub data set; by default the one of the table.
         prompt_column, solution_column (`str`, *optional*):
-            Arguments of [`to_prompt_and_solution`]; by default those of the table.
+            Arguments of [`~data.to_prompt_and_solution`]; by default those of the table.
         contrast_instruction (`str`, *optional*):
-            Text after the question in a further column `contrast_prompt`, as in [`to_prompt_and_solution`].
+            Text after the question in a further column `contrast_prompt`, as in [`~data.to_prompt_and_solution`].
 
     Returns:
         [`~datasets.Dataset`] with the columns `prompt` (a conversation, or a text with `prompt_template`), `solution`
@@ -63,7 +64,7 @@ def load_benchmark(
         `instruction` is given, or the data set's own instruction asks for a format that no reward reads.
 
     Raises:
-        `ValueError`: if two problems have one id, and as [`load_split`] and [`to_prompt_and_solution`] do.
+        `ValueError`: if two problems have one id, and as [`~data.splits.load_split`] and [`~data.to_prompt_and_solution`] do.
     """
     entry = find_dataset(BENCHMARKS, name, config)
     dataset = load_entry(entry, name, split or (entry.split if entry else "test"), config)

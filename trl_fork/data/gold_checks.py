@@ -22,7 +22,7 @@ def warn_of_unreadable_golds(dataset: Dataset, name: str = "The data set") -> No
 
     Args:
         dataset ([`~datasets.Dataset`]):
-            Data set with a column `solution`, as [`~data.prompt_and_solution.to_prompt_and_solution`] makes it.
+            Data set with a column `solution`, as [`~data.to_prompt_and_solution`] makes it.
         name (`str`, *optional*):
             Name of the data set in the warning.
     """

@@ -73,7 +73,7 @@ def source_of(name: str, split: str, config: str | None = None, *, benchmark: bo
     Source of the rows of a data set: two names with one source are the same rows.
 
     Args:
-        name (`str`): Name, as [`load_training_set`] or, with `benchmark`, [`load_benchmark`] takes it.
+        name (`str`): Name, as [`~data.load_training_set`] or, with `benchmark`, [`~data.load_benchmark`] takes it.
         split (`str`): Name of the split. It does not matter for a file or a folder with a single data set.
         config (`str`, *optional*): Configuration of a Hub data set.
         benchmark (`bool`, *optional*, defaults to `False`): Whether a short name is that of a benchmark.

@@ -32,7 +32,7 @@ def load_training_set(
 
     Args:
         name (`str`):
-            Short name of one of [`~data.math_datasets.TRAINING_SETS`], or anything [`load_split`] takes.
+            Short name of one of [`~data.math_datasets.TRAINING_SETS`], or anything [`~data.splits.load_split`] takes.
         split (`str`, *optional*, defaults to `"train"`):
             Name of the split.
         config (`str`, *optional*):
@@ -43,16 +43,16 @@ def load_training_set(
             Whether to keep each problem once, and print how many there are. By default for the sets of the table that
             repeat problems: DAPO-Math-17k has each of its problems about a hundred times.
         prompt_column, solution_column, solution_required, instruction, prompt_template (*optional*):
-            Arguments of [`to_prompt_and_solution`]. Sets of the table have known columns, and by default ask for
-            `\\boxed{}`.
+            Arguments of [`~data.to_prompt_and_solution`]. Sets of the table have known columns, and by default ask
+            for `\\boxed{}`.
         contrast, contrast_instruction (*optional*):
-            Arguments of [`to_prompt_and_solution`].
+            Arguments of [`~data.to_prompt_and_solution`].
 
     Returns:
         [`~datasets.Dataset`], or [`~datasets.IterableDataset`] when streaming.
 
     Raises:
-        `ValueError`: for `deduplicate` with `streaming`, and as [`load_split`] and [`to_prompt_and_solution`] do.
+        `ValueError`: for `deduplicate` with `streaming`, and as [`~data.splits.load_split`] and [`~data.to_prompt_and_solution`] do.
     """
     entry = find_dataset(TRAINING_SETS, name, config)
     if deduplicate is None:

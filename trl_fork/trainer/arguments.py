@@ -31,7 +31,7 @@ def checked_arguments(
     token_credit_func,
 ) -> tuple[inspect.BoundArguments, ForkingGRPOConfig, Chain | None, int]:
     """
-    Arguments of [`ForkingGRPOTrainer`] for TRL's trainer, after all checks that need no loaded model.
+    Arguments of [`~trainer.ForkingGRPOTrainer`] for TRL's trainer, after all checks that need no loaded model.
 
     Args:
         trainer ([`~trl.GRPOTrainer`]): The trainer, which is not initialised yet.
@@ -44,7 +44,7 @@ def checked_arguments(
         weight 1), and the number of rows that a rollout function plays together.
 
     Raises:
-        What [`ForkingGRPOTrainer`] lists.
+        What [`~trainer.ForkingGRPOTrainer`] lists.
     """
     if args is None:
         name = model if isinstance(model, str) else get_config_model_id(model.config)
