@@ -6,6 +6,7 @@ import sys
 from dataclasses import fields
 from fnmatch import fnmatch
 from importlib import import_module
+from pathlib import Path
 from urllib.parse import unquote
 
 import pytest

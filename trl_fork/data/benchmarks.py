@@ -64,7 +64,8 @@ def load_benchmark(
         `instruction` is given, or the data set's own instruction asks for a format that no reward reads.
 
     Raises:
-        `ValueError`: if two problems have one id, and as [`~data.splits.load_split`] and [`~data.to_prompt_and_solution`] do.
+        `ValueError`: if two problems have one id, and as [`~data.splits.load_split`] and
+            [`~data.to_prompt_and_solution`] do.
     """
     entry = find_dataset(BENCHMARKS, name, config)
     dataset = load_entry(entry, name, split or (entry.split if entry else "test"), config)

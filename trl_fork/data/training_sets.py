@@ -52,7 +52,8 @@ def load_training_set(
         [`~datasets.Dataset`], or [`~datasets.IterableDataset`] when streaming.
 
     Raises:
-        `ValueError`: for `deduplicate` with `streaming`, and as [`~data.splits.load_split`] and [`~data.to_prompt_and_solution`] do.
+        `ValueError`: for `deduplicate` with `streaming`, and as [`~data.splits.load_split`] and
+            [`~data.to_prompt_and_solution`] do.
     """
     entry = find_dataset(TRAINING_SETS, name, config)
     if deduplicate is None:

@@ -3,12 +3,26 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any
 
 
-KEPT, RENAMED, CHANGED, DEFAULT = "kept", "renamed", "changed", "default here"
-NOT_NEEDED, NO_COUNTERPART, DECIDE, NOT_KNOWN = "not needed", "no counterpart", "decide", "not known"
-Verdict = Literal["kept", "renamed", "changed", "default here", "not needed", "no counterpart", "decide", "not known"]
+class Verdict(StrEnum):
+    """What becomes of a key, in a few words."""
+
+    KEPT = "kept"
+    RENAMED = "renamed"
+    CHANGED = "changed"
+    DEFAULT = "default here"
+    NOT_NEEDED = "not needed"
+    NO_COUNTERPART = "no counterpart"
+    DECIDE = "decide"
+    NOT_KNOWN = "not known"
+
+
+KEPT, RENAMED, CHANGED, DEFAULT = Verdict.KEPT, Verdict.RENAMED, Verdict.CHANGED, Verdict.DEFAULT
+NOT_NEEDED, NO_COUNTERPART = Verdict.NOT_NEEDED, Verdict.NO_COUNTERPART
+DECIDE, NOT_KNOWN = Verdict.DECIDE, Verdict.NOT_KNOWN
 # Verdicts after which the run differs from what the file says, unless somebody decides otherwise.
 OPEN = (NO_COUNTERPART, DECIDE, NOT_KNOWN)
 
@@ -21,7 +35,7 @@ class Fate:
     Args:
         key (`str`): The key, as the file has it.
         value: Its value; where the file does not have the key, the default of its tool.
-        verdict (`str`): One of the verdicts above.
+        verdict ([`Verdict`]): In a word.
         why (`str`): What differs and why, as one or more sentences; empty where nothing does.
         settings (`dict`): Options of `trl-fork train` that it decides.
         given (`bool`): Whether the file has the key.
@@ -48,7 +62,7 @@ class Key:
     One line of a table of keys.
 
     Args:
-        verdict (`str`): What becomes of the key.
+        verdict ([`Verdict`]): What becomes of the key.
         option (`str`): The option that it decides; several with commas; empty for none.
         why (`str`): What differs and why.
         convert (`Callable`, *optional*): The option's value from the key's; by default the same.
@@ -134,7 +148,7 @@ class Source(Mapping):
         """Whether the file has the key."""
         return key in self._values
 
-    def fate(self, key: str, verdict: Verdict, why: str = "", **settings) -> Fate:
+    def fate(self, key: str, verdict: Verdict, why: str = "", /, **settings) -> Fate:
         """What becomes of a key by its canonical name."""
         name = self.written.get(key, key)
         return Fate(name, self.get(key), verdict, why, settings, given=self.has(key))
@@ -186,7 +200,7 @@ def with_defaults(fates: Iterable[Fate], defaults: Mapping[str, Any]) -> list[Fa
         if not fate.given and (same or not fate.settings) and fate.verdict not in OPEN:
             continue
         if fate.settings and same and fate.verdict in (KEPT, RENAMED):
-            fate = replace(fate, verdict=DEFAULT)  # type: ignore[arg-type]
+            fate = replace(fate, verdict=DEFAULT)
         shown_fates.append(fate)
     return shown_fates
 

@@ -89,7 +89,8 @@ def read_batches(source: Source, processes: int) -> Batches:
         elif source.get(of_all) is not None:
             wanted = max(1, number(of_all) // processes)
     keys = ("data.train_batch_size", f"{ACTOR}.ppo_mini_batch_size", f"{ROLLOUT}.n", f"{ACTOR}.ppo_epochs")
-    batches = Batches(*map(number, keys), processes=processes, wanted_rows=wanted)
+    prompts, mini_batch, responses, epochs = map(number, keys)
+    batches = Batches(prompts, mini_batch, responses, epochs, processes, wanted)
     if batches.responses < 2:
         raise ValueError(
             f"{ROLLOUT}.n={batches.responses}: a group of one completion has no advantage. Is this a run of GRPO?"
