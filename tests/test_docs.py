@@ -79,6 +79,7 @@ def test_commands_run_in_a_shell(page, tmp_path):
         ("sh", "ls", "nothing runs blocks of 'sh'"),
         ("bash", "hf upload name", "nothing runs 'hf upload name'"),
         ("bash", "make quickstat", "no 'make quickstat'"),
+        ("bash", "trl-fork recipes {a,b}", "bash reads other words"),
         ("", "python examples/train.py", "looks like code"),
         ("", "trl-fork recipes", "looks like code"),
         ("yaml", "top_entropy_quantil: 0.2", "top_entropy_quantil"),
