@@ -1,15 +1,18 @@
 """
-SIGKILL at random moments of a training under ZeRO-3, and each resumed run against the one that was not killed.
+SIGKILL at random moments of a training under ZeRO-3, and the resumed run against one that was not killed.
 
-The run has dynamic sampling, a schedule of its credit rule, an evaluation now and then, and a checkpoint at every step.
-A moment is drawn from the time line of the run that is not killed, as a step and the seconds after its begin, so that it
-falls there on a busy machine too; the processes say what they were doing.
+The run has dynamic sampling, a schedule of its credit rule, an evaluation now and then, and a checkpoint at every
+step. A moment is drawn from the time line of the run that is not killed, as a step and the seconds after its begin, so
+that it falls there on a busy machine too; the processes say what they were doing. A run is killed four times, and
+resumed four times: one resumed wrongly would end differently.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -27,11 +30,12 @@ from .mortal import IMPORT, SET_UP
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 8
-PATIENCE = 240  # seconds for a whole run, and for the rest of a run of which one process is dead
+PATIENCE = 600  # seconds, on a busy machine, for a whole run, and for what is left of one after a kill
 VICTIMS = ("the first process", "the second process", "both processes and the launcher")
-BEFORE_TRAINING = 0.15  # share of kills that fall before the first step, which takes as long as all steps
-# Of a log or a state: what a clock says, and the mean loss at the end, which transformers sums over the steps since the
-# run was resumed.
+BEFORE_TRAINING = 0.15  # share of kills that fall into the imports and the set-up, which take as long as all steps
+KILLS_OF_A_LIFE = 4
+# Of a log or a state: what a clock says, and the mean loss at the end, which transformers sums over the steps since
+# the run was resumed.
 LEFT_OUT = ("time", "runtime", "per_second", "train_loss")
 COMMAND = (
     *("-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"),
@@ -74,8 +78,8 @@ def prepare(folder: Path) -> None:
     (folder / "evaluation.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def start(folder: Path, name: str, *more: str) -> subprocess.Popen:
-    """Start a run in `folder/name`; its output goes to `folder/name.log`."""
+def start(folder: Path, name: str, launch: int = 0, *more: str) -> subprocess.Popen:
+    """Start a run in `folder/name`, for the so manieth time; its output goes to `folder/name.log`."""
     settings = {"model_name_or_path": "{folder}/model", **SETTINGS, "output_dir": f"{folder}/{name}"}
     words = [
         word for key, value in settings.items() for word in (f"--{key}", str(value).replace("{folder}", str(folder)))
@@ -91,7 +95,7 @@ def start(folder: Path, name: str, *more: str) -> subprocess.Popen:
     environment.pop("WORLD_SIZE", None)
     with open(folder / f"{name}.log", "ab") as log:
         return subprocess.Popen(
-            [sys.executable, *COMMAND, f"{folder}/{name}.diary", *words, *more],
+            [sys.executable, *COMMAND, f"{folder}/{name}.{launch}.diary", *words, *more],
             cwd=ROOT,
             env=environment,
             stdout=log,
@@ -103,10 +107,8 @@ def end(process: subprocess.Popen) -> None:
     """SIGKILL to the launcher and all that it started: torch's launcher gives every process a session of its own."""
     family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
     for pid in family:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, 9)
-        except ProcessLookupError:
-            pass
     process.wait()
 
 
@@ -151,10 +153,7 @@ def moments(entries: list[tuple[float, int, str]], begin: float) -> list[tuple[i
 
 
 def draw(generator: random.Random, line: list[tuple[int, float, float]]) -> tuple[int, float]:
-    """A moment: the part of the run, and seconds after the begin of that part. Uniform over the time of the training."""
-    if generator.random() < BEFORE_TRAINING:
-        _, begin, until = line[0]
-        return -1, generator.uniform(0, until - begin)
+    """A moment of the training, uniform over its time: the part of the run, and seconds after the begin of that part."""
     second = generator.uniform(line[1][1], line[-1][2])
     part, begin, _ = next(entry for entry in reversed(line) if entry[1] <= second)
     return part, second - begin
@@ -166,10 +165,8 @@ def wait_for(process: subprocess.Popen, folder: Path, name: str, part: int, seco
         if any(step >= part and what not in (IMPORT, SET_UP) for _, step, what in diary(folder, name)[-3:]):
             break
         time.sleep(0.005)
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        pass
 
 
 def kill(process: subprocess.Popen, victim: str) -> bool:
@@ -236,64 +233,76 @@ def differences(found, expected, where: str = "") -> list[str]:
     return [] if repr(found) == repr(expected) else [where]
 
 
-def one_kill(number: int, seed: int, folder: Path, line, expected: dict) -> dict | None:
+def one_life(number: int, seed: int, kills: int, folder: Path, line, expected: dict) -> dict:
     """
-    Kill one run, resume it, compare it.
+    A run that is killed some times, each time resumed, at last to its end, and compared with the whole one.
 
     Returns:
-        `dict`: what was drawn, where it fell, what was resumed and whether the result is equal; `None` if the run was
-        faster than the moment.
+        `dict`: `kills`, what was drawn for each and where it fell, and whether the result is equal.
     """
     generator = random.Random(f"{seed} {number}")
-    part, seconds = draw(generator, line)
+    name = f"life-{seed}-{number}"
+    log = folder / f"{name}.log"
+    drawn = sorted(draw(generator, line) for _ in range(kills))
+    found: dict = {"number": number, "seed": seed, "kills": [], "too_late": 0}
+    resume: tuple[str, ...] = ()
+    said_before = 0
+    for launch in range(kills + 1):
+        last = launch == kills
+        begin = time.monotonic()
+        process = start(folder, name, launch, *resume)
+        record = None if last else kill_at(process, folder, f"{name}.{launch}", line, drawn[launch], generator)
+        status = finish(process) if record is None else None
+        said = log.read_text(errors="replace")[said_before:]
+        said_before += len(said)
+        continued = re.findall(r"Continuing from (.*)\.$", said, flags=re.MULTILINE)
+        if launch:
+            found["kills"][-1] |= {
+                "resumed_from": Path(continued[0]).name if continued else found["kills"][-1].get("resumed_from"),
+                "skipped_half_written": "Half-written checkpoints are skipped" in said,
+                "seconds_of_resumed": round(time.monotonic() - begin, 1),
+            }
+        if record is None:
+            found["too_late"] += not last
+            break
+        complete = sum(1 for _ in (folder / name).glob("checkpoint-*/trainer_state.json"))
+        found["kills"].append(record | {"complete_checkpoints": complete})
+        # Without a complete checkpoint the command says to start again, in another directory: here, in an empty one.
+        resume = ("--resume_from_checkpoint", "true") if complete else ()
+        if not complete:
+            found["kills"][-1]["resumed_from"] = "the beginning"
+            shutil.rmtree(folder / name, ignore_errors=True)
+    found["exit_status"] = status
+    found["differences"] = differences(left_by(folder, name), expected) if status == 0 else ["no result"]
+    found["equal"] = not found["differences"]
+    found["differences"] = found["differences"][:10]
+    if found["equal"]:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return found
+
+
+def kill_at(
+    process, folder: Path, name: str, line, moment: tuple[int, float], generator: random.Random
+) -> dict | None:
+    """Kill a run at a moment, or with some probability before its training begins; `None` if it ended before."""
+    if generator.random() < BEFORE_TRAINING:
+        moment = (-1, generator.uniform(0, line[0][2] - line[0][1]))
     victim = generator.choice(VICTIMS)
-    name = f"kill-{seed}-{number}"
-    process = start(folder, name)
-    wait_for(process, folder, name, part, seconds)
-    rank = VICTIMS.index(victim) % 2
-    killed = kill(process, victim)
-    begin = time.monotonic()
-    if not killed:
+    wait_for(process, folder, name, *moment)
+    if not kill(process, victim):
         return None
-    where = diary(folder, name, rank)
-    status = finish(process)
-    record = {
-        "number": number,
-        "seed": seed,
+    begin = time.monotonic()
+    where = diary(folder, name, VICTIMS.index(victim) % 2)
+    hung = finish(process) is None
+    return {
         "victim": victim,
-        "part": part,
-        "seconds": round(seconds, 3),
+        "part": moment[0],
+        "seconds": round(moment[1], 3),
         "step": where[-1][1] if where else 0,
         "activity": where[-1][2] if where else IMPORT,
-        "hung": status is None,
+        "hung": hung,
         "ended_after": round(time.monotonic() - begin, 1),
-        "checkpoints": sorted(
-            (p.name for p in (folder / name).glob("checkpoint-*")), key=lambda n: int(n.split("-")[1])
-        ),
     }
-    log = folder / f"{name}.log"
-    before = log.stat().st_size
-    begin = time.monotonic()
-    status = finish(start(folder, name, "--resume_from_checkpoint", "true"))
-    said = log.read_text(errors="replace")[before:]
-    record["resumed_from"] = next(
-        (text.split("Continuing from ")[1].rstrip(".") for text in said.splitlines() if "Continuing from " in text),
-        None,
-    )
-    record["skipped_half_written"] = "Half-written checkpoints are skipped" in said
-    if status != 0 and "there is no complete checkpoint" in said:
-        # What the message says: start again, in another directory.
-        record["resumed_from"] = "the beginning"
-        shutil.rmtree(folder / name, ignore_errors=True)
-        status = finish(start(folder, name))
-    elif record["resumed_from"]:
-        record["resumed_from"] = Path(record["resumed_from"]).name
-    record["exit_status"] = status
-    record["resumed_in"] = round(time.monotonic() - begin, 1)
-    record["differences"] = differences(left_by(folder, name), expected) if status == 0 else ["no result"]
-    record["equal"] = not record["differences"]
-    record["differences"] = record["differences"][:10]
-    return record
 
 
 def run(number: int, seed: int, folder: Path, progress) -> dict:
@@ -309,7 +318,7 @@ def run(number: int, seed: int, folder: Path, progress) -> dict:
         )
     whole = time.time() - begin
     expected = left_by(folder, "whole")
-    entries = diary(folder, "whole")
+    entries = diary(folder, "whole.0")
     line = moments(entries, begin)
     rounds = [entry.get("dynamic_sampling/rounds") for entry in expected["log"]]
     fractions = [entry.get("credit/fraction") for entry in expected["log"]]
@@ -321,31 +330,28 @@ def run(number: int, seed: int, folder: Path, progress) -> dict:
         "compared": {name: len(value) for name, value in expected.items()},
         "sampling_rounds": [value for value in rounds if value is not None],
         "fractions": [value for value in fractions if value is not None],
-        "kills": [],
-        "too_late": 0,
+        "lives": [],
     }
     progress(f"the run that is not killed took {whole:.0f} s", found)
-    drawn = 0
-    while len(found["kills"]) < number and drawn < 2 * number + 5:
-        record = one_kill(drawn, seed, folder, line, expected)
-        drawn += 1
-        if record is None:
-            found["too_late"] += 1
-            progress(f"moment {drawn} came after the end of the run and is drawn again", found)
-            continue
-        found["kills"].append(record)
-        if record["equal"]:
-            shutil.rmtree(folder / f"kill-{seed}-{drawn - 1}", ignore_errors=True)
-        progress(
-            f"{len(found['kills'])}/{number}: {record['victim']} in {record['activity']} after step {record['step']}, "
-            f"resumed from {record['resumed_from']}, {'equal' if record['equal'] else 'DIFFERENT'}",
-            found,
-        )
+    done = 0
+    while done < number and len(found["lives"]) < number:
+        life = one_life(len(found["lives"]), seed, min(KILLS_OF_A_LIFE, number - done), folder, line, expected)
+        found["lives"].append(life)
+        done += len(life["kills"])
+        for record in life["kills"]:
+            progress(
+                f"{record['victim']}, {record['activity']}, after step {record['step']}; resumed from "
+                f"{record['resumed_from']}"
+            )
+        progress(f"{done}/{number}: the resumed run is {'equal' if life['equal'] else 'DIFFERENT'}", found)
     return found
 
 
 def summary(found: dict) -> str:
-    kills = found["kills"]
-    equal = sum(record["equal"] for record in kills)
+    kills = [record for life in found["lives"] for record in life["kills"]]
+    equal = sum(life["equal"] for life in found["lives"])
     hung = sum(record["hung"] for record in kills)
-    return f"{len(kills)} kills, {equal} resumed runs equal to the bit, {hung} left a process that hung"
+    return (
+        f"{len(kills)} kills in {len(found['lives'])} runs, resumed after each; {equal} of the runs equal to the bit at "
+        f"the end; {hung} kills left a process that hung"
+    )

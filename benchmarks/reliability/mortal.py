@@ -3,8 +3,8 @@
 
     accelerate launch ... -m benchmarks.reliability.mortal DIRECTORY [options of trl-fork train]
 
-Every process appends a line `seconds step activity` to `DIRECTORY/activity.RANK.txt` whenever its activity changes. All
-that it does otherwise is what the command does.
+Every process appends a line `seconds step activity` to `DIRECTORY/activity.RANK.txt` whenever its activity changes.
+All that it does otherwise is what the command does.
 """
 
 import os
