@@ -1,12 +1,12 @@
 """
 Hostile answers to the graders of training: is one of them right, or does one stall the run?
 
-They are graded in batches as a training does, by `accuracy_reward` in worker processes with limits of time and memory.
-After every batch honest answers are graded too, which must come out as they do without hostile ones before them.
+They are graded in batches as a training does, by `accuracy_reward`'s worker processes, with their limits of time and
+memory. After every batch honest answers are graded too, which must come out as they do without hostile ones before.
 """
 
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 from tests.hostile_answers import HOSTILE, hostile_answers
@@ -19,52 +19,66 @@ HONEST = [(r"\boxed{72}", 1.0), (r"\boxed{71}", 0.0), (r"\boxed{\frac{144}{2}}",
 WORKERS = 2
 
 
+def time_workers(pool: GradingPool) -> list[float]:
+    """Seconds that each answer takes in its worker, from now on."""
+    seconds: list[float] = []
+
+    def timed(grade):
+        def wrapped(*words):
+            begin = time.perf_counter()
+            try:
+                return grade(*words)
+            finally:
+                seconds.append(time.perf_counter() - begin)
+
+        return wrapped
+
+    for worker in pool._workers:
+        worker.grade = timed(worker.grade)
+    return seconds
+
+
 def run(number: int, seed: int, folder: Path, progress) -> dict:
     """`number` answers, see [`parts`]."""
-    found: dict = {
-        "kinds": len(HOSTILE),
-        "workers": WORKERS,
-        "answers": 0,
-        "right": 0,
-        "not_graded": 0,
-        "honest_wrong": 0,
-        "failures": {},
-        "batch_seconds": [],
-        "slowest_kinds": {},
-    }
-    by_kind: Counter = Counter()
-    names = list(HOSTILE)
+    found: dict = {"kinds": len(HOSTILE), "workers": WORKERS, "batch": BATCH, "answers": 0, "right": 0}
+    found |= {"not_graded": 0, "honest_wrong": 0, "failures": {}, "seconds_of_batches": [], "seconds_of_answer": {}}
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    kinds = list(HOSTILE)
     with GradingPool(num_workers=WORKERS) as pool:
-        # One by one, each in a fresh allowance of time: the most that a single answer of a kind can cost.
-        for name, answer in zip(names, hostile_answers(len(names), seed=seed), strict=True):
-            with GradingPool(num_workers=1) as alone:
-                alone.grade([HONEST[0][0]], [GOLD])
-                begin = time.perf_counter()
-                (verdict,) = alone.grade([answer], [GOLD])
-                by_kind[name] = time.perf_counter() - begin
-            found["right"] += bool(verdict.reward)
-        found["slowest_kinds"] = {name: round(seconds, 2) for name, seconds in by_kind.most_common(5)}
-        progress(f"alone, the slowest is of the kind {by_kind.most_common(1)[0][0]!r}", found)
+        honest = [answer for answer, _ in HONEST]
+        pool.grade(honest, [GOLD] * len(honest))  # the processes start
+        seconds = time_workers(pool)
+        # One by one at first, with the whole limit of time for each: the most that an answer of each kind can cost.
+        for kind, answer in zip(kinds, hostile_answers(len(kinds), seed=seed), strict=True):
+            found["right"] += sum(bool(verdict.reward) for verdict in pool.grade([answer], [GOLD]))
+            found["answers"] += 1
+            by_kind[kind].append(seconds[-1])
+        alone = sum(seconds)
+        progress(f"{len(kinds)} one by one in {alone:.0f} s, at most {max(seconds):.1f} s", found)
         while found["answers"] < number:
             size = min(BATCH, number - found["answers"])
-            answers = hostile_answers(size, seed=seed + 1 + found["answers"])
+            answers = hostile_answers(size, seed=seed + found["answers"])
             begin = time.perf_counter()
             verdicts = pool.grade(answers, [GOLD] * size)
-            found["batch_seconds"].append(round(time.perf_counter() - begin, 2))
+            found["seconds_of_batches"].append(round(time.perf_counter() - begin, 2))
             found["answers"] += size
             found["right"] += sum(bool(verdict.reward) for verdict in verdicts)
             found["not_graded"] += sum(verdict.reward is None for verdict in verdicts)
-            graded = pool.grade([answer for answer, _ in HONEST], [GOLD] * len(HONEST))
+            graded = pool.grade(honest, [GOLD] * len(honest))
             found["honest_wrong"] += sum(v.reward != right for v, (_, right) in zip(graded, HONEST, strict=True))
             found["failures"] = dict(pool.failures)
-            progress(f"{found['answers']}/{number} in {sum(found['batch_seconds']):.0f} s", found)
+            found["seconds_of_answer"] = {"total": round(sum(seconds), 1), "max": round(max(seconds), 2)}
+            progress(f"{found['answers']}/{number} in {sum(found['seconds_of_batches']):.0f} s", found)
+        found["slowest_kinds"] = {
+            kind: round(max(values), 2) for kind, values in sorted(by_kind.items(), key=lambda item: -max(item[1]))[:5]
+        }
     return found
 
 
 def summary(found: dict) -> str:
-    seconds = found["batch_seconds"]
+    batches, seconds = found["seconds_of_batches"], found["seconds_of_answer"]
     return (
-        f"{found['answers']:,} answers of {found['kinds']} kinds, {found['right']} right, {found['honest_wrong']} honest "
-        f"ones wrong, {sum(seconds):.0f} s in all, {sum(seconds) / found['answers']:.3f} s each, "
-        f"{max(seconds):.0f} s at most for {BATCH}, {max(found['slowest_kinds'].values()):.1f} s for one alone"
+        f"{found['answers']:,} answers of {found['kinds']} kinds, {found['right']} right, {found['honest_wrong']} "
+        f"honest ones wrong after them; at most {seconds['max']:.1f} s for an answer and {max(batches):.0f} s for a "
+        f"batch of {found['batch']}, {sum(batches):.0f} s in all"
     )
