@@ -48,12 +48,16 @@ def run_of(folder: Path) -> dict[str, Any]:
 
 def write_files(folder: Path) -> None:
     """A model without weights, so that a run that gets as far as loading it is found out, and data of all kinds."""
+    from datasets import Dataset, DatasetDict
+
     from tests.conftest import build_model
     from tests.trainer.test_features import byte_tokenizer
 
     tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     model = build_model(tokenizer, max_position_embeddings=2048)
     for name in ("model", "base"):
+        model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder / name)
         if name == "base":
             tokenizer.chat_template = None
@@ -65,16 +69,18 @@ def write_files(folder: Path) -> None:
     rows = [{"question": f"What is {n} + 3?", "answer": str(n + 3)} for n in range(16)]
     null = [{**row, "question": None} if n == 5 else row for n, row in enumerate(rows)]
     forecasts = [{"question": f"Will it rain on day {n}?", "answer": "perhaps"} for n in range(16)]
-    taken = [{**row, "log_extra": 1} for row in rows]
     roles = [{**row, "transcript": "none"} for row in rows]
     wrapped = [{**row, "question": f"<|im_start|>user\n{row['question']}<|im_end|>"} for row in rows]
     for name, content in {
-        "data": rows, "null": null, "forecasts": forecasts, "taken": taken, "roles": roles, "wrapped": wrapped,
-        "one_row": rows[:0], "no_answer": [{"question": row["question"]} for row in rows],
+        "data": rows, "null": null, "forecasts": forecasts, "roles": roles, "wrapped": wrapped,
+        "one_row": rows[:0],
+        "images": [{**row, "images": ["a.png"]} for row in rows],
+        "no_answer": [{"question": row["question"]} for row in rows],
         "no_question": [{"text": "a"}] * 16, "two_cases": [{"Question": "a", "QUESTION": "b", "answer": "1"}] * 16,
         "nested": [{"question": {"text": "a"}, "answer": "1"}] * 16,
     }.items():  # fmt: skip
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    DatasetDict({"train": Dataset.from_list(rows)}).save_to_disk(folder / "splits")
     (folder / "broken.jsonl").write_text('{"question": "a", "answer": \n')
     (folder / "list.yaml").write_text("- max_steps: 3\n")
     (folder / "broken.yaml").write_text("max_steps: [3\n")
@@ -105,6 +111,11 @@ def team(roles, *names: str, **more) -> Bad:
     return Bad("team", ("team", *names), settings={"team": roles, **more})
 
 
+def role(name: str, given: dict, **more) -> Bad:
+    """A mistake of one role, whose message names the role and its argument."""
+    return Bad("team", ("solver", name), settings={"team": [given, CHECKER], **more})
+
+
 SOLVER = {"name": "solver", "prompt": "Solve it: {prompt}"}
 CHECKER = {"name": "checker", "prompt": "Check it: {prompt} {transcript}"}
 
@@ -130,50 +141,105 @@ def written() -> list[Bad]:
         *(
             option("range of TRL's options", name, value)
             for name, value in {
-                "num_generations": 1, "per_device_train_batch_size": 0, "gradient_accumulation_steps": 0,
-                "steps_per_generation": 0, "max_completion_length": 0, "temperature": 0.0, "top_p": 1.5, "top_k": -3,
-                "min_p": 2.0, "epsilon": -0.1, "epsilon_high": -1.0, "delta": -1.0, "beta": -0.5, "num_iterations": 0,
-                "learning_rate": -1e-6, "max_grad_norm": -1.0, "weight_decay": -0.1, "num_train_epochs": -1,
-                "save_steps": -1, "logging_steps": 0, "eval_steps": 0, "save_total_limit": -1, "warmup_steps": -4,
-                "loss_type": "gpro", "lr_scheduler_type": "cosinus", "optim": "adamax_w", "repetition_penalty": 0.0,
-                "importance_sampling_level": "word", "multi_objective_aggregation": "product", "max_steps": 0,
-                "dataloader_num_workers": -1, "seed": -1, "adam_beta1": 1.5, "adam_epsilon": -1e-8,
-                "save_strategy": "sometimes", "eval_strategy": "weekly", "report_to": "notebook",
+                "num_generations": 1,
+                "per_device_train_batch_size": 0,
+                "gradient_accumulation_steps": 0,
+                "steps_per_generation": 0,
+                "max_completion_length": 0,
+                "temperature": 0.0,
+                "top_p": 1.5,
+                "top_k": -3,
+                "min_p": 2.0,
+                "epsilon": -0.1,
+                "epsilon_high": -1.0,
+                "delta": -1.0,
+                "beta": -0.5,
+                "num_iterations": 0,
+                "learning_rate": -1e-6,
+                "weight_decay": -0.1,
+                "save_steps": -1,
+                "logging_steps": 0,
+                "warmup_steps": -4,
+                "loss_type": "gpro",
+                "lr_scheduler_type": "cosinus",
+                "optim": "adamax_w",
+                "repetition_penalty": 0.0,
+                "importance_sampling_level": "word",
+                "multi_objective_aggregation": "product",
+                "max_steps": 0,
+                "dataloader_num_workers": -1,
+                "seed": -1,
+                "adam_beta1": 1.5,
+                "adam_epsilon": -1e-8,
+                "save_strategy": "sometimes",
+                "eval_strategy": "weekly",
             }.items()
-        ),  # fmt: skip
+        ),
         option("range of TRL's options", "generation_batch_size", 6),
+        option("range of TRL's options", "eval_steps", 0, eval_strategy="steps"),
         option("range of TRL's options", "reward_weights", [1.0, 2.0]),
         # --- combinations
-        option("combination", "token_selection", "low_entropy", "token_selection", "top_entropy_quantile",
-               top_entropy_quantile=1.0),
-        option("combination", "token_credit", "random", "token_credit", "top_entropy_quantile",
-               top_entropy_quantile=0.3),
+        option(
+            "combination",
+            "token_selection",
+            "low_entropy",
+            "token_selection",
+            "top_entropy_quantile",
+            top_entropy_quantile=1.0,
+        ),
+        option(
+            "combination", "token_credit", "random", "token_credit", "top_entropy_quantile", top_entropy_quantile=0.3
+        ),
         option("combination", "token_credit", "random", "token_credit", "token_selection", token_selection="random"),
         option("combination", "loss_type", "grpo", "loss_denominator", "loss_type"),
         option("combination", "loss_type", "sapo", "loss_denominator", "loss_type"),
         option("combination", "loss_type", "cispo", "epsilon_high", "loss_type"),
-        option("combination", "steps_per_generation", 3, "steps_per_generation", "gradient_accumulation_steps",
-               gradient_accumulation_steps=2),
+        option(
+            "combination",
+            "steps_per_generation",
+            3,
+            "steps_per_generation",
+            "gradient_accumulation_steps",
+            gradient_accumulation_steps=2,
+        ),
         option("combination", "contrast_instruction", "Be wrong."),
         option("combination", "contrast_instruction", " ", token_credit="gcpo"),
-        option("combination", "max_tokens_per_forward", 64, "max_tokens_per_forward", "padding_free",
-               padding_free=False),
-        option("combination", "max_tokens_per_forward", 64, "max_tokens_per_forward", "skip_inert_compute",
-               skip_inert_compute=False),
+        option(
+            "combination", "max_tokens_per_forward", 64, "max_tokens_per_forward", "padding_free", padding_free=False
+        ),
+        option(
+            "combination",
+            "max_tokens_per_forward",
+            64,
+            "max_tokens_per_forward",
+            "skip_inert_compute",
+            skip_inert_compute=False,
+        ),
         option("combination", "dynamic_sampling", True, "scale_rewards", "dynamic_sampling", scale_rewards="batch"),
-        option("combination", "dynamic_sampling", True, "multi_objective_aggregation", "dynamic_sampling",
-               multi_objective_aggregation="normalize_then_sum"),
+        option(
+            "combination",
+            "dynamic_sampling",
+            True,
+            "multi_objective_aggregation",
+            "dynamic_sampling",
+            multi_objective_aggregation="normalize_then_sum",
+        ),
         option("combination", "dynamic_sampling_reward", "no_such_reward", dynamic_sampling=True),
-        option("combination", "dynamic_sampling_reward", "accuracy_reward"),
         option("combination", "bf16", True, use_cpu=False),
         option("combination", "num_generations", 3, "num_generations"),
         option("combination", "eval_strategy", "steps", eval_steps=1),
-        option("combination", "eval_dataset_name", "{folder}/data.jsonl", eval_strategy="steps",
-               dataset_test_split="train"),
+        option(
+            "combination",
+            "eval_dataset_name",
+            "{folder}/data.jsonl",
+            eval_strategy="steps",
+            dataset_test_split="train",
+        ),
         option("combination", "entropy_coef", 0.1, token_credit="pepo"),
         option("combination", "importance_sampling_level", "sequence", token_credit="pepo"),
-        option("combination", "token_credit", "gcpo", "entropy_threshold_scope",
-               entropy_threshold_scope="micro_batch"),
+        option(
+            "combination", "token_credit", "gcpo", "entropy_threshold_scope", entropy_threshold_scope="micro_batch"
+        ),
         option("combination", "text_only", True, dataset_name="{folder}/images.jsonl"),
         option("combination", "remove_unused_columns", True),
         option("combination", "reuse_scoring_graph", True, steps_per_generation=2),
@@ -226,17 +292,16 @@ def written() -> list[Bad]:
         # --- data
         Bad("data", ("dataset_name",), without=("dataset_name",)),
         option("data", "dataset_name", "{folder}/missing.jsonl"),
-        option("data", "dataset_name", "gsm9k", "gsm9k"),
+        option("data", "dataset_name", "gsm9k", "dataset_name", "gsm8k"),
         option("data", "dataset_name", "{folder}/broken.jsonl"),
         option("data", "dataset_name", "{folder}/one_row.jsonl"),
         option("data", "dataset_name", "{folder}/no_answer.jsonl", "solution_column"),
         option("data", "dataset_name", "{folder}/no_question.jsonl", "prompt_column"),
         option("data", "dataset_name", "{folder}/two_cases.jsonl", "prompt_column"),
         option("data", "dataset_name", "{folder}/null.jsonl", "question"),
-        option("data", "dataset_name", "{folder}/taken.jsonl", "log_extra"),
         option("data", "dataset_name", "{folder}/wrapped.jsonl", "prompt_template"),
         option("data", "dataset_name", "{folder}/nested.jsonl", "question"),
-        option("data", "dataset_train_split", "tran"),
+        option("data", "dataset_train_split", "tran", dataset_name="{folder}/splits"),
         option("data", "prompt_column", "qestion", "prompt_column", "question"),
         option("data", "solution_column", "anser", "solution_column", "answer"),
         option("data", "instruction", "Think first."),
@@ -253,8 +318,13 @@ def written() -> list[Bad]:
         option("reward", "reward_funcs", ["benchmarks.reliability.mortal.Diary"]),
         option("reward", "reward_funcs", ["benchmarks.reliability.mortal.main"], "main"),
         option("reward", "reward_funcs", []),
-        option("reward", "soft_overlong_punish_cache", 64, "soft_overlong_punishment",
-               reward_funcs=["soft_overlong_punishment"]),
+        option(
+            "reward",
+            "soft_overlong_punish_cache",
+            64,
+            "soft_overlong_punishment",
+            reward_funcs=["soft_overlong_punishment"],
+        ),
         option("reward", "reward_funcs", ["soft_overlong_punishment"]),
         option("reward", "reward_funcs", ["brier_reward"], "solution", dataset_name="{folder}/forecasts.jsonl"),
         option("reward", "reward_weights", [1.0, 1.0], reward_funcs=["accuracy_reward"]),
@@ -269,13 +339,18 @@ def written() -> list[Bad]:
         team([{**SOLVER, "temprature": 1.0}], "temperature"),
         team([{**SOLVER, "temperature": -1.0}, CHECKER], "temperature"),
         team([SOLVER, SOLVER], "solver"),
-        team([{**SOLVER, "prompt": "{qestion}"}, CHECKER], "qestion"),
-        team([{**SOLVER, "beta": 0.1}, CHECKER], "beta"),
+        role("qestion", {**SOLVER, "prompt": "{qestion}"}),
+        role("beta", {**SOLVER, "beta": 0.1}),
         team([{**SOLVER, "name": 3}], "name"),
         Bad("team", ("transcript",), settings={"team": "solver_checker", "dataset_name": "{folder}/roles.jsonl"}),
         Bad("team", ("team_rounds",), settings={"team_rounds": 2}),
-        team([{**SOLVER, "temperature": 0.5}, CHECKER], "temperature", objective="trajectory_balance", beta=0.1,
-             loss_denominator="all"),
+        role(
+            "temperature",
+            {**SOLVER, "temperature": 0.5},
+            objective="trajectory_balance",
+            beta=0.1,
+            loss_denominator="all",
+        ),
         # --- looped models
         looped("loop_credit", "first"),
         looped("loop_credit_power", -1.0),
@@ -338,11 +413,10 @@ def written() -> list[Bad]:
         option("model", "attn_implementation", "flash"),
         option("model", "lora_r", 0, use_peft=True),
         option("model", "lora_dropout", 2.0, use_peft=True),
-        option("model", "lora_target_modules", ["no_projection"], use_peft=True),
         option("model", "resume_from_checkpoint", "{folder}/no_checkpoint"),
         option("model", "resume_from_checkpoint", True),
         option("model", "output_dir", "{folder}/other_run"),
-        option("vLLM", "use_vllm", True, "vllm"),
+        option("vLLM", "use_vllm", True),
         option("vLLM", "vllm_mode", "cluster"),
         option("vLLM", "vllm_gpu_memory_utilization", 1.5, use_vllm=True),
         option("vLLM", "vllm_tensor_parallel_size", 0, use_vllm=True),
@@ -350,4 +424,4 @@ def written() -> list[Bad]:
         option("vLLM", "vllm_importance_sampling_correction", True, loop_credit="uniform", use_vllm=True),
         option("vLLM", "vllm_server_port", 99999999, use_vllm=True, vllm_mode="server"),
         option("vLLM", "vllm_max_model_length", 0, use_vllm=True),
-    ]  # fmt: skip
+    ]

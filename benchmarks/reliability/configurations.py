@@ -1,8 +1,8 @@
 """
 Bad configurations through `trl-fork train`: is each refused, before anything is loaded, by the name of the option?
 
-A model folder without weights stands in for the model. A configuration that is refused only when the weights are missing
-counts as not refused, and so does one whose refusal is a traceback.
+A model folder without weights stands in for the model. A configuration that is refused only when the weights are
+missing counts as not refused, and so does one whose refusal is a traceback.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Mistakes that are drawn from the table of all options: misspelt names, names of other libraries, values of a wrong type."""
+"""Mistakes drawn from the table of all options: misspelt names, names of other libraries, values of a wrong type."""
 
 import random
 

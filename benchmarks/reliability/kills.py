@@ -153,7 +153,7 @@ def moments(entries: list[tuple[float, int, str]], begin: float) -> list[tuple[i
 
 
 def draw(generator: random.Random, line: list[tuple[int, float, float]]) -> tuple[int, float]:
-    """A moment of the training, uniform over its time: the part of the run, and seconds after the begin of that part."""
+    """A moment of the training, uniform over its time: the part of the run, and seconds after the part's begin."""
     second = generator.uniform(line[1][1], line[-1][2])
     part, begin, _ = next(entry for entry in reversed(line) if entry[1] <= second)
     return part, second - begin
@@ -352,6 +352,6 @@ def summary(found: dict) -> str:
     equal = sum(life["equal"] for life in found["lives"])
     hung = sum(record["hung"] for record in kills)
     return (
-        f"{len(kills)} kills in {len(found['lives'])} runs, resumed after each; {equal} of the runs equal to the bit at "
-        f"the end; {hung} kills left a process that hung"
+        f"{len(kills)} kills in {len(found['lives'])} runs, resumed after each; {equal} of the runs equal to the bit "
+        f"at the end; {hung} kills left a process that hung"
     )

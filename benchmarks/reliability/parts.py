@@ -1,7 +1,7 @@
 """
 The parts of the report. Each is a module of this package with two functions:
 
-    run(number, seed, folder, progress) -> dict    # what was found, for JSON; `progress(text, found so far)` as it goes
+    run(number, seed, folder, progress) -> dict    # what was found, for JSON; `progress(text, found)` as it goes
     summary(found) -> str                          # one line
 """
 
@@ -35,7 +35,7 @@ class Part:
 PARTS = {
     part.name: part
     for part in (
-        Part("configurations", "bad configurations, refused by the name of the option", 200, 12),
+        Part("configurations", "bad configurations, refused by the name of the option", 280, 12),
         Part("kills", "kills of a training under ZeRO-3, resumed to the bit", 20, 1),
         Part("answers", "hostile answers, none right, none stalls", 10_000, 58),
         Part("steps", "steps on two processes with empty, unequal and inert ranks", 100, 6),

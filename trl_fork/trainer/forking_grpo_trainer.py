@@ -52,6 +52,7 @@ from .out_of_memory import explain_out_of_memory
 from .packed_attention import find_obstacle, packed_attention
 from .passes import ARRANGED, PassesMixin
 from .publishing import PublishingMixin
+from .reward_checks import check_rewards
 from .savings import ALL_TOKENS, plan_savings
 from .scoring_graph import SCORED_ROW, ScoringGraphMixin
 from .skipping import EmptyBatchError, SkipsEmptyBatches
@@ -170,6 +171,7 @@ class ForkingGRPOTrainer(
             extra_fields=given.get("rollout_func") is not None,
             eval_dataset=given.get("eval_dataset"),
         )
+        check_rewards(args, reward_funcs, environment=given.get("environment_factory") is not None)
         check_dynamic_sampling(
             args,
             given.get("train_dataset"),
