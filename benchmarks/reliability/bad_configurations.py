@@ -54,7 +54,6 @@ def write_files(folder: Path) -> None:
     from tests.trainer.test_features import byte_tokenizer
 
     tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     model = build_model(tokenizer, max_position_embeddings=2048)
     for name in ("model", "base"):
         model.config.architectures = [type(model).__name__]
@@ -70,9 +69,8 @@ def write_files(folder: Path) -> None:
     null = [{**row, "question": None} if n == 5 else row for n, row in enumerate(rows)]
     forecasts = [{"question": f"Will it rain on day {n}?", "answer": "perhaps"} for n in range(16)]
     roles = [{**row, "transcript": "none"} for row in rows]
-    wrapped = [{**row, "question": f"<|im_start|>user\n{row['question']}<|im_end|>"} for row in rows]
     for name, content in {
-        "data": rows, "null": null, "forecasts": forecasts, "roles": roles, "wrapped": wrapped,
+        "data": rows, "null": null, "forecasts": forecasts, "roles": roles,
         "one_row": rows[:0],
         "images": [{**row, "images": ["a.png"]} for row in rows],
         "no_answer": [{"question": row["question"]} for row in rows],
@@ -176,7 +174,6 @@ def written() -> list[Bad]:
             }.items()
         ),
         option("range of TRL's options", "generation_batch_size", 6),
-        option("range of TRL's options", "eval_steps", 0, eval_strategy="steps"),
         option("range of TRL's options", "reward_weights", [1.0, 2.0]),
         # --- combinations
         option(
@@ -299,7 +296,6 @@ def written() -> list[Bad]:
         option("data", "dataset_name", "{folder}/no_question.jsonl", "prompt_column"),
         option("data", "dataset_name", "{folder}/two_cases.jsonl", "prompt_column"),
         option("data", "dataset_name", "{folder}/null.jsonl", "question"),
-        option("data", "dataset_name", "{folder}/wrapped.jsonl", "prompt_template"),
         option("data", "dataset_name", "{folder}/nested.jsonl", "question"),
         option("data", "dataset_train_split", "tran", dataset_name="{folder}/splits"),
         option("data", "prompt_column", "qestion", "prompt_column", "question"),

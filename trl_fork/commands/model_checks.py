@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import AutoConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import ModelConfig
 
 from .. import ForkingGRPOConfig
@@ -31,6 +32,11 @@ def check_model(model_config: ModelConfig, args: ForkingGRPOConfig) -> None:
     except ValueError as error:
         raise ValueError(f"model_name_or_path: {error}") from None
     refuse_adapter(model)
+    attention = model_config.attn_implementation
+    # One with a slash is a kernel of the Hub, and what comes before a bar is a way to page it.
+    known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+    if attention is not None and "/" not in attention and attention.rpartition("|")[2] not in known:
+        raise ValueError(f"attn_implementation must be one of {known}, or a kernel of the Hub, got {attention!r}.")
     if model_config.lora_r is not None and model_config.lora_r < 1:
         raise ValueError(f"lora_r must be at least 1, got {model_config.lora_r}: it is the rank of the adapter.")
     if model_config.lora_dropout is not None and not 0 <= model_config.lora_dropout < 1:
@@ -42,7 +48,7 @@ def check_model(model_config: ModelConfig, args: ForkingGRPOConfig) -> None:
         )
     if args.loop_credit is not None:
         config = AutoConfig.from_pretrained(
-            model, revision=model_config.model_revision, trust_remote_code=model_config.trust_remote_code
+            model, revision=model_config.model_revision, trust_remote_code=args.trust_remote_code
         )
         if config.model_type != OuroConfig.model_type:
             raise ValueError(
