@@ -25,7 +25,7 @@ from .drawn_configurations import KINDS, Drawing
 from .record import ROOT
 
 
-IN_PROCESSES = 5  # of them are run as a user does, in a process of their own, for the time
+IN_PROCESSES = 3  # of them are run as a user does, in a process of their own, for the time
 
 
 def choose(number: int, seed: int) -> list[Bad]:
@@ -90,7 +90,7 @@ def in_a_process(words: list[str]) -> tuple[int, str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     return done.returncode, done.stderr
 

@@ -1,6 +1,6 @@
 """
-Pushes of a trained model to a stand-in for the Hub that fails: a process of its own, as the Hub's client reads the address
-when it is imported.
+Pushes of a trained model to a stand-in for the Hub that fails: a process of its own, as the Hub's client reads the
+address when it is imported.
 
     python -m benchmarks.reliability.push_worker FOLDER NUMBER SEED
 

@@ -39,7 +39,8 @@ def summary(found: dict) -> str:
     through = sum(push["pushed"] for push in pushes)
     silent = sum(not push["said"] for push in pushes)
     return (
-        f"{len(pushes)} pushes with {', '.join(f'{n} times {name}' for name, n in sorted(counted.items()))}: {through} "
+        f"{len(pushes)} pushes with {', '.join(f'{n} times {name}' for name, n in sorted(counted.items()))}: "
+        f"{through} "
         f"got through by themselves, {len(pushes) - through} by the command or the push that followed, {lost} lost a "
         f"file there and {here} here, {silent} failed without saying so"
     )

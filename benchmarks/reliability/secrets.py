@@ -128,6 +128,6 @@ def count(found: dict, name: str, content: bytes) -> None:
 def summary(found: dict) -> str:
     done = sum(command["exit_status"] == 0 for command in found["commands"])
     return (
-        f"{found['files']} files ({found['bytes'] / 1e6:.1f} MB) of {done} commands and what they published searched for "
-        f"{found['secrets']} secrets: {len(found['leaks'])} found"
+        f"{found['files']} files ({found['bytes'] / 1e6:.1f} MB) of {done} commands and what they published searched "
+        f"for {found['secrets']} secrets: {len(found['leaks'])} found"
     )

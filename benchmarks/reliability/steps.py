@@ -48,7 +48,7 @@ def summary(found: dict) -> str:
     if not found["steps"]:
         return f"no result (exit status {found['exit_status']})"
     return (
-        f"{found['steps']} steps on {found['processes']} processes, {'a hang' if found['hung'] else 'no hang'}, weights "
-        f"{'equal' if found['equal_weights'] else 'DIFFERENT'} on both and "
+        f"{found['steps']} steps on {found['processes']} processes, {'a hang' if found['hung'] else 'no hang'}, "
+        f"weights {'equal' if found['equal_weights'] else 'DIFFERENT'} on both and "
         f"{'finite' if found['finite'] else 'NOT finite'}, the slowest step {found['slowest_step']:.1f} s"
     )

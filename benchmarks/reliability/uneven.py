@@ -71,8 +71,9 @@ def main(directory: str, steps: str, seed: str) -> None:
         reward_funcs=fixed_reward,
         args=ForkingGRPOConfig(
             directory, max_steps=int(steps), per_device_train_batch_size=ROWS, num_generations=GENERATIONS,
-            max_completion_length=LONGEST, mask_truncated_completions=True, learning_rate=0.01, use_cpu=True, bf16=False,
-            gradient_checkpointing=False, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True,
+            max_completion_length=LONGEST, mask_truncated_completions=True, learning_rate=0.01, use_cpu=True,
+            bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no", logging_steps=1,
+            disable_tqdm=True,
         ),
         train_dataset=Dataset.from_dict({"prompt": ["ab", "cde", "fghi", "jk", "lmn", "opqr"]}),
         processing_class=tokenizer,
