@@ -15,21 +15,9 @@ import time
 from pathlib import Path
 
 from . import page
+from .options import parse_arguments
 from .parts import PARTS
 from .record import RESULTS, Record
-
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.reliability", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
-    parser.add_argument("--number", type=int, help="how many, in place of the number of the report, which is kept")
-    parser.add_argument("--quick", action="store_true", help="a few of each; only printed, unless --results is given")
-    parser.add_argument("--results", type=Path, help="another file of results; the page is not written then")
-    parser.add_argument("--folder", type=Path, help="folder for the runs, kept; by default one that is deleted")
-    return parser.parse_args(arguments)
 
 
 def run(name: str, options: argparse.Namespace, results: Path, folder: Path) -> bool:
@@ -58,7 +46,7 @@ def run(name: str, options: argparse.Namespace, results: Path, folder: Path) -> 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
+    options = parse_arguments(arguments)
     partial = options.quick or options.number is not None
     with tempfile.TemporaryDirectory(prefix="reliability-") as temporary:
         results = options.results or (Path(temporary) / "results.json" if partial else RESULTS)

@@ -21,7 +21,7 @@ def run(number: int, seed: int, folder: Path, progress) -> dict:
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
         for line in process.stdout or ():
-            if line.startswith("{"):
+            if line.startswith('{"number"'):  # the trainer prints its logs too
                 found["pushes"].append(json.loads(line))
                 if len(found["pushes"]) % 8 == 0:
                     progress(f"{len(found['pushes'])}/{number}", found)
