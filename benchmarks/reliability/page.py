@@ -150,7 +150,9 @@ def answers(found: dict) -> str:
     return (
         f"Answers of {found['kinds']} kinds (`tests/hostile_answers.py`): powers of powers, thousands of brackets, "
         "megabytes of boxes, broken Unicode, and what is no text. They are graded against one gold answer in batches "
-        f"of {found['batch']} by {found['workers']} worker processes, as in training.\n\n"
+        f"of {found['batch']} by {found['workers']} worker processes, as in training. Limits are of CPU "
+        "seconds, 5 for an answer and 0.1 once an allowance is used up; the seconds below are those of a clock on the "
+        "busy machine.\n\n"
         + rows(
             ("", "Found"),
             [
