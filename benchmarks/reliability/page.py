@@ -32,8 +32,8 @@ one machine, over gloo: nothing here tests NCCL, a network or a file system that
 def rows(heading: tuple[str, ...], lines: list[tuple], *, numbers: int) -> str:
     """A table whose last columns are numbers."""
     rule = ["---"] * (len(heading) - numbers) + ["---:"] * numbers
-    text = [" | ".join(heading), " | ".join(rule), *(" | ".join(map(str, line)) for line in lines)]
-    return "\n".join(f"| {line} |" for line in text).replace("| --- |", "|---|").replace(" --- |", "---|")
+    text = [f"| {' | '.join(map(str, line))} |" for line in (heading, *lines)]
+    return "\n".join([text[0], f"|{'|'.join(rule)}|", *text[1:]])
 
 
 def render(results: dict) -> str:

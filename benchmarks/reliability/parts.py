@@ -35,9 +35,9 @@ class Part:
 PARTS = {
     part.name: part
     for part in (
-        Part("configurations", "bad configurations, refused by the name of the option", 280, 12),
-        Part("kills", "kills of a training under ZeRO-3, resumed to the bit", 20, 1),
-        Part("answers", "hostile answers, none right, none stalls", 10_000, 58),
+        Part("configurations", "bad configurations", 280, 12),
+        Part("kills", "kills of a training under ZeRO-3", 20, 1),
+        Part("answers", "hostile answers to the graders", 10_000, 58),
         Part("steps", "steps on two processes with empty, unequal and inert ranks", 100, 6),
         Part("pushes", "pushes to a Hub that refuses, fails and cuts", 24, 2),
         Part("pages", "pages and tables with hostile text, in a browser", 24, 4),
