@@ -18,7 +18,7 @@ $(1)/bin/python -c 'from importlib.metadata import version; print(*(f"{p} {versi
 $(1)/bin/python -m pytest $(ON_OTHER_VERSIONS) $(ARGS)
 endef
 
-.PHONY: whole-step growth at-scale quickstart smollm2 test test-distributed test-slow test-extras test-vllm gpu gpu-wheels golden lint compat compat-lowest compat-newest compat-vllm docs venv clean
+.PHONY: whole-step growth reliability at-scale quickstart smollm2 test test-distributed test-slow test-extras test-vllm gpu gpu-wheels golden lint compat compat-lowest compat-newest compat-vllm docs venv clean
 
 quickstart: $(INSTALLED)  ## Train a tiny model on its forking tokens: a few minutes on a CPU, no download
 	$(BIN)/python examples/quickstart.py
@@ -77,6 +77,10 @@ whole-step: $(INSTALLED)  ## Seconds of a whole step against TRL, by part, as ta
 
 growth: $(INSTALLED)  ## How a step grows with length, rows and processes: docs/growth.png, tens of minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.growth $(ARGS)
+
+reliability: $(INSTALLED)  ## What a run survives, counted, and docs/reliability.md from it: hours. Chromium is needed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[deepspeed,browser]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reliability $(ARGS)
 
 at-scale: $(INSTALLED)  ## A step on 8 and 64 H100s, on paper and by simulation: seconds
 	$(BIN)/python -m benchmarks.at_scale $(ARGS)

@@ -58,6 +58,7 @@ PARSED_ONLY = {
 # Commands that take minutes or hours; what they call has tests of its own.
 LONG = {
     "benchmarks/growth.py",
+    "benchmarks/reliability.py",
     "examples/forecasting.py",
     "examples/prompt_control.py",
     "examples/train_looped.py",

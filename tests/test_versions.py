@@ -28,7 +28,10 @@ def pins(name: str) -> dict[str, str]:
 
 
 def requirements(section: str, key: str) -> dict[str, Requirement]:
-    lines = [line for line in SETUP[section][key].splitlines() if line]
+    text = SETUP[section][key]
+    if text.startswith("file: "):
+        text = (ROOT / text.removeprefix("file: ")).read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return {(r := Requirement(line)).name.lower(): r for line in lines}
 
 

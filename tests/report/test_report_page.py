@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import shutil
 import zlib
 from collections import defaultdict
 from dataclasses import replace
@@ -15,6 +14,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from tests.browser import chromium, find_chromium, watched_tab
 from trl_fork.report.page import ReportResponse, write_report_page
 
 
@@ -229,16 +229,13 @@ def test_fraction_is_checked(tmp_path):
 
 @pytest.fixture(scope="module")
 def browser():
-    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs trl_fork[browser]: make test-extras")
-    if executable is None:
+    if find_chromium() is None:
         assert not os.environ.get("REQUIRE_BROWSER"), "REQUIRE_BROWSER is set, and there is no Chromium on PATH"
         pytest.skip("no Chromium")
-    with playwright.sync_playwright() as driver:
-        # Chromium's sandbox does not work for root, as which containers run.
-        chromium = driver.chromium.launch(executable_path=executable, chromium_sandbox=os.getuid() != 0)
-        yield chromium
-        chromium.close()
+    with chromium(
+        pytest.importorskip("playwright.sync_api", reason="needs trl_fork[browser]: make test-extras")
+    ) as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -247,12 +244,7 @@ def open_page(browser):
 
     def open_page(path, **settings):
         contexts.append(browser.new_context(viewport={"width": 1200, "height": 800}, **settings))
-        tab = contexts[-1].new_page()
-        tab.dialogs, tab.errors, tab.requests = [], [], []
-        tab.on("dialog", lambda dialog: (tab.dialogs.append(dialog.message), dialog.dismiss()))
-        tab.on("console", lambda message: tab.errors.append(message.text))
-        tab.on("pageerror", lambda error: tab.errors.append(str(error)))
-        tab.on("request", lambda request: tab.requests.append(request.url))
+        tab = watched_tab(contexts[-1])
         tab.goto(path.as_uri())
         tab.wait_for_selector("html[data-ready]")
         return tab

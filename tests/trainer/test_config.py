@@ -7,6 +7,7 @@ import pytest
 from trl import GRPOConfig, TrlParser
 
 from trl_fork import ForkingGRPOConfig
+from trl_fork.trainer.reward_checks import check_rewards
 
 
 def config(tmp_path, **settings):
@@ -47,12 +48,24 @@ def test_defaults_are_the_papers(tmp_path):
             r"steps_per_generation \(3\) must be a multiple or a divisor of gradient_accumulation_steps \(2\)",
         ),
         ({"dynamic_sampling_max_rounds": 0}, "dynamic_sampling_max_rounds must be at least 1, got 0"),
+        ({"temperature": 0.0}, r"temperature must be above 0, got 0.0. Its default is 1.0"),
+        ({"num_generations": 1}, "num_generations must be at least 2, got 1. Its default is 8"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, got 0"),
+        ({"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
+        ({"beta": -0.5}, "beta must be at least 0, got -0.5"),
+        ({"max_steps": 0}, "max_steps must be at least 1, or -1 for num_train_epochs, got 0"),
+        ({"vllm_mode": "cluster"}, r"vllm_mode must be one of \['server', 'colocate'\], got 'cluster'"),
+        ({"importance_sampling_level": "word"}, "importance_sampling_level must be one of .* got 'word'"),
+        (
+            {"reuse_scoring_graph": True, "steps_per_generation": 2},
+            "reuse_scoring_graph=True: num_iterations=1 and steps_per_generation=2",
+        ),
     ],
     ids=str,
 )
 def test_refused(settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        config(tmp_path, num_generations=4, per_device_train_batch_size=4, **settings)
+        config(tmp_path, **{"num_generations": 4, "per_device_train_batch_size": 4, **settings})
 
 
 @pytest.mark.parametrize(
@@ -70,6 +83,25 @@ def test_refused(settings, message, tmp_path):
 )
 def test_accepted(settings, tmp_path):
     config(tmp_path, **{"num_generations": 2, "per_device_train_batch_size": 4, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "rewards", "message"),
+    [
+        (
+            {"reward_weights": [1.0, 2.0]},
+            [len],
+            r"reward_weights must be one for each of reward_funcs, got 2 .* for 1",
+        ),
+        ({}, [], "reward_funcs must name at least one reward"),
+        ({"dynamic_sampling": True, "dynamic_sampling_reward": "sum"}, len, r"got 'sum', there are \['len'\]"),
+    ],
+)
+def test_rewards_are_refused_before_a_model_is_loaded(settings, rewards, message, tmp_path):
+    args = config(tmp_path, num_generations=4, per_device_train_batch_size=4, **settings)
+    with pytest.raises(ValueError, match=message):
+        check_rewards(args, rewards, environment=False)
+    check_rewards(args, rewards, environment=True)
 
 
 def test_without_a_selection_every_grpo_config_is_accepted(tmp_path):

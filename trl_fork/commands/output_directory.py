@@ -57,3 +57,22 @@ def refuse_other_run(output_dir: str | Path, resume_from_checkpoint: str | bool)
     raise ValueError(
         f"output_dir {str(output_dir)!r} holds another run ({earlier[0].name}){foreign}. {remedy} another output_dir."
     )
+
+
+def refuse_missing_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | bool) -> None:
+    """
+    Refuse to continue a run that has left no checkpoint, before a model is loaded. The trainer looks whether one of
+    them is complete.
+
+    Args:
+        output_dir (`str` or `Path`): Output directory of the run.
+        resume_from_checkpoint (`str` or `bool`): Result of [`checkpoint_choice`].
+
+    Raises:
+        `ValueError`: if there is none.
+    """
+    if resume_from_checkpoint is True and not any(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
+        raise ValueError(
+            f"resume_from_checkpoint: there is no complete checkpoint in {output_dir}. Name another one, or start a "
+            "new run without it."
+        )

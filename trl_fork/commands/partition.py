@@ -47,10 +47,10 @@ from ..evaluation.tables import print_table
 from ..generation.engines import base_of_adapter, check_model_path, end_token_ids, load_model, load_tokenizer
 from ..rewards.grading import GradingPool
 from .launch import launch
+from .model_checks import refuse_adapter
 from .partition_data import PartitionData, load_partition_data, next_command, write_data
 from .partition_options import DATA_ARGUMENTS, make_partition_parser, parse_partition
 from .sampling import SETTINGS, sample_problems, settings_of, start
-from .training_inputs import refuse_adapter
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -26,7 +26,6 @@ from .. import ForkingGRPOConfig, ForkingGRPOTrainer
 from ..data.columns import column_names
 from ..data.math_datasets import BENCHMARKS, TRAINING_SETS, find_dataset
 from ..data.prompt_file import save_prompt
-from ..generation.engines import check_model_path
 from ..report.curves import plot_training, require_matplotlib
 from ..trainer.callbacks import ForkReportCallback
 from ..trainer.checkpoints import check_model_will_be_saved
@@ -35,7 +34,8 @@ from ..trainer.credit_checks import check_contrast_instruction
 from ..trainer.telemetry import LastLogCallback, SummaryCallback
 from .finishing import attempt, files_of, train_and_save
 from .launch import launch
-from .output_directory import checkpoint_choice, refuse_other_run
+from .model_checks import check_model
+from .output_directory import checkpoint_choice, refuse_missing_checkpoint, refuse_other_run
 from .program import program
 from .training_arguments import COMMON_OPTIONS, ForkingScriptArguments
 from .training_inputs import (
@@ -48,7 +48,6 @@ from .training_inputs import (
     needs_solution,
     of_episodes,
     prompt_of,
-    refuse_adapter,
     refuse_images,
 )
 from .training_options import GroupedTrlParser
@@ -86,11 +85,16 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
     if not model_config.model_name_or_path:
         raise ValueError("model_name_or_path is not set: name a model of the Hub, or a local folder.")
     check_contrast_instruction(args, args.credit)
-    check_model_path(model_config.model_name_or_path)
-    refuse_adapter(model_config.model_name_or_path)
+    check_model(model_config, args)
+    if arguments.fork_report_steps < 0:
+        raise ValueError(
+            f"fork_report_steps must be at least 0, got {arguments.fork_report_steps}: it is the number of steps "
+            "between two pages, and 0 for none."
+        )
     checkpoint = checkpoint_choice(args.resume_from_checkpoint)
     assert args.output_dir and not isinstance(args.model_init_kwargs, str)  # transformers has set both
     refuse_other_run(args.output_dir, checkpoint)
+    refuse_missing_checkpoint(args.output_dir, checkpoint)
     refuse_several_gpus(args)
     require_matplotlib()
     args.model_init_kwargs = {

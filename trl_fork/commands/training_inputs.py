@@ -1,6 +1,5 @@
 """Data, tokenizer and rewards of a run from its arguments, checked before a model is loaded."""
 
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -135,19 +134,10 @@ def prompt_of(arguments: ForkingScriptArguments) -> dict[str, Any] | None:
     )
 
 
-def refuse_adapter(model: str) -> None:
-    """Refuse a folder with only an adapter, for which transformers would say that its model is not recognized."""
-    folder = Path(model)
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise ValueError(
-            f"model_name_or_path: {model!r} holds an adapter, not a model. To train on, give its run's own command "
-            "with --resume_from_checkpoint true; or merge it into its base model (merge_and_unload of PEFT) and name "
-            "the folder of that."
-        )
-
-
 def load_team_of(arguments: ForkingScriptArguments) -> TeamRollout | None:
     """The team of a run; `None` where the model answers alone."""
+    if arguments.team_rounds < 1:
+        raise ValueError(f"team_rounds must be at least 1, got {arguments.team_rounds}: every role speaks in each.")
     if arguments.team is not None:
         return load_team(arguments.team, arguments.team_rounds)
     if arguments.team_rounds != 1:

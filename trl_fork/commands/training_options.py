@@ -19,6 +19,8 @@ from .program import PROGRAM
 from .renamed_options import OTHER_NAMES, what_became_of
 
 
+# Options that an error of TRL does not name, by its first words.
+_UNNAMED = {"Config file": "--config: ", "You can't use 8 bit and 4 bit": "load_in_4bit, load_in_8bit: "}
 _FILES = ("recipe", "config", "accelerate_config")  # options of the command line alone
 
 
@@ -100,7 +102,8 @@ class GroupedTrlParser(NearestOption, TrlParser):
                 f"--config: {path!r} has a key that is no text (to YAML, a number, null, yes, no, on and off are none)"
             )
         except ValueError as error:  # a value that a configuration refuses, with its reason
-            self.error(str(error))
+            names = next((names for words, names in _UNNAMED.items() if str(error).startswith(words)), "")
+            self.error(names + str(error))
 
     def with_config(self, words: list[str]) -> list[str]:
         """The words with `--recipe NAME` and `--config=FILE` as the two words `--config FILE`, at most once."""

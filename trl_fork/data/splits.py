@@ -1,8 +1,10 @@
 """Splits of data sets: files, the Hub, and the paper's by short name."""
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from datasets import load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from .exact_numbers import load_exact
 from .math_datasets import BENCHMARKS, TRAINING_SETS, MathDataset, find_dataset
@@ -42,7 +44,12 @@ def load_split(
         exact = load_exact(path)
         if exact is not None:
             return exact.to_iterable_dataset() if streaming else exact
-        return load_dataset(_FILE_BUILDERS[path.suffix], data_files=str(path), split="train", streaming=streaming)
+        try:
+            return load_dataset(_FILE_BUILDERS[path.suffix], data_files=str(path), split="train", streaming=streaming)
+        except DatasetGenerationError as error:
+            raise ValueError(
+                f"dataset_name: the file {name!r} cannot be read as {path.suffix[1:]}: {error.__cause__ or error}."
+            ) from error
     if path.suffix in _FILE_BUILDERS:
         raise ValueError(f"dataset_name: there is no file {name!r} (looked from {Path.cwd()}).")
     if (path / "state.json").is_file():
@@ -51,7 +58,15 @@ def load_split(
         data = load_from_disk(name)
     else:
         files = {split: data_files} if data_files else None
-        data = load_dataset(name, config, data_files=files, streaming=streaming)
+        try:
+            data = load_dataset(name, config, data_files=files, streaming=streaming)
+        except (ConnectionError, DatasetNotFoundError) as error:
+            near = get_close_matches(name, [*TRAINING_SETS, *BENCHMARKS], 1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"dataset_name: there is no file or folder {name!r} (looked from {Path.cwd()}), and it cannot be "
+                f"loaded from the Hub: {error}.{meant}"
+            ) from error
     if split not in data:
         raise ValueError(
             f"The data set {name!r} has no split {split!r}; it has {sorted(data)}. Set dataset_train_split, or "

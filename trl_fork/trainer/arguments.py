@@ -19,6 +19,7 @@ from .forking_grpo_config import ForkingGRPOConfig
 from .loop_checks import check_loop_credit
 from .looping import refuse_model_without_loops
 from .objective_checks import check_objective
+from .reward_checks import check_rewards
 
 
 def checked_arguments(
@@ -68,6 +69,7 @@ def checked_arguments(
         extra_fields=given.get("rollout_func") is not None,
         eval_dataset=given.get("eval_dataset"),
     )
+    check_rewards(args, reward_funcs, environment=given.get("environment_factory") is not None)
     check_dynamic_sampling(
         args,
         given.get("train_dataset"),

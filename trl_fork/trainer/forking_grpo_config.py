@@ -19,7 +19,8 @@ from .credit_checks import (
 )
 from .loop_checks import check_loop_credit
 from .objective_checks import BALANCE_REWARDS, OBJECTIVE_NAMES, PARTITIONS, check_objective
-from .setting_checks import check_dynamic_sampling_settings, check_passes, check_precision
+from .range_checks import check_ranges
+from .setting_checks import check_dynamic_sampling_settings, check_passes, check_precision, check_scoring_graph
 
 
 EXAMPLE = '{"top_fraction": {"fraction": 0.2}}'  # a value of `token_credit` on a command line
@@ -340,6 +341,7 @@ class ForkingGRPOConfig(GRPOConfig):
             self.loop_credit = None
         if isinstance(self.token_credit, str) and self.contrast_instruction is None:
             self.contrast_instruction = preset_instruction(self.token_credit)
+        check_ranges(self)
         check_selection(self)
         check_credit(self, self.credit)
         if self.token_credit is not None:  # otherwise the trainer may be given rules as `token_credit_func`
@@ -354,6 +356,7 @@ class ForkingGRPOConfig(GRPOConfig):
                 f"{self.scale_rewards!r}."
             )
         check_windows(self, self.credit)
+        check_scoring_graph(self)
         check_objective(self, self.credit)
         check_loop_credit(self, self.credit)
         if self.loop_credit == EXIT:  # transformers searches where there is an adapter, or no checkpointing

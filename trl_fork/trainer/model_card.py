@@ -1,6 +1,7 @@
 """The model card of a run: the model, the method, the data and the results."""
 
 import json
+import re
 import textwrap
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -131,7 +132,7 @@ def build_model_card(
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        model_name=model_name,
+        model_name=_text(model_name),
         repo_id=repo_id or str(output_dir),
         base_model=base_model,
         datasets=datasets,
@@ -139,16 +140,19 @@ def build_model_card(
         example=repr(example),
         # The configuration's value is used, because a run from Python has no file.
         chat_template_kwargs=repr(kwargs) if kwargs else None,
-        credit=None if credit is None else credit.in_words,
+        credit=None if credit is None else _text(credit.in_words),
         partition=args.partition if balance else None,
-        columns=columns,
-        results=results,
+        columns=list(map(_text, columns)),
+        results=[list(map(_text, row)) for row in results],
         curve="training.png" if (output_dir / "training.png").is_file() else None,
         settings={
-            "token_credit": None if credit is None else json.dumps(credit.describe()),
-            **({"contrast_instruction": args.contrast_instruction} if args.contrast_instruction else {}),
-            **({name: getattr(args, name) for name in LOOP_SETTINGS} if args.loop_credit else {}),
-            **{name: getattr(args, name) for name in names},
+            name: _code(str(value))
+            for name, value in {
+                "token_credit": None if credit is None else json.dumps(credit.describe()),
+                **({"contrast_instruction": args.contrast_instruction} if args.contrast_instruction else {}),
+                **({name: getattr(args, name) for name in LOOP_SETTINGS} if args.loop_credit else {}),
+                **{name: getattr(args, name) for name in names},
+            }.items()
         },
         steps=steps,
         versions=installed_versions((*PACKAGES, "peft") if is_adapter else PACKAGES),
@@ -199,6 +203,18 @@ def installed_versions(names) -> dict[str, str]:
         except PackageNotFoundError:  # run from a source tree
             versions[name] = "not installed as a package"
     return versions
+
+
+def _text(text: str) -> str:
+    """Text for Markdown, outside code: on one line, in one cell of a table, and no markup."""
+    return re.sub(r"([\\`<\[|&])", r"\\\1", " ".join(text.split()))
+
+
+def _code(text: str) -> str:
+    """Text for Markdown as code, on one line and in one cell of a table, whatever backticks it holds."""
+    text = " ".join(text.split()).replace("|", "\\|")
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{ticks} {text} {ticks}" if "`" in text else f"{ticks}{text}{ticks}"
 
 
 def _format(name: str, value: float | None) -> str:

@@ -40,6 +40,18 @@ def check_dynamic_sampling_settings(args) -> None:
         )
 
 
+def check_scoring_graph(args) -> None:
+    """Refuse several updates of a batch beside a graph that is there for one. The trainer checks the rest."""
+    several = args.num_iterations > 1 or args.steps_per_generation > args.gradient_accumulation_steps
+    if args.reuse_scoring_graph and several:
+        raise ValueError(
+            f"reuse_scoring_graph=True: num_iterations={args.num_iterations} and steps_per_generation="
+            f"{args.steps_per_generation} with gradient_accumulation_steps={args.gradient_accumulation_steps} make "
+            "several updates per batch, and TRL scores the old log-probabilities of such a run by itself. Set "
+            "num_iterations=1 and steps_per_generation at most gradient_accumulation_steps."
+        )
+
+
 def check_precision(args) -> None:
     """Refuse bf16 where nothing computes in it."""
     # transformers checks this too, but its message names neither the option nor TRL's default of bf16.
