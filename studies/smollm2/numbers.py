@@ -1,5 +1,7 @@
 """What the page shows of the stages: small enough to be kept, and rounded to what four digits say."""
 
+from collections.abc import Callable
+
 from . import plan
 
 
@@ -9,30 +11,18 @@ NUM_TYPES = 15  # token types at either end
 def numbers_of(stages: dict[str, dict]) -> dict:
     """
     Args:
-        stages (`dict[str, dict]`): The file of each stage, by its name.
+        stages (`dict[str, dict]`): The file of each stage that has been run, by its name.
 
     Returns:
-        `dict`: numbers of the page, by stage; and the cost of each.
+        `dict`: numbers of the page, by stage; the cost and the commit of each; and the plan.
     """
     found = {name: stage["summary"] for name, stage in stages.items()}
-    return rounded(
-        {
-            "sft": found["sft"],
-            "words": {**corpus(found["words"]), **comparison(found["words"])},
-            "sums": {**corpus(found["sums"]), "decoding_temperature": found["sums"]["decoding_temperature"]},
-            "rl": {
-                name: found["rl"][name]
-                for name in ("max_steps", "prompts_per_step", "learning_rate", "accuracy_before", "accuracy_after")
-            }
-            | {"rewards": [step["reward"] for step in found["rl"]["steps"]]},
-            "reinforced": {**corpus(found["reinforced"]), **comparison(found["reinforced"])},
-            "costs": {
-                name: {key: stage[key] for key in ("seconds", "processor_seconds")} for name, stage in stages.items()
-            },
-            "commit": stages["reinforced"]["commit"],
-            "plan": {name: value for name, value in vars(plan).items() if isinstance(value, (int, float, tuple))},
-        }
-    )
+    numbers = {name: READERS[name](summary) for name, summary in found.items()}
+    numbers["runs"] = {
+        name: {key: stage[key] for key in ("seconds", "processor_seconds", "commit")} for name, stage in stages.items()
+    }
+    numbers["plan"] = {name: value for name, value in vars(plan).items() if isinstance(value, (int, float, tuple))}
+    return rounded(numbers)
 
 
 def corpus(summary: dict) -> dict:
@@ -55,6 +45,25 @@ def comparison(summary: dict) -> dict:
     change = summary["change"]
     last = {"reference": change["reference"], "models": change["models"][-1:]}
     return {"overlap": summary["overlap"], "change": last, "percentiles": summary["percentiles"]}
+
+
+def temperatures(summary: dict) -> dict:
+    """Analysis C, beside A and B."""
+    return {**corpus(summary), "decoding_temperature": summary["decoding_temperature"]}
+
+
+def reinforcement(summary: dict) -> dict:
+    names = ("max_steps", "prompts_per_step", "learning_rate", "accuracy_before", "accuracy_after")
+    return {name: summary[name] for name in names} | {"rewards": [step["reward"] for step in summary["steps"]]}
+
+
+READERS: dict[str, Callable[[dict], dict]] = {
+    "sft": dict,
+    "words": lambda summary: {**corpus(summary), **comparison(summary)},
+    "sums": temperatures,
+    "rl": reinforcement,
+    "reinforced": lambda summary: {**corpus(summary), **comparison(summary)},
+}
 
 
 def rounded(value):

@@ -8,7 +8,7 @@ The analyses of the paper on responses of SmolLM2-135M-Instruct, before and afte
 Each stage leaves a file in the output's folder, and is left out when the command is given again: `sft` fine-tunes;
 `words` lets the fine-tuned model answer questions, and reads the answers with every checkpoint; `sums` does sums, and
 does them at other temperatures; `rl` trains on forking tokens; `reinforced` reads what the trained model says. The
-numbers of the page are written when all of them are there.
+numbers of the page are written when the first three are there.
 """
 
 import argparse
@@ -148,10 +148,11 @@ def main(arguments=None) -> None:
         costs = {"seconds": time.perf_counter() - begin, "processor_seconds": time.process_time() - processor}
         write_json(path, {"summary": found, **costs, "commit": commit()}, ensure_ascii=False)
     files = {name: options.output / f"{name}.json" for name in STAGES}
-    if missing := [name for name, path in files.items() if not path.exists()]:
+    found = {name: json.loads(path.read_text()) for name, path in files.items() if path.exists()}
+    if missing := [name for name in ("sft", "words", "sums") if name not in found]:
         print(f"The numbers of the page need {', '.join(missing)}, too.")
         return
-    write_json(options.results, numbers_of({name: json.loads(path.read_text()) for name, path in files.items()}))
+    write_json(options.results, numbers_of(found), indent=1, ensure_ascii=False)
     print(f"{options.results} has the numbers: python -m studies.smollm2.report")
 
 

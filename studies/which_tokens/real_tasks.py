@@ -65,11 +65,11 @@ TASKS = {
         },
     ),
     "gcd": Task(
-        settings={"min_numbers": 2, "max_numbers": 2, "min_value": 2, "max_value": 20},
+        settings={"min_numbers": 2, "max_numbers": 2, "min_value": 2, "max_value": 10},
         examples={
-            _GCD.format("12, 8"): "12 = 4 * 3, 8 = 4 * 2. \\boxed{4}",
-            _GCD.format("9, 15"): "9 = 3 * 3, 15 = 3 * 5. \\boxed{3}",
-            _GCD.format("4, 14"): "4 = 2 * 2, 14 = 2 * 7. \\boxed{2}",
+            _GCD.format("12, 8"): "gcd(12, 8) = 4. \\boxed{4}",
+            _GCD.format("9, 15"): "gcd(9, 15) = 3. \\boxed{3}",
+            _GCD.format("4, 14"): "gcd(4, 14) = 2. \\boxed{2}",
         },
     ),
 }

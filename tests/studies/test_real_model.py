@@ -40,7 +40,6 @@ def test_examples_are_right_and_in_the_words_of_reasoning_gym(task):
         expected = first - second if " - " in question else first + second
         if task == "gcd":
             expected = max(d for d in range(1, 21) if first % d == second % d == 0)
-            assert all(eval(left.replace("=", "==")) for left in re.findall(r"\d+ = \d+ \* \d+", answer))
         assert real_tasks.is_right(task, answer, str(expected))
     messages = real_tasks.conversation(task, "Well?")
     assert [message["role"] for message in messages] == ["user", "assistant"] * len(words.examples) + ["user"]
