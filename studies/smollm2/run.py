@@ -56,9 +56,9 @@ def sums(model: str, output: Path) -> dict:
     responses = output / "sums" / "completions.jsonl"
     temperatures = ("--temperatures", *map(str, plan.TEMPERATURES), "--num_samples", str(plan.TEMPERATURE_SAMPLES))
     heated = analysis(
-        output / "temperatures",
+        output / "sums",  # where the model's scores of them are
         *("--model", model, "--completions", str(responses), "--analyses", "temperature", *temperatures),
-        *("--max_new_tokens", str(length()), "--batch_size", "64"),
+        *("--max_new_tokens", str(length()), "--batch_size", "48"),
     )
     return summary | {"decoding_temperature": heated["decoding_temperature"]}
 
@@ -106,16 +106,8 @@ def sums_of(output: Path) -> tuple[str, ...]:
     if not path.exists():
         _, test = real_tasks.problems(plan.RL_TASK)
         real_tasks.write_dataset(path, plan.RL_TASK, test[: plan.SUMS_PROBLEMS])
-    return (
-        "--dataset",
-        str(path),
-        "--max_new_tokens",
-        str(length()),
-        "--batch_size",
-        "128",
-        "--min_token_count",
-        "20",
-    )
+    sampling = ("--max_new_tokens", str(length()), "--batch_size", "48")
+    return ("--dataset", str(path), *sampling, "--min_token_count", str(plan.SUMS_MIN_COUNT))
 
 
 def checkpoints(folder: Path, last: int) -> list[str]:
