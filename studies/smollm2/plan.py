@@ -8,9 +8,9 @@ DOCS = HERE.parents[1] / "docs"
 RESULTS = HERE / "results.json"
 SEED = 0
 
-# A supervised fine-tuning: LoRA on the first rows of GSM8K's training file
+# A supervised fine-tuning: LoRA on the shortest sixteen of the first 64 rows of GSM8K's training file
 SFT_DATA = HERE / "gsm8k_train.jsonl"
-SFT_STEPS, SFT_SAVE_STEPS = 8, 4
+SFT_STEPS, SFT_SAVE_STEPS = 4, 2
 SFT_BATCH_SIZE = 4
 SFT_LEARNING_RATE = 1e-3
 

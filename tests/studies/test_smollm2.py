@@ -25,18 +25,17 @@ def test_demonstrations_are_of_the_training_file_and_questions_of_the_test_file(
         {json.loads(line)["question"] for line in path.read_text().splitlines()}
         for path in (plan.WORDS_DATA, plan.SFT_DATA)
     )
-    assert len(shown) == 64 >= plan.SFT_STEPS * plan.SFT_BATCH_SIZE and not asked & shown
-    first = (ROOT / "tests" / "files" / "gsm8k.jsonl").read_text().splitlines()
-    assert plan.SFT_DATA.read_text().splitlines()[: len(first)] == first
+    assert len(shown) == plan.SFT_STEPS * plan.SFT_BATCH_SIZE and not asked & shown
 
 
+@pytest.mark.slow
 def test_the_stages_leave_the_numbers_of_a_page(tmp_path, monkeypatch):
     """With a tiny model, on fewer and shorter responses; `rl` needs reasoning-gym."""
     tokenizer = byte_tokenizer()
     build_model(tokenizer, max_position_embeddings=2048).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     small = {"SFT_STEPS": 2, "SFT_SAVE_STEPS": 1, "SFT_BATCH_SIZE": 1, "WORDS_PROBLEMS": 2, "WORDS_LENGTH": 8}
-    small |= {"WORDS_MIN_COUNT": 0, "SUMS_MIN_COUNT": 0, "SUMS_SAMPLES": 2, "TEMPERATURES": (0.0, 2.0)}
+    small |= {"WORDS_MIN_COUNT": 0, "SUMS_MIN_COUNT": 0, "SUMS_SAMPLES": 2, "TEMPERATURES": (0.0, 1.0, 2.0)}
     for name, value in small.items():
         monkeypatch.setattr(plan, name, value)
     monkeypatch.setattr(real_model, "MAX_COMPLETION_LENGTH", {"chain_sum": 6})
