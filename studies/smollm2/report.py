@@ -17,16 +17,22 @@ from trl_fork.commands.options import OptionParser
 from . import plan, tables
 
 
+LATER = {"words": "fine-tuned", "reinforced": "reinforced"}  # parts that need training, and their names on the page
 TEMPLATE = Path(__file__).with_name("page.md.jinja")
 
 
 def page(numbers: dict) -> str:
     """The page, in Markdown."""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    base = json.loads(build_forks.NUMBERS.read_text())
+    columns = {"free text": base, "sums": numbers["sums"]}
+    columns |= {name: numbers[key] for key, name in LATER.items() if key in numbers}
     text = environment.from_string(TEMPLATE.read_text()).render(
         **{name: numbers.get(name) for name in ("sft", "words", "sums", "rl", "reinforced")},
         plan=numbers["plan"],
-        base=json.loads(build_forks.NUMBERS.read_text()),
+        base=base,
+        columns=columns,
+        word_columns={name: part for name, part in columns.items() if part is not base},
         tables=tables,
         minutes=sum(run["processor_seconds"] for run in numbers["runs"].values()) / 60,
         commits=sorted({run["commit"] for run in numbers["runs"].values()}),

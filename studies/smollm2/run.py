@@ -8,13 +8,14 @@ The analyses of the paper on responses of SmolLM2-135M-Instruct, before and afte
 Each stage leaves a file in the output's folder, and is left out when the command is given again: `sft` fine-tunes;
 `words` lets the fine-tuned model answer questions, and reads the answers with every checkpoint; `sums` does sums, and
 does them at other temperatures; `rl` trains on forking tokens; `reinforced` reads what the trained model says. The
-numbers of the page are written when the first three are there.
+numbers of the page are written when `sums` is there, and the page shows what is.
 """
 
 import argparse
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -122,14 +123,13 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("outputs/smollm2_study"), help="folder of the stages")
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES), help="all by default")
     parser.add_argument("--results", type=Path, default=plan.RESULTS, help="file of the numbers")
-    options = parser.parse_args(arguments)
-    if not Path(options.model).is_dir():
-        parser.error(f"--model: there is no folder {options.model}; `make smollm2` makes it")
-    return options
+    return parser.parse_args(arguments)
 
 
 def main(arguments=None) -> None:
     options = parse_arguments(arguments)
+    if not Path(options.model).is_dir():
+        sys.exit(f"--model: there is no folder {options.model}; `make smollm2` makes it.")
     options.output.mkdir(parents=True, exist_ok=True)
     for name in options.stages:
         path = options.output / f"{name}.json"
@@ -141,8 +141,8 @@ def main(arguments=None) -> None:
         write_json(path, {"summary": found, **costs, "commit": commit()}, ensure_ascii=False)
     files = {name: options.output / f"{name}.json" for name in STAGES}
     found = {name: json.loads(path.read_text()) for name, path in files.items() if path.exists()}
-    if missing := [name for name in ("sft", "words", "sums") if name not in found]:
-        print(f"The numbers of the page need {', '.join(missing)}, too.")
+    if "sums" not in found:
+        print("The numbers of the page need the stage sums, too.")
         return
     write_json(options.results, numbers_of(found), indent=1, ensure_ascii=False)
     print(f"{options.results} has the numbers: python -m studies.smollm2.report")

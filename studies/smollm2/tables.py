@@ -39,7 +39,7 @@ def words_table(columns: dict[str, dict]) -> str:
     for end, name in (("top", "highest"), ("bottom", "lowest")):
         cells = []
         for part in columns.values():
-            types = part["tokens"][end]
+            types = part["tokens"][end][: part["tokens"]["num_types"] // 2]  # no type at both ends
             cells.append(", ".join(f"{code(entry['token'])} {entry['mean_entropy']:.2f}" for entry in types))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

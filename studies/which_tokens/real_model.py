@@ -238,22 +238,26 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.model = MODELS.get(options.model, options.model)
     options.output = options.output or Path("outputs/real_model") / options.task
-    for name in ("model", "problems"):
+    return options
+
+
+def refuse_what_is_missing(options: argparse.Namespace) -> None:
+    """End with one line if the model or the problems are not there."""
+    for name, remedy in (("model", "`make smollm2` makes it"), ("problems", "--write_problems makes it")):
         path = getattr(options, name)
         if path is not None and not Path(path).exists() and options.write_problems is None:
-            remedy = "`make smollm2` makes it" if name == "model" else "--write_problems makes it"
-            parser.error(f"--{name}: there is no {path}; {remedy}")
+            sys.exit(f"--{name}: there is no {path}; {remedy}.")
     if options.problems is None and not real_tasks.has_gym():
-        parser.error(
+        sys.exit(
             "reasoning-gym makes the problems and is not installed here: `pip install '.[study]'`, or give --problems "
-            "the file that --write_problems has written elsewhere"
+            "the file that --write_problems has written elsewhere."
         )
-    return options
 
 
 def main(arguments=None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse_arguments(arguments)
+    refuse_what_is_missing(options)
     if options.write_problems is not None:
         real_tasks.write_problems(options.write_problems, options.task, *real_tasks.problems(options.task))
         print(f"{options.write_problems} has the problems of {options.task}.")

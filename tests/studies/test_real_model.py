@@ -155,20 +155,15 @@ def test_arms_that_are_done_are_left_out(command, tmp_path, monkeypatch, capsys)
     assert "| all, seed 0 | 3 | 0.100 | 0.250 |  |" in capsys.readouterr().out
 
 
-def test_what_is_missing_is_named(command, tmp_path, monkeypatch, capsys):
+def test_what_is_missing_is_named_in_one_line(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    problems = command[2:4]
-    for arguments, words in (
-        (["--model", "smollm2", *problems], "--model: there is no outputs/SmolLM2-135M-Instruct; `make smollm2`"),
-        ([*command[:2], "--problems", "none.json"], "--problems: there is no none.json; --write_problems makes it"),
-    ):
-        with pytest.raises(SystemExit):
-            real_model.parse_arguments(arguments)
-        assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="no outputs/SmolLM2-135M-Instruct; `make smollm2` makes it"):
+        real_model.main(["--model", "smollm2", *command[2:4]])
+    with pytest.raises(SystemExit, match=r"--problems: there is no none\.json; --write_problems makes it"):
+        real_model.main([*command[:2], "--problems", "none.json"])
     monkeypatch.setattr(real_tasks, "has_gym", lambda: False)
-    with pytest.raises(SystemExit):
-        real_model.parse_arguments(command[:2])
-    assert "pip install '.[study]'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"pip install '\.\[study\]'"):
+        real_model.main(command[:2])
     assert str(real_model.parse_arguments([*command[:4], "--task", "gcd"]).output) == "outputs/real_model/gcd"
 
 

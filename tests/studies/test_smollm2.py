@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from studies.smollm2 import numbers, plan, run, sft, tables
 from studies.which_tokens import real_model, real_tasks
 from tests.conftest import build_model
@@ -45,9 +47,9 @@ def test_the_stages_leave_the_numbers_of_a_page(tmp_path, monkeypatch):
     rows = [real_tasks.Problem(f"{number} + 2 =", str(number + 2)) for number in range(3)]
     real_tasks.write_dataset(output / "sums.jsonl", "chain_sum", rows)
     command = ["--model", str(tmp_path / "model"), "--output", str(output), "--results", str(tmp_path / "found.json")]
-    run.main([*command, "--stages", "sums"])
-    assert not (tmp_path / "found.json").exists()
     run.main([*command, "--stages", "sft", "words"])
+    assert not (tmp_path / "found.json").exists()
+    run.main([*command, "--stages", "sums"])
     found = json.loads((tmp_path / "found.json").read_text())
     assert [entry["step"] for entry in found["sft"]["losses"]] == [1, 2]
     names = [entry["model"] for entry in found["words"]["overlap"]["models"]]
