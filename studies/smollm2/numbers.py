@@ -14,13 +14,11 @@ def numbers_of(stages: dict[str, dict]) -> dict:
         stages (`dict[str, dict]`): The file of each stage that has been run, by its name.
 
     Returns:
-        `dict`: numbers of the page, by stage; the cost and the commit of each; and the plan.
+        `dict`: numbers of the page, by stage; the commits at which they ended; and the plan.
     """
     found = {name: stage["summary"] for name, stage in stages.items()}
     numbers = {name: READERS[name](summary) for name, summary in found.items()}
-    numbers["runs"] = {
-        name: {key: stage[key] for key in ("seconds", "processor_seconds", "commit")} for name, stage in stages.items()
-    }
+    numbers["commits"] = sorted({stage["commit"] for stage in stages.values()})
     numbers["plan"] = {name: value for name, value in vars(plan).items() if isinstance(value, (int, float, tuple))}
     return rounded(numbers)
 

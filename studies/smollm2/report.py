@@ -34,8 +34,6 @@ def page(numbers: dict) -> str:
         columns=columns,
         word_columns={name: part for name, part in columns.items() if part is not base},
         tables=tables,
-        minutes=sum(run["processor_seconds"] for run in numbers["runs"].values()) / 60,
-        commits=sorted({run["commit"] for run in numbers["runs"].values()}),
     )
     return text.rstrip() + "\n"
 

@@ -16,7 +16,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,10 +134,7 @@ def main(arguments=None) -> None:
         path = options.output / f"{name}.json"
         if path.exists():
             continue
-        begin, processor = time.perf_counter(), time.process_time()
-        found = STAGES[name](options.model, options.output)
-        costs = {"seconds": time.perf_counter() - begin, "processor_seconds": time.process_time() - processor}
-        write_json(path, {"summary": found, **costs, "commit": commit()}, ensure_ascii=False)
+        write_json(path, {"summary": STAGES[name](options.model, options.output), "commit": commit()})
     files = {name: options.output / f"{name}.json" for name in STAGES}
     found = {name: json.loads(path.read_text()) for name, path in files.items() if path.exists()}
     if "sums" not in found:
