@@ -97,3 +97,10 @@ def temperature_table(cells: list[dict]) -> str:
         shown = [f"{100 * line[t]['accuracy']:.0f} ± {100 * line[t]['standard_error']:.0f}" for t in temperatures]
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
+
+
+def accuracy(part: dict, forking: float, other: float) -> str:
+    """Accuracy at two temperatures, in percent."""
+    cells = part["decoding_temperature"]["cells"]
+    (found,) = [c for c in cells if (c["forking_temperature"], c["other_temperature"]) == (forking, other)]
+    return f"{100 * found['accuracy']:.0f}"

@@ -1,11 +1,13 @@
 """The page on SmolLM2's forks: its stages with a tiny model, its tables, and that it is of its results."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from studies.smollm2 import numbers, plan, run, sft, tables
+from docs import build_forks
+from studies.smollm2 import numbers, plan, report, run, sft, tables
 from studies.which_tokens import real_model, real_tasks
 from tests.conftest import build_model
 from tests.trainer.test_features import byte_tokenizer
@@ -81,6 +83,7 @@ def test_tables():
         "distribution": {"num_tokens": 1234, "mean": 1.5, "p50": 0.5, "p80": 2.25, "fraction_below_0.01": 0.125},
         "responses": {"num_responses": 7, "num_problems": 3, "num_correct": 2},
         "tokens": {
+            "num_types": 4,
             "top": [{"token": " so", "mean_entropy": 3.25}],
             "bottom": [{"token": "`", "mean_entropy": 0.5}, {"token": "|", "mean_entropy": 0.75}],
         },
@@ -104,3 +107,43 @@ def test_tables():
         "| of forking tokens, others at 1 | 25 ± 4 | 38 ± 4 |",
         "| of the others, forking tokens at 1 | 50 ± 4 | 38 ± 4 |",
     ]
+
+
+# ---------------------------------------------------------------------- the page
+
+
+@pytest.fixture
+def found():
+    return json.loads(plan.RESULTS.read_text())
+
+
+def test_the_page_is_of_the_results(found):
+    page = (ROOT / "docs" / "smollm2.md").read_text()
+    assert page == report.page(found), "run `python -m studies.smollm2.report`"
+    for name in re.findall(r"\]\((smollm2/\w+\.png)\)", page):
+        assert (ROOT / "docs" / name).stat().st_size < 200_000
+    assert ("have not been run" in page) == ("words" not in found)
+
+
+def test_what_the_text_says_of_its_numbers(found):
+    sums, base = found["sums"], json.loads(build_forks.NUMBERS.read_text())
+    distribution = sums["distribution"]
+    assert base["distribution"]["fraction_below_0.01"] < 0.02 < 0.2 < distribution["fraction_below_0.01"]
+    assert distribution["p50"] < 0.05 and distribution["p80"] < tables.PAPER["p80"] < base["distribution"]["p80"]
+    assert distribution["mean"] > 4 * distribution["p50"]  # few tokens have much of it
+    types = sums["tokens"]["num_types"] // 2
+    assert 0.4 < distribution["fraction_below_0.01"] / tables.PAPER["fraction_below_0.01"] < 0.6  # "half as many"
+    highest, lowest = ({row["token"] for row in sums["tokens"][end][:types]} for end in ("top", "bottom"))
+    assert sum(token.isdigit() for token in highest) >= 8 and sum(token.isdigit() for token in lowest) <= 1
+    assert all(row["token"].isdigit() for row in sums["tokens"]["top"][:5])
+    assert {row["token"] for row in base["tokens"]["bottom"][:7]} >= set("123650")
+
+    cells = {
+        (cell["forking_temperature"], cell["other_temperature"]): (cell["accuracy"], cell["standard_error"])
+        for cell in sums["decoding_temperature"]["cells"]
+    }
+    assert sums["decoding_temperature"]["threshold"] == distribution["p80"]
+    at_one = cells[1, 1][0]
+    assert cells[1, 2][0] == 0 < cells[2, 1][0] < at_one / 3
+    assert at_one < cells[0, 1][0] < at_one + 2 * cells[0, 1][1]  # a gain that is not resolved
+    assert abs(at_one - cells[1, 0][0]) < cells[1, 0][1]
