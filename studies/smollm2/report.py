@@ -35,7 +35,7 @@ def page(numbers: dict) -> str:
         word_columns={name: part for name, part in columns.items() if part is not base},
         tables=tables,
         accuracy=lambda forking, other: tables.accuracy(numbers["sums"], forking, other),
-        sft_names=["free text's model", f"step {plan.SFT_SAVE_STEPS}", f"step {plan.SFT_STEPS}"],
+        sft_names=["before", f"step {plan.SFT_SAVE_STEPS}", f"step {plan.SFT_STEPS}"],
     )
     return text.rstrip() + "\n"
 

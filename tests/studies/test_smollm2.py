@@ -122,7 +122,7 @@ def test_the_page_is_of_the_results(found):
     assert page == report.page(found), "run `python -m studies.smollm2.report`"
     for name in re.findall(r"\]\((smollm2/\w+\.png)\)", page):
         assert (ROOT / "docs" / name).stat().st_size < 200_000
-    assert ("have not been run" in page) == ("words" not in found)
+    assert ("has not been run" in page) == ("reinforced" not in found)
 
 
 def test_what_the_text_says_of_its_numbers(found):
@@ -147,3 +147,15 @@ def test_what_the_text_says_of_its_numbers(found):
     assert cells[1, 2][0] == 0 < cells[2, 1][0] < at_one / 3
     assert at_one < cells[0, 1][0] < at_one + 2 * cells[0, 1][1]  # a gain that is not resolved
     assert abs(at_one - cells[1, 0][0]) < cells[1, 0][1]
+
+
+def test_what_the_text_says_of_training(found):
+    words = found["words"]
+    overlap = words["overlap"]["models"][-1]["with_reference"]["whole_set"]
+    assert 100 * overlap < tables.PAPER_OVERLAP[1360][0]
+    changes = [row["mean_change"] for row in words["change"]["models"][-1]["bins"]]
+    assert min(changes[:3]) > 0 and sum(change < 0 for change in changes[3:]) >= 14
+    first, last = (words["percentiles"]["models"][place]["values"] for place in (0, -1))
+    assert words["percentiles"]["levels"][1] == 0.2 and words["percentiles"]["levels"][5] == 0.8
+    assert first[1] - last[1] > 0.15 > 0.1 > abs(first[5] - last[5])
+    assert plan.SFT_LEARNING_RATE == 1000 * 1e-6
