@@ -9,6 +9,7 @@ RESULTS = HERE / "results.json"
 SEED = 0
 
 # A supervised fine-tuning: LoRA on the shortest sixteen of the first 64 rows of GSM8K's training file
+# (openai/grade-school-math, MIT licence)
 SFT_DATA = HERE / "gsm8k_train.jsonl"
 SFT_STEPS, SFT_SAVE_STEPS = 4, 2
 SFT_BATCH_SIZE = 4

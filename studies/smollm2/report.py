@@ -48,8 +48,6 @@ def save_figures(numbers: dict, folder: Path) -> None:
             last = part["change"]["models"][-1]
             drawn[f"{name}_overlap"] = figures.plot_overlap(part["overlap"])
             drawn[f"{name}_change"] = figures.plot_change(last["bins"], part["change"]["reference"], last["model"])
-            drawn[f"{name}_distribution"] = figures.plot_distribution(part["distribution"])
-            drawn[f"{name}_percentiles"] = figures.plot_percentiles(part["percentiles"])
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=100)
 
