@@ -65,6 +65,8 @@ LONG = {
     "examples/train_team.py",
     "studies/distribution_matching/report.py",
     "studies/distribution_matching/run.py",
+    "studies/smollm2/report.py",
+    "studies/smollm2/run.py",
     "studies/which_tokens/real_model.py",
     "studies/which_tokens/run.py",
     "studies/which_tokens/report.py",

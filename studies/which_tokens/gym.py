@@ -8,7 +8,7 @@ from collections.abc import Sequence
 Problem = tuple[int, ...]
 
 
-def is_held_out(problem: Problem) -> bool:
+def is_held_out(problem: tuple) -> bool:
     """Whether a problem belongs to the two fifths that are never trained on, neither in the warm-up nor in RL."""
     return hashlib.md5(repr(problem).encode()).digest()[0] % 5 < 2
 
