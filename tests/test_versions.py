@@ -125,6 +125,6 @@ def test_the_address_is_written_once():
 
 
 def test_env_knows_what_is_required_and_the_extras_of_users():
-    for_users = set(EXTRAS) - {"test", "study", "browser", "dev"}
+    for_users = set(EXTRAS) - {"test", "study", "browser", "dev", "docs"}
     wanted = {*ALLOWED, *(name for extra in for_users for name in EXTRAS[extra])}
     assert wanted <= set(PACKAGES), "`trl-fork env` leaves them out"

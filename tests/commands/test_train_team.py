@@ -70,7 +70,7 @@ def test_a_team_of_a_recipe_a_file_and_the_package(tmp_path):
         ("team: {name: a}", [], "team: .*must be a list of roles"),
         ("", ["--team", "solver"], "There is no team 'solver'. Did you mean solver_checker"),
         ("", ["--team_rounds", "2"], "team_rounds=2 has no effect without a team"),
-        (TEAM, ["--team_rounds", "0"], "rounds must be a whole number of at least 1, got 0"),
+        (TEAM, ["--team_rounds", "0"], "team_rounds must be at least 1, got 0: every role speaks in each"),
         (TEAM, ["--num_generations", "2"], "num_generations=2 is one episode of 2 rows"),
         (TEAM.replace("hint", "hnt"), [], r"Role 'solver': prompt has the field \{hnt\}, .*'hint' is near"),
     ],

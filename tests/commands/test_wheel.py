@@ -84,13 +84,15 @@ def test_train(trained, shell):
 
 
 def test_what_is_printed_after_training(trained, shell):
-    """Both commands as they are printed, but for the number of samples."""
-    evaluate, analyze = (line.split() for line in trained.stdout.splitlines() if line.startswith("    trl-fork "))
+    """The commands as they are printed, but for the number of samples."""
+    evaluate, analyze, report = (line.split() for line in trained.stdout.splitlines() if line.startswith("    trl-fork "))
     shell(*evaluate, "--num_samples", "1", "--limit", "2")
     results = json.loads((shell.folder / "run" / "evaluation" / "results.json").read_text())
     assert results["sums.jsonl"]["num_problems"] == 2
     shell(*analyze, "--min_token_count", "1")
     assert (shell.folder / "run" / "entropy" / "report.html").stat().st_size > 10_000
+    shell(*report)
+    assert (shell.folder / "run" / "report" / "report.html").stat().st_size > 10_000
 
 
 def test_launched_by_accelerate(shell):

@@ -615,7 +615,7 @@ def test_a_checkpoint_from_before_there_were_objectives(tokenizer, tmp_path):
         ({"max_importance_ratio": "10"}, "at least 1, got '10'"),
         ({"max_importance_ratio": True}, "at least 1, got True"),
         ({"beta": 0.0}, r"beta must be above 0 with objective='trajectory_balance', got 0.0.*beta=0.0667"),
-        ({"beta": -0.1}, "beta must be above 0"),
+        ({"beta": -0.1}, "beta must be at least 0, got -0.1"),
         ({"loss_denominator": "selected"}, r"loss_denominator='selected' is not defined for.*loss_denominator='all'"),
         (
             {"loss_denominator": "selected", "top_entropy_quantile": 1.0, "token_credit": "random"},

@@ -94,7 +94,7 @@ def _rewards(source: Source, open_r1: bool) -> Iterator[Fate]:
 
 
 def _selection(source: Source) -> Iterator[Fate]:
-    """TRL's option of the same name takes another pool and another denominator; see docs/coming_from_trl.md."""
+    """TRL's option of the same name takes another pool and another denominator."""
     key, old = "top_entropy_quantile", "token_entropy_percentile_threshold"
     if source.has(old):
         quantile, key = round(1 - source[old], 10), old
