@@ -85,7 +85,9 @@ def test_train(trained, shell):
 
 def test_what_is_printed_after_training(trained, shell):
     """The commands as they are printed, but for the number of samples."""
-    evaluate, analyze, report = (line.split() for line in trained.stdout.splitlines() if line.startswith("    trl-fork "))
+    evaluate, analyze, report = (
+        line.split() for line in trained.stdout.splitlines() if line.startswith("    trl-fork ")
+    )
     shell(*evaluate, "--num_samples", "1", "--limit", "2")
     results = json.loads((shell.folder / "run" / "evaluation" / "results.json").read_text())
     assert results["sums.jsonl"]["num_problems"] == 2
