@@ -245,7 +245,7 @@ def brevity(completions, **kwargs):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_lora_trains_on_gsm8k(folder, tmp_path):
     from safetensors.torch import load_file
 
@@ -289,7 +289,7 @@ def test_lora_trains_on_gsm8k(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_evaluation_and_analysis_of_its_english(folder, tmp_path):
     """Eight problems, and an analysis of sixty responses of a hundred tokens or more."""
     # A limit just above a hundred: most of its answers run on.
