@@ -4,6 +4,7 @@ Runs of a study, one after the other or side by side: one line of results for ea
 To be imported before transformers: it sets what the libraries of a run read from the environment.
 """
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -28,6 +29,27 @@ from tqdm import tqdm
 
 console = Console()
 Run = TypeVar("Run", bound=Hashable)
+
+
+def add_run_options(parser: argparse.ArgumentParser, arms: Sequence[str], results: Path) -> None:
+    """
+    Options that the commands of all studies have.
+
+    Args:
+        parser (`argparse.ArgumentParser`): Parser of a command.
+        arms (`Sequence[str]`): Names of the study's arms.
+        results (`Path`): The study's own folder of results.
+    """
+    parser.add_argument("--arms", nargs="+", choices=list(arms), default=list(arms), help="runs of these arms only")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
+    parser.add_argument("--results", type=Path, default=results, help="folder of the results")
+    parser.add_argument(
+        "--work_dir",
+        type=Path,
+        default=Path("outputs/study"),
+        help="folder of the warmed-up models, which studies share",
+    )
+    parser.add_argument("--only", help="one cell, as the progress bar names it: run it again and compare")
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -22,11 +22,10 @@ are missing. The stages `finalists` and `own` make the runs of the arms that the
 
 import argparse
 import json
-import os
 import subprocess
 from pathlib import Path
 
-from studies.cells import compare, console, pick, read_rows, run_cells  # before transformers
+from studies.cells import add_run_options, compare, console, pick, read_rows, run_cells  # before transformers
 from trl_fork.commands.options import OptionParser
 
 from .plan import ARMS, NUM_SAMPLES, ORDER, STAGES, TASKS, Cell, cell_of
@@ -40,16 +39,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = OptionParser(description=__doc__)
     parser.add_argument("--stage", required=True, choices=["start", *STAGES, "all"])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="runs of these tasks only")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="runs of these arms only")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument(
-        "--work_dir",
-        type=Path,
-        default=Path("outputs/study"),
-        help="folder of the warmed-up models, which studies share",
-    )
-    parser.add_argument("--only", help="one cell, as the progress bar names it: run it again and compare")
+    add_run_options(parser, ARMS, RESULTS)
     options = parser.parse_args(arguments)
     if options.only and options.stage not in STAGES:
         parser.error(f"--only is for one of the stages {', '.join(STAGES)}, got --stage {options.stage}.")

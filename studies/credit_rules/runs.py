@@ -8,10 +8,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from datasets import Dataset
-from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, Qwen3ForCausalLM, TrainerCallback
+from transformers import AutoTokenizer, Qwen3ForCausalLM, TrainerCallback
 
-from studies.which_tokens.runs import TASK_MODULES, start_path, training_settings
+from studies.which_tokens.runs import TASK_MODULES, make_trainer, start_path, training_settings
 from studies.which_tokens.settings import (
     MAX_COMPLETION_LENGTH,
     NUM_GENERATIONS,
@@ -20,7 +19,7 @@ from studies.which_tokens.settings import (
     conversation,
     short,
 )
-from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
+from trl_fork import ForkingGRPOConfig
 from trl_fork.entropy import completion_entropies
 from trl_fork.generation.engines import Sample, TransformersEngine
 
@@ -190,21 +189,9 @@ def run(cell: Cell, root: Path, commit: str) -> dict:
     problems, _ = training_problems(cell), test_problems(cell.task)  # once per process for some tasks: not counted
     started, processor = time.perf_counter(), time.process_time()
     model, tokenizer = load_start(root, cell.task)
-
-    def correct(prompts, completions, problem, **_) -> list[float]:
-        return [float(task.is_correct(tuple(p), c[0]["content"])) for p, c in zip(problem, completions, strict=True)]
-
     probe = Probe(cell.task, tokenizer, cell.seed)
-    trainer = ForkingGRPOTrainer(
-        model=model,
-        reward_funcs=correct,
-        args=configuration(cell, str(root / "runs" / str(cell).replace(" ", "-"))),
-        train_dataset=Dataset.from_list([{"prompt": conversation(task, p), "problem": list(p)} for p in problems]),
-        processing_class=tokenizer,
-        callbacks=[probe],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
+    args = configuration(cell, str(root / "runs" / str(cell).replace(" ", "-")))
+    trainer = make_trainer(task, model, tokenizer, args, problems, probe)
     trainer.train()
     trained = time.process_time()
     last = probe.final(trainer.model)

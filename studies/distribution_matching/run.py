@@ -16,10 +16,9 @@ again and prints it beside the line that is there, without changing the file:
 
 import argparse
 import json
-import os
 from pathlib import Path
 
-from studies.cells import compare, console, pick, read_rows, run_cells  # before transformers
+from studies.cells import add_run_options, compare, console, pick, read_rows, run_cells  # before transformers
 from trl_fork.commands.options import OptionParser
 
 from .plan import ARMS, MEASURES, SEEDS, STAGES, TASK, TUNING_SEEDS, Cell, cell_of
@@ -31,16 +30,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = OptionParser(description=__doc__)
     parser.add_argument("--stage", required=True, choices=["start", *STAGES])
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="runs of these arms only")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument(
-        "--work_dir",
-        type=Path,
-        default=Path("outputs/study"),
-        help="folder of the warmed-up model, which studies share",
-    )
-    parser.add_argument("--only", help="one cell, as the progress bar names it: run it again and compare")
+    add_run_options(parser, ARMS, RESULTS)
     return parser.parse_args(arguments)
 
 

@@ -100,6 +100,26 @@ def accuracy(model, tokenizer, task: str, test: list[Problem], device: str) -> f
     return sum(right) / len(right)
 
 
+def load_model(options: argparse.Namespace):
+    """The model in float32, its tokenizer, and its device."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).to(device), tokenizer, device
+
+
+def measure_start(options: argparse.Namespace) -> None:
+    """Print how often the model is right before any training."""
+    _, test = load_problems(options)
+    test = test[: options.num_test]
+    model, tokenizer, device = load_model(options)
+    right = accuracy(model, tokenizer, options.task, test, device)
+    print(f"{options.task}: {right:.3f} of {len(test) * SAMPLES:,} completions are right, {SAMPLES} of each problem")
+
+
 def begin_record(path: Path, arm: str, options: argparse.Namespace) -> dict:
     """The record of an arm: a new one, or that of a run that was cut off."""
     names = ("task", "seed", "max_steps", "prompts_per_step", "learning_rate")
@@ -120,22 +140,19 @@ def run(arm: str, options: argparse.Namespace) -> None:
     """One arm: accuracy before, steps, accuracy after."""
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import TrainerCallback
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from transformers.trainer_utils import get_last_checkpoint
 
     from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 
     begin = time.perf_counter()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     path, folder = options.output / f"{arm}-{options.seed}.json", options.output / f"{arm}-{options.seed}"
     record = begin_record(path, arm, options)
-    record["device"] = torch.cuda.get_device_name() if device == "cuda" else device
     training, test = load_problems(options)
     test = test[: options.num_test]
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).to(device)
+    model, tokenizer, device = load_model(options)
+    record["device"] = torch.cuda.get_device_name() if device == "cuda" else device
     if "accuracy_before" not in record:
         record["accuracy_before"] = accuracy(model, tokenizer, options.task, test, device)
         write_json(path, record)
@@ -234,6 +251,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--time_limit", type=float, help="seconds after which an arm saves and takes no further step")
     parser.add_argument("--together", action="store_true", help="all arms at the same time")
     parser.add_argument("--problems", type=Path, help="file of problems, on a machine without reasoning-gym")
+    parser.add_argument("--measure_start", action="store_true", help="print the accuracy before training, and stop")
     parser.add_argument("--write_problems", type=Path, help="write that file, and stop")
     options = parser.parse_args(arguments)
     options.model = MODELS.get(options.model, options.model)
@@ -261,6 +279,9 @@ def main(arguments=None) -> None:
     if options.write_problems is not None:
         real_tasks.write_problems(options.write_problems, options.task, *real_tasks.problems(options.task))
         print(f"{options.write_problems} has the problems of {options.task}.")
+        return
+    if options.measure_start:
+        measure_start(options)
         return
     options.output.mkdir(parents=True, exist_ok=True)
     arms = [arm for arm in options.arms if not is_done(options.output / f"{arm}-{options.seed}.json")]

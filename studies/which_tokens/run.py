@@ -20,11 +20,10 @@ are missing. `--only` makes one cell again and prints it beside the line that is
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from studies.cells import compare, console, pick, read_rows, run_cells  # before transformers
+from studies.cells import add_run_options, compare, console, pick, read_rows, run_cells  # before transformers
 from trl_fork.commands.options import OptionParser
 
 from .grid import ARMS, STAGES, TASKS, Cell, cell_of
@@ -39,11 +38,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--stage", required=True, choices=["warm_up", *STAGES])
     parser.add_argument("--size", default="tiny", choices=["tiny", "30m", "100m"], help="of the model")
     parser.add_argument("--task", choices=TASKS, help="runs of this task only")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="runs of these arms only")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--work_dir", type=Path, default=Path("outputs/study"), help="folder of the warmed-up models")
-    parser.add_argument("--only", help="one cell, as the progress bar names it: run it again and compare")
+    add_run_options(parser, ARMS, RESULTS)
     return parser.parse_args(arguments)
 
 

@@ -137,6 +137,25 @@ def configuration(cell: Cell, output_dir: str = "outputs/study") -> ForkingGRPOC
     )
 
 
+def make_trainer(task, model, tokenizer, args: ForkingGRPOConfig, problems: list, probe) -> ForkingGRPOTrainer:
+    """The trainer of a run: rewards are right answers, and the console stays free for the line of each run."""
+
+    def correct(prompts, completions, problem, **_) -> list[float]:
+        return [float(task.is_correct(tuple(p), c[0]["content"])) for p, c in zip(problem, completions, strict=True)]
+
+    trainer = ForkingGRPOTrainer(
+        model=model,
+        reward_funcs=correct,
+        args=args,
+        train_dataset=Dataset.from_list([{"prompt": conversation(task, p), "problem": list(p)} for p in problems]),
+        processing_class=tokenizer,
+        callbacks=[probe],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
+
+
 def run(cell: Cell, root: Path, take_gradient_apart: bool = False) -> dict:
     """
     Train and measure one cell.
@@ -160,10 +179,6 @@ def run(cell: Cell, root: Path, take_gradient_apart: bool = False) -> dict:
     problems = task.training_problems(settings.prompts_per_update * settings.updates, random.Random(cell.seed))
     test = task.held_out_problems(NUM_TEST, random.Random(WARM_UP_SEED))
     model = Qwen3ForCausalLM.from_pretrained(start)
-
-    def correct(prompts, completions, problem, **_) -> list[float]:
-        return [float(task.is_correct(tuple(p), c[0]["content"])) for p, c in zip(problem, completions, strict=True)]
-
     probe = Probe(
         cell,
         task,
@@ -173,16 +188,8 @@ def run(cell: Cell, root: Path, take_gradient_apart: bool = False) -> dict:
         every=settings.updates // EVALUATIONS,
         takes_gradient_apart=take_gradient_apart and cell.arm == "all" and cell.seed in GRADIENT_SEEDS,
     )
-    trainer = ForkingGRPOTrainer(
-        model=model,
-        reward_funcs=correct,
-        args=configuration(cell, str(root / "runs" / str(cell).replace(" ", "-"))),
-        train_dataset=Dataset.from_list([{"prompt": conversation(task, p), "problem": list(p)} for p in problems]),
-        processing_class=tokenizer,
-        callbacks=[probe],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
+    args = configuration(cell, str(root / "runs" / str(cell).replace(" ", "-")))
+    trainer = make_trainer(task, model, tokenizer, args, problems, probe)
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     curves = {

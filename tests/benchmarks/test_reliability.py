@@ -14,6 +14,7 @@ from benchmarks.reliability.bad_configurations import Bad, written
 from benchmarks.reliability.drawn_configurations import KINDS, Drawing
 from benchmarks.reliability.parts import PARTS
 from benchmarks.reliability.record import Record, load
+from trl_fork._visible import show_controls
 from trl_fork.report import marks
 from trl_fork.trainer import model_card
 
@@ -110,8 +111,8 @@ def test_search_for_tokens_finds_them():
 def test_console_shows_control_characters_instead_of_obeying(monkeypatch):
     texts = ["\x1b[2J\x1b]0;owned\x07", "[red]a[/red]", "\x9b31m\r\x08"]
     assert pages.look_at_console(texts) == []
-    assert marks.visible("a\x1b[2J\tb\n\x7f\x9b") == "a␛[2J\tb\n␡\ufffd"
-    monkeypatch.setattr(marks, "visible", lambda text: text)
+    assert show_controls("a\x1b[2J\tb\n\x7f\x9b") == "a␛[2J\tb\n␡\ufffd"
+    monkeypatch.setattr(marks, "show_controls", lambda text: text)
     assert pages.look_at_console(texts) == ["control characters ['0x1b', '0x9b']"]
 
 

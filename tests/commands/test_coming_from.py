@@ -101,7 +101,7 @@ def test_shell_is_read_and_not_run(tmp_path):
     A=3; touch {tmp_path / "run"}
     N=$((2 * 3 + 4))          # a comment
     M=${{M:-$((N / 5))}}
-    NAME=${{NAME:-"${{ROOT:-/root}}/x y"}}
+    NAME=${{NAME:-"${{ROOT:-/data}}/x y"}}
     LIST=( a.one=${{N}} 'a.two=$N' )
     $(touch {tmp_path / "run"})
     python -m tool.main_ppo --flag b.three="${{NAME}}" \\
@@ -111,7 +111,7 @@ def test_shell_is_read_and_not_run(tmp_path):
     """
     found = read_overrides(text.replace("        # a.commented=1\n", ""))
     assert found == {
-        "b.three": "/root/x y",
+        "b.three": "/data/x y",
         "b.four": '["p", "q"]',
         "a.one": "10",
         "a.two": "$N",

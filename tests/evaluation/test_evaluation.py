@@ -143,6 +143,13 @@ def test_interval_has_its_coverage():
     assert 1 <= missed <= 16  # about 5 expected
 
 
+def test_tables_show_what_a_terminal_would_obey(capsys):
+    """Names of data sets and tokens are text of others."""
+    tables.print_table("Words", ["token"], [["\x1b[2Jhello"]])
+    printed = capsys.readouterr().out
+    assert "\u241b[2Jhello" in printed and "\x1b" not in printed
+
+
 def test_tables(tmp_path, capsys):
     for name, right in (("a", {"0": [1, 0], "1": [0, 0]}), ("b", {"0": [1, 1], "1": [0, 1]})):
         (tmp_path / name).mkdir()

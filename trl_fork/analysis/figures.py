@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._visible import show_spaces
 from ..report.palette import BLUE, GREY, VERMILION
 from .figure_axes import BACKGROUND, add_legend, new_figure, new_figures, plain_label
 
@@ -286,9 +287,8 @@ def plot_token_cloud(tokens: list[dict], title: str, *, largest: str) -> Figure 
 
 
 def visible(token: str) -> str:
-    """A token with its white space visible. A leading space before other characters is dropped."""
-    text = token[1:] if token.startswith(" ") and token.strip() else token
-    return text.replace("\n", "\u21b5").replace("\t", "\u21e5").replace(" ", "\u2423") or "(empty)"
+    """A token with white space and control characters visible. A leading space before other characters is dropped."""
+    return show_spaces(token[1:] if token.startswith(" ") and token.strip() else token)
 
 
 def _label_decades(axes, values: np.ndarray) -> None:

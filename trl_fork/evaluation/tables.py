@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Literal, TextIO
 
+from .._visible import show_controls
 from .metrics import compare
 from .store import read_completions
 
@@ -94,7 +95,10 @@ def print_table(
     justify: Literal["left", "right"] = "right",
     file: TextIO | None = None,
 ) -> None:
-    """Print a table, to the standard output if `file` is not given. Columns justified left may be folded."""
+    """
+    Print a table, to the standard output if `file` is not given. Columns justified left may be folded, and control
+    characters are shown.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -102,7 +106,7 @@ def print_table(
     for column, name in enumerate(header):
         table.add_column(name, justify=justify if column else "left", no_wrap=column > 0 and justify == "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(show_controls, row))
     # The width of a file or pipe is not known, so nothing is folded there.
     console = Console(file=file)
     if not console.is_terminal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .._visible import show_controls
 from .palette import BROWN, ORANGE
 
 
@@ -49,18 +50,8 @@ def highlight_tokens(
     largest = largest or max(selected, default=0) or 1
     for token_id, token, weight in zip(token_ids, tokens, selected, strict=True):
         if token_id not in special:
-            text.append(visible(token), style=_style(weight / largest))
+            text.append(show_controls(token), style=_style(weight / largest))
     return text
-
-
-# A terminal obeys these: they clear the screen, set its title, or write elsewhere. rich leaves the escape in.
-_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
-_CONTROLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-
-
-def visible(text: str) -> str:
-    """The text with control characters as pictures, `␛` for escape, so that a terminal shows them."""
-    return text.translate(_CONTROLS)
 
 
 def _style(share: float) -> str | None:
@@ -117,14 +108,14 @@ def completions_table(
     table.add_column("Prompt", ratio=1)
     table.add_column("Completion", ratio=2)
     for name in columns:
-        table.add_column(Text(visible(name)), justify="right")
+        table.add_column(Text(show_controls(name)), justify="right")
     for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         marked = highlight_tokens(tokenizer, *completion, largest=largest) if isinstance(completion, tuple) else None
         values = [values[i] for values in columns.values()]
         table.add_row(
-            Text(visible(_plain(prompt))),
-            Text(visible(_plain(completion))) if marked is None else marked,
-            *(Text(f"{value:.2f}" if isinstance(value, float) else visible(str(value))) for value in values),
+            Text(show_controls(_plain(prompt))),
+            Text(show_controls(_plain(completion))) if marked is None else marked,
+            *(Text(f"{value:.2f}" if isinstance(value, float) else show_controls(str(value))) for value in values),
         )
     return table
 

@@ -13,11 +13,10 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
 from .._files import write_text
 from ..credit import forking_count
-from .policy import policy_hash
+from .policy import page_templates
 
 
 _NO_TOKEN = 2**32 - 1  # marks an alternative that was not given
@@ -221,13 +220,10 @@ def _rows(summary: dict, prefix: str = "") -> list[tuple[str, str]]:
 
 def _fill_template(title: str, summary: list[tuple[str, str]], figures, data: dict) -> str:
     folder = files(__package__) / "templates"
-    template, style, script = (
-        (folder / name).read_text("utf-8") for name in ("report.html", "report.css", "report.js")
-    )
-    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters["sha256"] = policy_hash
+    style, script = ((folder / name).read_text("utf-8") for name in ("report.css", "report.js"))
+    environment = page_templates(keep_trailing_newline=True)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    return environment.from_string(template).render(
+    return environment.get_template("report.html").render(
         title=title,
         style=style,
         script=script,

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
 from .._files import write_text
-from .policy import policy_hash
+from .._visible import show_spaces
+from .policy import page_templates
 from .run_curves import Overlay, style_of
 from .runs import ACTIVITIES, STEP_TIME
 from .values import changes_of, shown
@@ -37,10 +36,10 @@ def write_run_page(path: str | Path, numbers: dict, drawn: Sequence[Overlay], se
     folder = files(__package__) / "templates"
     style = "".join((folder / name).read_text("utf-8") for name in ("report.css", "runs.css"))
     script = (folder / "runs.js").read_text("utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"sha256": policy_hash, "shown": shown, "visible": _visible}
+    environment = page_templates(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    environment.filters |= {"shown": shown, "visible": show_spaces}
     runs = numbers["runs"]
-    page = environment.from_string((folder / "runs.html").read_text("utf-8")).render(
+    page = environment.get_template("runs.html").render(
         title=f"{' and '.join(run['name'] for run in runs)}",
         style=style,
         script=script,
@@ -80,8 +79,3 @@ def _with_bars(rows: list[dict], unit: float) -> list[dict]:
             bar = dict(zip(("low", "mean", "high"), ends, strict=True))
         found.append({**row, "bar": bar, "unit": unit})
     return found
-
-
-def _visible(token: str) -> str:
-    """A token with its white space visible."""
-    return token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣") or "(empty)"

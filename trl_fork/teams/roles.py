@@ -8,8 +8,8 @@ from math import isfinite
 from .templates import fields_of, malformed_fields, named_role
 
 
-# Names of a metric, of a field `messages[NAME]` and of a line of the transcript.
 TEXT_OF_YAML = " To YAML 1e-3 is a text: write 1.0e-3 or 0.001."
+# Names of a metric, of a field `messages[NAME]` and of a line of the transcript.
 _NAME = re.compile(r"\w(?:[\w .-]*\w)?")
 
 

@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable
 
 
-# A field with the braces around it. `messages[NAME]` is the latest message of a role.
+# What begins like a field of every team.
 _NEARLY = re.compile(r"\{\s*(?:prompt|transcript|messages)\b[^{}]*\}")
+# A field with the braces around it. `messages[NAME]` is the latest message of a role.
 _FIELD = re.compile(r"(\{+)(messages\[[^\[\]{}]*\]|[^\W\d]\w*)(\}+)")
 
 

@@ -48,7 +48,7 @@ def check_training_data(
         if "prompt" not in dataset.column_names and not prompt_is_optional:
             raise ValueError(
                 f"train_dataset needs a column 'prompt'; it has {dataset.column_names}. Rename one, or use "
-                "trl_fork.data.prompt_and_solution.to_prompt_and_solution."
+                "trl_fork.data.to_prompt_and_solution."
             )
         prompts = args.generation_batch_size // args.num_generations
         if len(dataset) < prompts:

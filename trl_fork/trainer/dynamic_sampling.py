@@ -25,6 +25,7 @@ from .groups import (
     rows_without_spread,
 )
 from .metrics import LENGTH_METRICS, combine_rounds, reward_metrics, weighted_sum
+from .reward_checks import deciding_column
 
 
 @dataclass
@@ -57,14 +58,7 @@ class DynamicSamplingMixin(WithContext, TrainerMixin):
 
     def _init_dynamic_sampling(self):
         self._refills = self._resumable["refills"] = RefillStream()
-        name = self.args.dynamic_sampling_reward
-        if self.args.dynamic_sampling and name is not None:
-            if name not in self.reward_func_names:
-                raise ValueError(
-                    f"dynamic_sampling_reward names no reward function of this run: got {name!r}, there are "
-                    f"{self.reward_func_names}. Pass one of them, or leave it out for the weighted sum."
-                )
-            self._deciding_column = self.reward_func_names.index(name)
+        self._deciding_column = deciding_column(self.args, self.reward_func_names)
 
     _deciding_column: int | None = None  # column of the reward whose spread makes a group informative
     _rows_per_episode: int  # rows that stay on one rank

@@ -1,5 +1,7 @@
 """Checks of a run's rewards that TRL, or this package, could make only after the model is loaded."""
 
+from typing import Any
+
 
 def check_rewards(args, reward_funcs, *, environment: bool) -> None:
     """
@@ -24,10 +26,24 @@ def check_rewards(args, reward_funcs, *, environment: bool) -> None:
             f"reward_weights must be one for each of reward_funcs, got {len(args.reward_weights)} "
             f"({args.reward_weights}) for {len(rewards)}. Leave it out to weigh all alike."
         )
-    names = [getattr(reward, "__name__", None) for reward in rewards]
+    names: list[Any] = [getattr(reward, "__name__", None) for reward in rewards]
+    if None not in names:  # a reward model has its name once it is loaded
+        deciding_column(args, names)
+
+
+def deciding_column(args, names: list[str]) -> int | None:
+    """
+    Number of the reward whose spread makes a group informative in dynamic sampling; `None` for the weighted sum.
+
+    Raises:
+        `ValueError`: if no reward has the name.
+    """
     wanted = args.dynamic_sampling_reward
-    if args.dynamic_sampling and wanted is not None and None not in names and wanted not in names:
+    if not args.dynamic_sampling or wanted is None:
+        return None
+    if wanted not in names:
         raise ValueError(
             f"dynamic_sampling_reward names no reward function of this run: got {wanted!r}, there are {names}. Pass "
             "one of them, or leave it out for the weighted sum."
         )
+    return names.index(wanted)
