@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trl_fork.analysis import figures
 from trl_fork.analysis import statistics as analysis
 from trl_fork.analysis.tokens import TokenContexts, TokenStatistics
 
@@ -311,3 +312,12 @@ def test_examples_are_drawn_uniformly():
         drawn.update(example.position for example in contexts.examples[0])
     assert sum(drawn.values()) == 4000
     assert all(abs(drawn[place] / 2000 - 0.2) < 0.045 for place in range(10))
+
+
+def test_word_cloud_of_tokens_that_end_a_paragraph():
+    """A layout of text fails at these: a random model samples them."""
+    tokens = ["\n", "\r", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "a"]
+    entries = [{"token": token, "mean_entropy": 1.0 + number} for number, token in enumerate(tokens)]
+    figure = figures.plot_token_cloud(entries, "Words", largest="high")
+    assert {figures.visible(token) for token in tokens} == set("↵␍␜␝␞�¶a")
+    assert len(figure.axes[0].patches) == 8
