@@ -293,7 +293,8 @@ def test_hostile_text_is_shown_as_it_is(text, tmp_path):
     found = Scripts((tmp_path / "page.html").read_text("utf-8"))
     assert found.texts["title"] == found.texts["h1"] == [f"{text}A and {text}B"]
     assert found.texts["code"][0] == text and text in found.texts["td"]
-    assert found.texts["bdi"][0] == text.replace(" ", "␣") and "␣b↵" in found.texts["bdi"]
+    shown = text.replace(" ", "␣").replace("\u2028", "↵").replace("\u2029", "¶")
+    assert found.texts["bdi"][0] == shown and "␣b↵" in found.texts["bdi"]
     assert found.texts["p"].count(text) == 2  # the note and the sentence
 
 
