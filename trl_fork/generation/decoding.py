@@ -29,6 +29,7 @@ from transformers import (
 from transformers.generation import GenerationMode
 
 from .._logging import logger
+from .._transformers import CACHE
 from .key_values import move_rows, with_rows
 from .rotary import rescales_with_length
 from .sampling import draw_tokens
@@ -53,7 +54,7 @@ class CannotDecodeError(NotImplementedError):
     """The model needs something that this loop does not do. PyTorch's random numbers have not been drawn from."""
 
 
-_TAKEN = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+_TAKEN = {"attention_mask", "position_ids", CACHE, "use_cache", "logits_to_keep"}
 
 
 @dataclass
@@ -144,7 +145,7 @@ class _Batch:
         self.logits_processor = LogitsProcessorList(map(_of_any_rows, logits_processor))
         self.stopping_criteria = stopping_criteria
         self.greedy = not generation_config.do_sample
-        self.cache = model_kwargs["past_key_values"]
+        self.cache = model_kwargs[CACHE]
         self.settings = {name: model_kwargs[name] for name in ("use_cache", "logits_to_keep") if name in model_kwargs}
         mask = model_kwargs.get("attention_mask")
         self.mask = torch.ones_like(input_ids) if mask is None else mask
@@ -225,9 +226,9 @@ class _Batch:
         """Logits of the next token, shape `(batch, vocabulary)`."""
         placed = {} if self.positions is None else {"position_ids": positions}
         inputs = self.model.prepare_inputs_for_generation(
-            ids, past_key_values=cache, attention_mask=mask, **placed, **settings, **self.settings
+            ids, attention_mask=mask, **{CACHE: cache}, **placed, **settings, **self.settings
         )
-        if inputs.get("past_key_values") is not cache:
+        if inputs.get(CACHE) is not cache:
             raise CannotDecodeError("the model does not go on with its cache")
         if self.loop.synchronize is not None:
             self.loop.synchronize(True)
@@ -252,7 +253,7 @@ def _check(model_kwargs: dict, stopping_criteria) -> None:
     others = [name for name, value in model_kwargs.items() if name not in _TAKEN and value is not None]
     if others:
         raise CannotDecodeError(f"the model takes {', '.join(sorted(others))}")
-    cache, positions = model_kwargs.get("past_key_values"), model_kwargs.get("position_ids")
+    cache, positions = model_kwargs.get(CACHE), model_kwargs.get("position_ids")
     if (
         type(cache) is not DynamicCache
         or cache.get_seq_length()

@@ -23,7 +23,7 @@ class GrowingLayer(DynamicLayer):
 
     def __init__(self, layer: Any, rows: torch.Tensor, longest: int):
         super().__init__()
-        self.dtype, self.device, self.longest = layer.dtype, layer.device, longest
+        self.dtype, self.device, self.longest = layer.keys.dtype, layer.keys.device, longest
         self.is_initialized = True
         self._store: list[torch.Tensor] = [torch.empty(0), torch.empty(0)]
         self.keys, self.values = (

@@ -22,6 +22,7 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.utils import can_return_tuple
 
+from .._transformers import CACHE
 from .config import OuroConfig, check_num_loops, with_end_of_turn
 
 
@@ -121,14 +122,15 @@ class OuroModel(OuroPreTrainedModel):
         output_loop_states: bool = False,
         stack_loop_states: bool = False,
         output_hidden_states: bool | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> OuroModelOutput:
         """
         Run the layers `num_loops` times.
 
         Args:
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache (*optional*):
-                As in [`~transformers.LlamaModel`].
+            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache (*optional*):
+                As in [`~transformers.LlamaModel`]. `past_key_values` is the name of `cache` before transformers 5.24.
             num_loops (`int`, *optional*):
                 Number of loops; `config.total_ut_steps` by default. A cache goes on with as many as it began with.
             output_loop_states (`bool`, *optional*, defaults to `False`):
@@ -150,7 +152,8 @@ class OuroModel(OuroPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if kwargs.pop("output_attentions", None):
             raise NotImplementedError("output_attentions=True: Ouro does not return attention weights.")
-        if kwargs.get("cache") is not None:
+        cache = past_key_values if cache is None else cache
+        if cache is not None and not isinstance(cache, Cache):
             raise NotImplementedError(
                 "Continuous batching keeps the keys and values of a layer once, and Ouro has others in every loop. "
                 "Use generate, or vLLM."
@@ -163,20 +166,20 @@ class OuroModel(OuroPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         recomputes = self.gradient_checkpointing and self.training  # the layers drop the cache then
-        if use_cache and past_key_values is None and not recomputes:
-            past_key_values = DynamicCache(config=self.config)
-        if past_key_values is not None:
-            _make_room(past_key_values, len(self.layers), num_loops)
+        if use_cache and cache is None and not recomputes:
+            cache = DynamicCache(config=self.config)
+        if cache is not None:
+            _make_room(cache, len(self.layers), num_loops)
         if position_ids is None:
-            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            seen = 0 if cache is None else cache.get_seq_length()
             places = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
             position_ids = places.unsqueeze(0)  # type: ignore[assignment]
-        mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids)
+        mask = self._causal_mask(inputs_embeds, attention_mask, cache, position_ids)
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
 
         hidden_states, inputs_of_layers, loop_states = inputs_embeds, [], []
         for loop in range(num_loops):
-            cache = None if past_key_values is None else _LoopOfCache(past_key_values, loop * len(self.layers))
+            of_loop = None if cache is None else _LoopOfCache(cache, loop * len(self.layers))
             for layer in self.layers:
                 if output_hidden_states:
                     inputs_of_layers.append(hidden_states)
@@ -185,8 +188,8 @@ class OuroModel(OuroPreTrainedModel):
                     attention_mask=mask,
                     position_embeddings=position_embeddings,
                     position_ids=position_ids,
-                    past_key_values=cache,
                     use_cache=use_cache,
+                    **{CACHE: of_loop},
                     **kwargs,
                 )
             hidden_states = self.norm(hidden_states)
@@ -194,25 +197,25 @@ class OuroModel(OuroPreTrainedModel):
                 loop_states.append(hidden_states)
         return OuroModelOutput(
             last_hidden_state=torch.cat(loop_states) if stack_loop_states else hidden_states,
-            past_key_values=past_key_values if use_cache else None,
             hidden_states=(*inputs_of_layers, hidden_states) if output_hidden_states else None,
             loop_states=tuple(loop_states) if output_loop_states else None,
             gate_logits=self._gate_logits(loop_states) if output_loop_states else None,
+            **{CACHE: cache if use_cache else None},  # type: ignore[arg-type]
         )
 
     def _gate_logits(self, loop_states: list[torch.Tensor]) -> torch.Tensor:
         return torch.cat([self.early_exit_gate(states) for states in loop_states], dim=-1)
 
-    def _causal_mask(self, inputs_embeds, attention_mask, past_key_values, position_ids):
+    def _causal_mask(self, inputs_embeds, attention_mask, cache, position_ids):
         arguments = {
             "config": self.config,
             "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
+            CACHE: cache,
             "position_ids": position_ids,
             "inputs_embeds" if "inputs_embeds" in _MASK_ARGUMENTS else "input_embeds": inputs_embeds,
         }
         if "cache_position" in _MASK_ARGUMENTS:
-            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            seen = 0 if cache is None else cache.get_seq_length()
             arguments["cache_position"] = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
         return create_causal_mask(**arguments)
 
@@ -254,6 +257,7 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
         num_loops: int | None = None,
         output_loop_states: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
+        cache: Cache | None = None,
         **kwargs,
     ) -> OuroCausalLMOutput:
         """
@@ -264,8 +268,9 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
                 Tokens for the cross-entropy of the last loop, -100 where there is none.
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to `0`):
                 Number of positions at the end, or their numbers, whose logits are computed; all by default.
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, kwargs (*optional*):
-                As in [`~transformers.LlamaForCausalLM`].
+            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, kwargs (*optional*):
+                As in [`~transformers.LlamaForCausalLM`]. `past_key_values` is the name of `cache` before transformers
+                5.24.
             num_loops, output_loop_states (*optional*):
                 As in [`OuroModel.forward`].
         """
@@ -273,7 +278,7 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             num_loops=num_loops,
@@ -289,10 +294,10 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
         return OuroCausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             loop_states=outputs.loop_states,
             gate_logits=outputs.gate_logits,
+            **{CACHE: outputs.get(CACHE)},
         )
 
 
