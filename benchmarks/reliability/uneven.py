@@ -20,6 +20,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from tests.conftest import LETTERS, build_model, build_tokenizer, fixed_reward
+from tests.processes import leave
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 
 
@@ -99,8 +100,7 @@ def main(directory: str, steps: str, seed: str) -> None:
             "median_step": round(sorted(seconds)[len(seconds) // 2], 3),
         }
         (Path(directory) / "result.json").write_text(json.dumps(result))
-    trainer.accelerator.wait_for_everyone()
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import torch
 from datasets import Dataset
 
 from tests.conftest import build_tokenizer
+from tests.processes import leave
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 
 
@@ -108,9 +109,7 @@ def main():
             "completions": seen,
         }
         (options.directory / "result.json").write_text(json.dumps(result))
-    trainer.accelerator.wait_for_everyone()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 
 from tests.conftest import LETTERS, build_model, build_tokenizer, one_step
+from tests.processes import leave
 from trl_fork import ForkingGRPOConfig, ForkingGRPOTrainer
 from trl_fork.teams import Role, TeamRollout, joint_reward
 
@@ -86,10 +87,7 @@ def main(directory: str) -> None:
             }
             save_file(weights, Path(directory) / f"{name}.safetensors")
             (Path(directory) / f"{name}.json").write_text(json.dumps(records))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # as worker.py
+    leave()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from tests.conftest import (
     build_tokenizer,
     train,
 )
+from tests.processes import leave
 from trl_fork.credit import preset_names
 from trl_fork.trainer.call_names import CallNames
 from trl_fork.trainer.callbacks import ForkReportCallback
@@ -380,12 +381,7 @@ def main(directory: str, *names: str) -> None:
         torch.distributed.all_gather_object(records, record_of(trainer, rollouts, name in SAMPLED))
         if trainer.accelerator.is_main_process:
             (output / "record.json").write_text(json.dumps(records))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # One launch in about seventy aborted in the interpreter's tear-down, after all work was done.
-    os._exit(0)
+    leave()
 
 
 if __name__ == "__main__":
