@@ -222,6 +222,27 @@ def test_other_settings_are_refused(model, reference, changes, message):
     assert (reference / "completions.jsonl").read_bytes() == before
 
 
+def test_samples_of_earlier_weights_are_refused(model, reference, tmp_path):
+    """A training that went on leaves a model of the same name in the same folder."""
+    shutil.copytree(model, tmp_path / "model")
+    found = run(tmp_path / "model", tmp_path / "evaluation", limit=2)
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    for parameter in trained.parameters():
+        parameter.data.add_(1e-4)
+    trained.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"weights was {'model': '\w+'}, is now {'model': '\w+'}.*another --output"):
+        run(tmp_path / "model", tmp_path / "evaluation", limit=2)
+    for file in Path(model).glob("*.safetensors"):
+        shutil.copyfile(file, tmp_path / "model" / file.name)
+    assert run(tmp_path / "model", tmp_path / "evaluation", limit=2) == found
+    # Earlier versions did not write what weights they were
+    path = tmp_path / "evaluation" / "settings.json"
+    written = json.loads(path.read_text())
+    del written["settings"]["weights"]
+    path.write_text(json.dumps(written))
+    assert run(tmp_path / "model", tmp_path / "evaluation", limit=2) == found
+
+
 def test_lora_adapter(model, reference, tmp_path):
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)

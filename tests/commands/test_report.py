@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy.stats import t as student
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import build_model
 from tests.report.test_report_page import Scripts
 from tests.trainer.test_features import byte_tokenizer
+from trl_fork._files import weights_fingerprint
 from trl_fork.commands import dispatch
 
 
@@ -239,6 +241,21 @@ def test_other_problems_are_not_paired(tmp_path, capsys):
     reason = "no paired interval, because 2 of the 2 problems of the same id have another solution."
     assert reason in printed and "75.00%" in printed and "25.00%" in printed
     assert reason in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_an_evaluation_of_earlier_weights_is_named(tmp_path, capsys):
+    weights = torch.randn(50, 50, generator=torch.Generator().manual_seed(0))
+    for name, saved in (("a", weights), ("b", weights + 1e-4)):
+        evaluated = {"model": str(tmp_path / name), "weights": {}}
+        (tmp_path / name).mkdir()
+        save_file({"x": weights}, tmp_path / name / "model.safetensors")
+        evaluated["weights"]["model"] = weights_fingerprint(tmp_path / name)
+        evaluation(tmp_path / name / "evaluation", {"p": 1, "q": 2, "r": 0}, settings=evaluated)
+        save_file({"x": saved}, tmp_path / name / "model.safetensors")
+    report(tmp_path, "a", "b")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "b/evaluation is of earlier weights of this run: evaluate it again" in printed
+    assert "a/evaluation is of earlier" not in printed
 
 
 def test_other_settings_of_an_evaluation_are_named(tmp_path, capsys):

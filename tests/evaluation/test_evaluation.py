@@ -150,6 +150,21 @@ def test_tables_show_what_a_terminal_would_obey(capsys):
     assert "\u241b[2Jhello" in printed and "\x1b" not in printed
 
 
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_numbers_are_whole_on_a_narrow_terminal(width, capsys, monkeypatch):
+    """rich takes the room from the one column that may be folded: at 80 columns no data set had a name."""
+    for name, value in {"COLUMNS": str(width), "FORCE_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    (result,) = summarize(samples_of({"0": [1, 1], "1": [1, 1]})).values()
+    tables.print_results({"mine.jsonl": result | {"mean_length": 12034.0}, "a_long_name.jsonl": result})
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    lines = [line.replace("│", " ").split() for line in printed.splitlines()]
+    assert ["mine", "2", "2", "100.00%", "0.00%", "100.00%", "12,034", "0.0%"] in lines
+    assert "a_long_name" in printed and "truncated" in printed
+    longest = max(map(len, printed.splitlines()))
+    assert longest <= width or width == 60  # the least that holds the numbers
+
+
 def test_tables(tmp_path, capsys):
     for name, right in (("a", {"0": [1, 0], "1": [0, 0]}), ("b", {"0": [1, 1], "1": [0, 1]})):
         (tmp_path / name).mkdir()

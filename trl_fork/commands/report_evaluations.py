@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .._files import weights_fingerprint
 from ..evaluation.pairing import pair_datasets
 from ..evaluation.store import FIELDS, read_completions
 from ..evaluation.tables import dataset_label
@@ -15,7 +16,17 @@ RESULTS, COMPLETIONS = "results.json", "completions.jsonl"
 DEFAULT = "evaluation"
 # Settings that two evaluations of the same problems may differ in, but not in what they measure. How problems differ
 # is found from the problems.
-_NO_MATTER = ("model", "base_model", "dataset", "problems", "engine", "dtype", "attn_implementation", "limit")
+_NO_MATTER = (
+    "model",
+    "base_model",
+    "weights",
+    "dataset",
+    "problems",
+    "engine",
+    "dtype",
+    "attn_implementation",
+    "limit",
+)
 
 
 @dataclass
@@ -78,6 +89,10 @@ def _read(folder: Path, run: Run) -> Evaluation:
     model = settings.get("model")
     if model and Path(str(model)).resolve() != run.path.resolve():
         run.notes.append(f"The evaluation in {folder} is of {model}.")
+    elif (settings.get("weights") or {}).get("model") not in (None, weights_fingerprint(run.path)):
+        run.notes.append(
+            f"The evaluation in {folder} is of earlier weights of this run: evaluate it again, with another --output."
+        )
     return Evaluation(folder, results, samples, settings)
 
 

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from datasets.utils.logging import disable_progress_bar
 from tqdm import tqdm
 
+from .._files import weights_fingerprint
 from ..data.prompt_file import PROMPT_ARGUMENTS
 from ..evaluation.metrics import Problem, evaluate, todo_of
 from ..evaluation.store import CompletionStore, key, read_completions
@@ -114,8 +115,10 @@ def settings_of(
 ) -> dict:
     """Settings on which the samples depend. A run that continues another must have the same."""
     digest = hashlib.sha256(json.dumps([[p.dataset, p.problem_id, p.prompt, p.solution] for p in problems]).encode())
+    models = {name: vars(options).get(name) for name in ("model", "base_model", "proposal_model")}
     return {
         **{name: getattr(options, name) for name in names},
+        "weights": {name: found for name, model in models.items() if model and (found := weights_fingerprint(model))},
         "problems": f"{len(problems)}, sha256 {digest.hexdigest()[:16]}",
     }
 

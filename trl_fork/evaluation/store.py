@@ -51,6 +51,8 @@ class CompletionStore:
         settings = json.loads(json.dumps(settings))
         earlier = json.loads(path.read_text())["settings"]
         changed = [name for name in {**earlier, **settings} if earlier.get(name) != settings.get(name)]
+        if "weights" in changed and "weights" not in earlier:  # an earlier version did not write it
+            changed.remove("weights")
         if changed:
             differences = "; ".join(f"{n} was {earlier.get(n)!r}, is now {settings.get(n)!r}" for n in changed)
             raise ValueError(

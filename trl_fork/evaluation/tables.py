@@ -83,7 +83,7 @@ def print_comparison(path_a: str, path_b: str) -> None:
     header = ["data set", "A avg@K", "length", "B avg@K", "length", "B - A", "95 % interval", "problems"]
     print_table("Comparison", header, rows)
     differ = [name for name in {**settings[0], **settings[1]} if settings[0].get(name) != settings[1].get(name)]
-    for name in (name for name in differ if name not in ("model", "base_model")):
+    for name in (name for name in differ if name not in ("model", "base_model", "weights")):
         print(f"Different {name}: {settings[0].get(name)!r} and {settings[1].get(name)!r}.")
 
 
@@ -97,20 +97,41 @@ def print_table(
 ) -> None:
     """
     Print a table, to the standard output if `file` is not given. Columns justified left may be folded, and control
-    characters are shown.
+    characters are shown. On a narrow terminal headers are folded and columns stand close, and numbers stay whole.
     """
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title)
-    for column, name in enumerate(header):
-        table.add_column(name, justify=justify if column else "left", no_wrap=column > 0 and justify == "right")
-    for row in rows:
-        table.add_row(*map(show_controls, row))
     # The width of a file or pipe is not known, so nothing is folded there.
     console = Console(file=file)
     if not console.is_terminal:
         console = Console(file=file, width=160)
+    rows = [[show_controls(cell) for cell in row] for row in rows]
+    numbers = [column > 0 and justify == "right" for column in range(len(header))]
+
+    def made(names: list[str], padding: int) -> tuple[Table, int]:
+        """The table, and the least width at which its numbers are whole."""
+        table, width = Table(title=title, padding=(0, padding)), len(names) + 1
+        for column, (name, *cells) in enumerate(zip(names, *rows, strict=True)):
+            longest = max(map(len, [*name.split("\n"), *cells]))
+            # Without a least width, rich takes all room from the columns that may be folded.
+            least = longest if numbers[column] else min(longest, 12)
+            width += least + 2 * padding
+            table.add_column(
+                name, justify=justify if column else "left", no_wrap=numbers[column], min_width=least, overflow="fold"
+            )
+        for row in rows:
+            table.add_row(*row)
+        return table, width
+
+    folded = [name.replace(" ", "\n") if number else name for name, number in zip(header, numbers, strict=True)]
+    for names, padding in ((header, 1), (folded, 1), (folded, 0)):
+        table, width = made(names, padding)
+        if width <= console.width:
+            console.print(table)
+            return
+    # The terminal breaks lines that are too long yet; rich would leave out columns.
+    console.width = width
     console.print(table)
 
 
