@@ -178,12 +178,13 @@ def test_failure_costs_a_message_not_the_run(failures, pushed, hub, tmp_path):
     attempts = 50 - len(next(iter(failures.values())))
     assert attempts == (1 if "preupload" in str(failures) else 3), attempts
     assert "Published: nothing. Not published:" in errors and "model.safetensors" in errors
-    (command,) = re.findall(r"^  (hf upload .*)$", errors, flags=re.MULTILINE)
+    (command,) = re.findall(r"^  (HF_ENDPOINT=.* hf upload .*)$", errors, flags=re.MULTILINE)
+    assert command.count("--exclude") == 2, "the client appends to the list of patterns that it is given"
     hub.failures.clear()
-    done = subprocess.run(
-        f"{Path(sys.executable).parent}/{command}", shell=True, env=environment(hub, tmp_path), capture_output=True,
-        text=True, timeout=120,
-    )  # fmt: skip
+    shell = environment(hub, tmp_path)
+    del shell["HF_ENDPOINT"]  # the command says it
+    shell["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(command, shell=True, env=shell, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     files = hub.repositories["tester/forks"].files
     assert files["model.safetensors"] == (tmp_path / "run" / "model.safetensors").read_bytes()
@@ -201,6 +202,15 @@ def test_failed_push_of_a_checkpoint_is_reported(hub, tmp_path):
 def test_wrong_token_is_refused_before_training(hub, tmp_path):
     status, _, errors = publish(hub, tmp_path, token="hf_wrong")
     assert status != 0
-    assert "push_to_hub: the Hub did not create the repository 'tester/forks'" in errors
-    assert "hf auth login" in errors
+    assert f"push_to_hub: the Hub at {hub.url} did not create the repository 'tester/forks'" in errors
+    assert "hf auth login" in errors and "HF_ENDPOINT," not in errors
+    assert f"  HF_ENDPOINT={hub.url} hf upload tester/forks" in errors
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_hub_that_does_not_answer_is_named_before_training(hub, tmp_path):
+    hub.url = "http://127.0.0.1:9"
+    status, _, errors = publish(hub, tmp_path)
+    assert status != 0
+    assert "the Hub at http://127.0.0.1:9 did not create the repository" in errors
+    assert "Check the connection and HF_ENDPOINT, or" in errors and "hf auth login" not in errors

@@ -23,7 +23,8 @@ from .model_card import build_model_card
 
 
 # As `Trainer.push_to_hub`
-_IGNORED = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*"]
+_IGNORED = ("_*", f"{PREFIX_CHECKPOINT_DIR}-*")
+_DEFAULT_ENDPOINT = "https://huggingface.co"
 _RETRY_AFTER = (5.0, 20.0, 60.0)  # seconds; the Hub's client retries uploads of files, but not the commit
 
 
@@ -53,10 +54,16 @@ class PublishingMixin(TrainerMixin):
             if not _is_from_the_hub(error):
                 raise
             name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-            raise RepositoryNotCreatedError(
-                f"push_to_hub: the Hub did not create the repository {name!r} ({_describe(error)}). Check "
+            look_at = (
                 "hub_model_id and that the token may write (`hf auth whoami`; log in with `hf auth login`, or set "
-                "HF_TOKEN), or set push_to_hub: false and publish later with `hf upload`."
+                "HF_TOKEN)"
+                if _status_of(error) is not None
+                else "the connection and HF_ENDPOINT"
+            )
+            raise RepositoryNotCreatedError(
+                f"push_to_hub: the Hub at {HfApi().endpoint} did not create the repository {name!r} "
+                f"({_describe(error)}). Check {look_at}, or set push_to_hub: false and publish later with\n"
+                f"  {_upload_command(name, self.args.output_dir)}"
             ) from error
 
     def create_model_card(  # type: ignore[override]  # as TRL's
@@ -134,7 +141,6 @@ class PublishingMixin(TrainerMixin):
             "folder_path": self.args.output_dir,
             "commit_message": commit_message,
             "token": token if token is not None else self.args.hub_token,
-            "ignore_patterns": _IGNORED,
             "revision": revision if revision is not None else self.args.hub_revision,
         }
         # The method above is not called again: it saves the model, which takes all processes.
@@ -144,7 +150,8 @@ class PublishingMixin(TrainerMixin):
             logger.warning(f"The Hub did not take the model ({_describe(failure)}). Trying again in {wait:.0f} s.")
             time.sleep(wait)
             try:
-                return HfApi().upload_folder(**upload)
+                # The client appends patterns of its own to the list that it is given.
+                return HfApi().upload_folder(**upload, ignore_patterns=[*_IGNORED])
             except Exception as error:
                 if not _is_from_the_hub(error):
                     raise
@@ -165,7 +172,7 @@ def describe_failure(error: Exception, *, repo_id, folder_path, commit_message, 
     """A message that names the files published, those not published, and the command that finishes."""
     folder = Path(folder_path)
     files = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
-    files = list(filter_repo_objects(files, ignore_patterns=_IGNORED))
+    files = list(filter_repo_objects(files, ignore_patterns=[*_IGNORED]))
     try:
         held = {
             entry.path: entry
@@ -176,14 +183,19 @@ def describe_failure(error: Exception, *, repo_id, folder_path, commit_message, 
         status = f"Published: {', '.join(published) or 'nothing'}. Not published: {', '.join(missing) or 'nothing'}."
     except Exception as second_error:
         status = f"Its files could not be listed ({_describe(second_error)})."
-    excluded = " ".join(f"--exclude {shlex.quote(pattern)}" for pattern in _IGNORED)
-    at_revision = f" --revision {revision}" if revision else ""
+    options = ([f"--revision {revision}"] if revision else []) + [f"--commit-message {shlex.quote(commit_message)}"]
     return (
         f"The run is complete and saved in {folder_path}, but the Hub did not take all of it ({_describe(error)}). "
         f"{status} Finish with:\n"
-        f"  hf upload {repo_id} {shlex.quote(str(folder_path))} . {excluded}{at_revision} "
-        f"--commit-message {shlex.quote(commit_message)}"
+        f"  {' '.join([_upload_command(repo_id, folder_path), *options])}"
     )
+
+
+def _upload_command(repo_id: str, folder: str | Path) -> str:
+    endpoint = HfApi().endpoint
+    excluded = (f"--exclude {shlex.quote(pattern)}" for pattern in _IGNORED)
+    words = [*([] if endpoint == _DEFAULT_ENDPOINT else [f"HF_ENDPOINT={endpoint}"]), "hf", "upload", repo_id]
+    return " ".join([*words, shlex.quote(str(folder)), ".", *excluded])
 
 
 def _report_upload(job: Future) -> None:
@@ -208,8 +220,13 @@ def _is_from_the_hub(error: Exception) -> bool:
     )
 
 
+def _status_of(error: BaseException) -> int | None:
+    """Status of HTTP; `None` if there was no answer."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
 def _may_pass(error: Exception) -> bool:
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = _status_of(error)
     return status is None or status >= 500 or status in (408, 429)
 
 
