@@ -487,7 +487,7 @@ def test_columns_splits_and_configurations_are_options(model, tmp_path, monkeypa
         evaluate.CompletionStore(tmp_path / "out").check_settings(
             {**json.loads((tmp_path / "out" / "settings.json").read_text())["settings"], "prompt_column": None}
         )
-    with pytest.raises(ValueError, match=r"prompt_column: the data set has no column one of .* Set prompt_column"):
+    with pytest.raises(ValueError, match=r"prompt_column: the data set has none of the columns .* Set prompt_column"):
         run_evaluation(model, tmp_path / "set", tmp_path / "other", monkeypatch, *words[2:])
 
 

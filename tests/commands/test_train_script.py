@@ -310,7 +310,9 @@ def test_a_picture_of_rewards_that_are_not_finite(recipe, own_rewards, tmp_path,
 def test_a_data_set_with_prompts_alone(recipe, own_rewards, tmp_path):
     Dataset.from_list([{"prompt": f"{n}?"} for n in range(4)]).to_json(tmp_path / "prompts.jsonl")
     recipe |= {"dataset_name": str(tmp_path / "prompts.jsonl"), "save_strategy": "no", "max_steps": 1}
-    with pytest.raises(ValueError, match=r"solution_column: the data set has no column one of .*it has \['prompt'\]"):
+    with pytest.raises(
+        ValueError, match=r"solution_column: the data set has none of the columns .*it has \['prompt'\]"
+    ):
         script.run(*parse("--config", write(recipe, tmp_path)))
     script.run(*parse("--config", write(recipe | {"reward_funcs": [f"{own_rewards}.letters"]}, tmp_path)))
     assert (tmp_path / "run" / "model.safetensors").exists()

@@ -132,7 +132,7 @@ def test_any_file_can_be_deduplicated(tmp_path, capsys):
 def test_missing_column_names_what_there_is():
     data = Dataset.from_list([{"text": "2?", "answer": "2"}])
     with pytest.raises(
-        ValueError, match=r"prompt_column: .* no column one of \['prompt', .*it has \['text', 'answer'\]"
+        ValueError, match=r"prompt_column: .* none of the columns \['prompt', .*it has \['text', 'answer'\]"
     ):
         to_prompt_and_solution(data)
     with pytest.raises(ValueError, match=r"solution_column: .* no column 'gold'; it has"):
@@ -207,7 +207,7 @@ def test_own_columns_stay(stream):
 def test_answers_only_where_they_are_needed():
     data = Dataset.from_list([{"prompt": "p", "level": 1}])
     with pytest.raises(
-        ValueError, match=r"solution_column: the data set has no column one of .*it has \['prompt', 'le"
+        ValueError, match=r"solution_column: the data set has none of the columns .*it has \['prompt', 'le"
     ):
         to_prompt_and_solution(data)
     (row,) = to_prompt_and_solution(data, solution_required=False)

@@ -148,7 +148,8 @@ def warm_up(path: Path, seed: int, rng: random.Random) -> None:
     console.print(
         f"A Qwen3 of {model.num_parameters():,} parameters reads {len(problems):,} demonstrations like this:"
     )
-    console.print(Text(f"{'  ->  '.join(demonstrations[0])}\n"))
+    prompt, answer = demonstrations[0]
+    console.print(Text(f"  prompt  {prompt}\n  answer  {answer}\n"))
     imitate(model, tokenizer, demonstrations, path, batch_size=WARM_UP_BATCH, seed=seed)
 
 

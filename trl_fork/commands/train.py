@@ -196,6 +196,8 @@ def next_steps(
     prompt = "with the prompt of the training"
     if data == arguments.dataset_name and not has_answers:  # `evaluate` grades: rewards without `solution` do not
         data, prompt = "DATA", f"{prompt}, on data with answers or a benchmark such as math500"
+    if data == arguments.dataset_name and Path(data).is_file():
+        prompt = f"{prompt} (on the rows it was trained on: others show what it has learned)"
     # The columns are those of the training data; another data set has its own.
     names = ("dataset_config", "prompt_column", "solution_column") if data == arguments.dataset_name else ()
     columns = {name: getattr(arguments, name) for name in names if data not in BENCHMARKS}

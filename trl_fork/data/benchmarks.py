@@ -112,6 +112,8 @@ def load_benchmark(
         identity = str(row[entry.id_column]) if entry and entry.id_column else digest
         problems.setdefault(digest, {**made, "solution": solution, "id": identity})
     rows = list(problems.values())
+    if copies := len(dataset) - len(rows):
+        logger.warning(f"{name}: {len(rows)} problems, as {copies} of {len(dataset)} rows are copies of others.")
     if len({row["id"] for row in rows}) < len(rows):
         raise ValueError(
             f"{name!r} has different problems with one {entry and entry.id_column!r}: results could not be told apart."

@@ -76,10 +76,8 @@ def pick_column(argument: str, given: str | None, candidates: tuple[str, ...], c
     """[`find_column`], with a `ValueError` that names the existing columns if none is found."""
     column = find_column(argument, given, candidates, columns)
     if column is None:
-        wanted = repr(given) if given else f"one of {list(candidates)}"
-        raise ValueError(
-            f"{argument}: the data set has no column {wanted}; it has {columns}. Set {argument} to one of these."
-        )
+        wanted = f"no column {given!r}" if given else f"none of the columns {list(candidates)}"
+        raise ValueError(f"{argument}: the data set has {wanted}; it has {columns}. Set {argument} to one of these.")
     return column
 
 

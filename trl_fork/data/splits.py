@@ -6,6 +6,7 @@ from pathlib import Path
 from datasets import load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from .._logging import logger
 from .exact_numbers import load_exact
 from .math_datasets import BENCHMARKS, TRAINING_SETS, MathDataset, find_dataset
 
@@ -58,11 +59,13 @@ def load_split(
         data = load_from_disk(name)
     else:
         files = {split: data_files} if data_files else None
+        near = get_close_matches(name, [*TRAINING_SETS, *BENCHMARKS], 1)
+        meant = f" Did you mean {near[0]!r}?" if near and "/" not in name else ""
+        if meant:  # the Hub's client tries for half a minute
+            logger.warning(f"dataset_name: {name!r} is no short name. The Hub is asked for it.{meant}")
         try:
             data = load_dataset(name, config, data_files=files, streaming=streaming)
         except (ConnectionError, DatasetNotFoundError) as error:
-            near = get_close_matches(name, [*TRAINING_SETS, *BENCHMARKS], 1)
-            meant = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
                 f"dataset_name: there is no file or folder {name!r} (looked from {Path.cwd()}), and it cannot be "
                 f"loaded from the Hub: {error}.{meant}"
