@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 
 from .outcomes import Comparison, Study
-from .plan import BATCH_FACTORS, BATCH_TASKS, SHARED_RATE, TUNED_ARMS, TUNED_SETTINGS, TWINS
+from .plan import BATCH_FACTORS, BATCH_TASKS, SETTINGS, SHARED_RATE, TUNED_ARMS, TUNED_SETTINGS, TWINS
 from .tables import LABELS, TASK_LABELS
+
+
+# In accuracy. A rule that changes few tokens runs beside all tokens, and a smaller lead of it is resolved too.
+WORTH_TRYING = 0.01
 
 
 def listed(names: Sequence[str]) -> str:
@@ -15,8 +19,8 @@ def listed(names: Sequence[str]) -> str:
 
 def advice(study: Study) -> str:
     """One paragraph."""
-    runs, rates = _best_known(study)
-    family = study.over_settings(runs)
+    runs, rates, settings = _best_known(study)
+    family = study.over_settings(runs, settings=settings)
     against_all = [each for each in family if each.second == "all"]
     if not against_all:
         return "There are no runs yet to say anything by."
@@ -31,21 +35,24 @@ def advice(study: Study) -> str:
 
 
 def _best_known(study: Study):
-    """Runs at own learning rates where all of them are there, else at the shared one; and what to call them."""
+    """Runs at own learning rates if all of them are there, else at the shared one; what to call them, and where."""
     if study.complete_settings(study.own, TUNED_ARMS, TUNED_SETTINGS) == list(TUNED_SETTINGS):
-        return study.own, "each arm at its own learning rate"
-    return study.shared, f"all arms at the learning rate {SHARED_RATE:g}"
+        return study.own, "each arm at its own learning rate", TUNED_SETTINGS
+    settings = study.complete_settings(study.shared) or SETTINGS
+    return study.shared, f"all arms at the learning rate {SHARED_RATE:g}", settings
 
 
 def _headline(found: Sequence[Comparison], rates: str) -> str:
     num_settings = max(len(each.settings) for each in found)
     where = f"over {num_settings} tasks and regimes, {rates}" if num_settings > 1 else f"in one setting, {rates}"
     better = sorted((each for each in found if each.is_resolved and each.difference.mean > 0), key=_lead, reverse=True)
-    if not better:
-        return (
+    if not better or _lead(better[0]) < WORTH_TRYING:
+        so_little = f" by {WORTH_TRYING} or more" if better else ""
+        text = (
             f"**Train on all tokens unless you have a reason of your own**: none of {len(found)} rules is resolvably "
-            f"better ({where})."
+            f"better{so_little} ({where})."
         )
+        return f"{text} By less is {listed([_with_lead(each) for each in better])}." if better else text
     first = better[0]
     text = (
         f"**Try {LABELS[first.first]} first**: {first.difference.mean:+.3f} in accuracy against all tokens ({where})."

@@ -18,7 +18,7 @@ from trl_fork.commands.options import OptionParser
 
 from . import plan, tables
 from .advice import advice, listed
-from .outcomes import Study
+from .outcomes import Setting, Study
 from .run import RESULTS
 
 
@@ -46,7 +46,7 @@ def page(study: Study) -> str:
         raise ValueError(
             f"What the model can do before training is not known for {', '.join(without)}: --stage start."
         )
-    settings = [each for each in plan.SETTINGS if any(study.shared(each, arm) for arm in plan.MAIN_ARMS)]
+    settings = shown_settings(study)
     tuned = [each for each in plan.TUNED_SETTINGS if any(study.own(each, arm) for arm in plan.TUNED_ARMS)]
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string(TEMPLATE.read_text()).render(
@@ -55,7 +55,7 @@ def page(study: Study) -> str:
         tables=tables,
         advice=advice(study),
         missing=missing(study),
-        shared_family=study.over_settings(study.shared),
+        shared_family=study.over_settings(study.shared, settings=settings),
         own_family=study.over_settings(study.own, settings=plan.TUNED_SETTINGS),
         scopes=study.scopes(),
         settings=settings,
@@ -68,6 +68,15 @@ def page(study: Study) -> str:
         commits=sorted({row["commit"] for row in study.rows}),
     )
     return text.rstrip() + "\n"
+
+
+def shown_settings(study: Study) -> list[Setting]:
+    """
+    Settings in which all arms have all seeds, or else those that are begun: half of a setting may be only the quick
+    arms, or few seeds.
+    """
+    begun = [each for each in plan.SETTINGS if any(study.shared(each, arm) for arm in plan.MAIN_ARMS)]
+    return study.complete_settings(study.shared) or begun
 
 
 def missing(study: Study) -> str:

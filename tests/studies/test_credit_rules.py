@@ -327,7 +327,14 @@ def test_what_is_missing_is_said():
     rows = [row for row in study.rows if (row["task"], row["updates_per_batch"]) == plan.SETTINGS[0]][:30]
     part = Study(rows, STARTS)
     assert "shared" in part.missing() and "in one setting" in advice(part)
-    assert report.page(part).count("\n### ") == 3  # the setting, twins, learning rates
+    assert report.page(part).count("\n### ") == 2  # the setting, twins
+    # A setting that is begun beside one that is whole
+    first, second = (
+        [row for row in study.rows if (row["task"], row["updates_per_batch"]) == each] for each in plan.SETTINGS[:2]
+    )
+    more = Study([*first, *second[:20]], STARTS)
+    assert report.shown_settings(more) == [plan.SETTINGS[0]] and "in one setting" in advice(more)
+    assert tables.setting_label(plan.SETTINGS[1])[1:] not in report.page(more)
     with pytest.raises(ValueError, match="--stage shared"):
         report.page(Study([], {}))
     with pytest.raises(ValueError, match="digit_sums: --stage start"):
@@ -347,6 +354,9 @@ def test_the_advice_is_that_of_the_numbers(complete):
     worse = advice(study_of("shared", leads={arm: -0.1 for arm in plan.MAIN_ARMS if arm != "all"}))
     assert worse.startswith("**Train on all tokens unless you have a reason of your own**: none of 13 rules")
     assert "Try" not in worse and "rollouts per update" not in worse
+    little = advice(study_of("shared", leads={"stapo": 0.008}))
+    assert "none of 13 rules is resolvably better by 0.01 or more (over 8" in little
+    assert "By less is STAPO (+0.0" in little and "Try" not in little
 
 
 def test_an_average_over_settings_by_hand():
