@@ -175,6 +175,10 @@ def test_options_of_accelerate_on_the_line(words, for_launch, others):
         (["--num_processes", "--cpu"], "--num_processes needs a value"),
         (["--accelerate_config", "ddp", "--config_file", "x"], "configuration of accelerate is given twice"),
         (["--num_processes", "2", "--learing_rate", "1"], "there is no option --learing_rate; did you mean"),
+        (
+            ["--num_processes", "2", "--seed", "one", "--optim", "adamw"],
+            "2 settings cannot be taken:\n.*--seed: invalid",
+        ),
         (["--num_processes", "2", "--recipe", "gsm8k"], "no recipe 'gsm8k'. Did you mean gsm8k_single_gpu"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

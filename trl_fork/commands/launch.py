@@ -79,7 +79,7 @@ def launch(module: str, words: list[str], parser: NearestOption) -> bool:
         words (`list[str]`):
             Words of the command line.
         parser ([`NearestOption`]):
-            The command's own options. Those that do not exist are refused once, rather than by every process.
+            The command's own options. Words that it cannot take are refused once, rather than by every process.
 
     Returns:
         `bool`: whether it has been launched and has ended. If not, this process must run it.
@@ -87,7 +87,7 @@ def launch(module: str, words: list[str], parser: NearestOption) -> bool:
     for_launch, others = split_launch(words, parser)
     if not for_launch or {"-h", "--help"} & set(others):
         return False
-    parser.refuse(parser.unknown_options(others))
+    parser.parse_known_args(others)
     launch_command(launch_command_parser().parse_args([*for_launch, "--module", module, *others]))
     return True
 
