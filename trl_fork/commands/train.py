@@ -20,7 +20,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
-from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
+from trl import GRPOConfig, ModelConfig, get_quantization_config
 
 from .. import ForkingGRPOConfig, ForkingGRPOTrainer
 from ..data.columns import column_names
@@ -34,7 +34,7 @@ from ..trainer.credit_checks import check_contrast_instruction
 from ..trainer.telemetry import LastLogCallback, SummaryCallback
 from .finishing import attempt, files_of, train_and_save
 from .launch import launch
-from .model_checks import check_model
+from .model_checks import adapter_of, check_model
 from .output_directory import checkpoint_choice, refuse_missing_checkpoint, refuse_other_run
 from .program import program
 from .training_arguments import COMMON_OPTIONS, ForkingScriptArguments
@@ -125,7 +125,7 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
         eval_dataset=eval_dataset,
         processing_class=processing_class,
         quantization_config=get_quantization_config(model_config),
-        peft_config=get_peft_config(model_config),
+        peft_config=adapter_of(model_config),
         callbacks=[ForkReportCallback(arguments.fork_report_steps)] if arguments.fork_report_steps else None,
         rollout_func=team,
     )
