@@ -140,7 +140,8 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
             prompt_of(arguments),
             **{name: getattr(args, name) for name in ("chat_template_kwargs", "generation_kwargs")},
         )
-        save_settings(args, arguments, model_config, num_processes=trainer.accelerator.num_processes)
+        num_processes = trainer.accelerator.num_processes
+        save_settings(args, arguments, model_config, num_processes=num_processes, resume_from_checkpoint=checkpoint)
     failure = train_and_save(trainer, resume_from_checkpoint=checkpoint)
     return [*([failure] if failure else ()), *after_training(trainer, arguments, model_config.model_name_or_path)]
 
