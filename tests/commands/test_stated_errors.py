@@ -1,6 +1,8 @@
 """Mistakes in rewards, rules and adapters that only a run can find: one message without a traceback."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -101,6 +103,20 @@ def test_a_rule_that_cannot_be_trained_with(rule, message, line, refused):
     assert re.search(message.replace("?", r"\?") if line else message, first)
     assert any(line in shown for shown in lines) if line else not lines
     assert not any("trl_fork/" in shown for shown in lines)
+
+
+@pytest.mark.slow
+def test_a_launch_says_it_once_and_has_no_traceback_either(recipe, tmp_path):  # noqa: F811
+    (tmp_path / "mistakes.py").write_text(OWN)
+    path = write(recipe | {"reward_funcs": ["mistakes.words"]}, tmp_path)
+    words = ["--num_processes", "1", "--cpu", "--config", path]
+    done = subprocess.run(
+        [sys.executable, "-m", "trl_fork", "train", *words], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    *_, reason, last = done.stderr.splitlines()
+    assert reason.startswith("trl-fork train: error: The reward function 'words' must return a list of 8")
+    assert last.startswith("trl-fork train: error: process 0 of the launch ended with the status 1;")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ Any field of ForkingGRPOConfig (TRL's GRPOConfig and more), of TRL's ModelConfig
 of the script arguments below can be set in the YAML file or on the command line; the command line wins.
 
 Options of `accelerate launch` (--num_processes 2) on the command line make it launch the training; without any
-of them, the training runs in this process. `accelerate launch -m trl_fork.commands.train` does the same.
+of them, the training runs in this process. `accelerate launch -m trl_fork train` does the same.
 """
 
 import shlex
@@ -239,7 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6", category=FutureWarning)
     parser = make_parser()
     words = parser.with_config(sys.argv[1:] if arguments is None else list(arguments))
-    if launch("trl_fork.commands.train", words, parser):
+    if launch("train", words, parser):
         return
     arguments_of_the_run = parser.parse_args_and_config(words)
     failures = run(*arguments_of_the_run)
