@@ -7,6 +7,7 @@ import yaml
 from transformers import TrainingArguments
 
 from trl_fork.commands import train as script
+from trl_fork.commands.options import OptionParser
 from trl_fork.commands.renamed_options import OTHER_NAMES, REMOVED, RENAMED
 
 
@@ -272,6 +273,77 @@ def test_everything_that_is_wrong_is_named_at_once(parse, capsys):
         "there is no option --no_cuda; it is called use_cpu now",
         "there is no option --beat; did you mean --beta?",
     ]
+
+
+def test_values_of_a_command_line_are_named_with_those_of_the_file(parse, capsys):
+    words = [
+        "--loss_denominator",
+        "seleced",
+        "--optim",
+        "adamw_trch",
+        "--seed",
+        "one",
+        "--beta",
+        "0.1",
+        "--lr_schedulr",
+    ]
+    with pytest.raises(SystemExit):
+        parse("token_selection: highentropy\nobjective: foo", *words)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("error: 6 settings cannot be taken:")
+    selections = ["high_entropy", "low_entropy", "random"]
+    objectives = ["policy_gradient", "trajectory_balance"]
+    assert [re.sub(r"\['adamw_torch', .*\]", "[...]", line.strip()) for line in lines[1:7]] == [
+        f"the YAML file: token_selection must be one of {selections}, got 'highentropy'; did you mean 'high_entropy'?",
+        f"the YAML file: objective must be one of {objectives}, got 'foo'",
+        "there is no option --lr_schedulr; did you mean --lr_scheduler_type?",
+        "--loss_denominator must be one of ['selected', 'all'], got 'seleced'; did you mean 'selected'?",
+        "--optim must be one of [...], got 'adamw_trch'; did you mean 'adamw_torch'?",
+        "argument --seed: invalid int value: 'one'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        # What argparse sees after the values that it would have ended at
+        (
+            ["--token_selection", "highentropy", "--beta"],
+            ["'high_entropy'?", "argument --beta: expected one argument"],
+        ),
+        (["--token_selection", "highentropy", "extra"], ["'high_entropy'?", "'extra' belongs to no option"]),
+        (["--importance_sampling_level", "tokn"], ["got 'tokn'; did you mean 'token'?"]),  # a text to TRL
+        (["--loss_type", "dapoo"], ["got 'dapoo'; did you mean 'dapo'?"]),  # TRL would notice at the first loss
+        (["--token_selection", "random", "--loss_denominator", "all"], []),
+    ],
+)
+def test_values_with_fixed_choices(words, found, parse, capsys):
+    if not found:
+        assert field(parse("", *words), "loss_denominator") == "all"
+        return
+    with pytest.raises(SystemExit):
+        parse("", *words)
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("All options")]
+    shown = lines[-len(found) :]
+    assert all(line.endswith(end) for line, end in zip(shown, found, strict=True)), lines
+    assert len(lines) == len(found) + (len(found) > 1)
+
+
+def test_a_required_option_that_is_misspelled_is_not_missing(capsys):
+    parser = OptionParser(description="Test.")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--rounds", type=int)
+    for words, expected in (
+        (
+            ["--modle", "x", "--rounds", "y"],
+            ["there is no option --modle; did you mean --model?", "invalid int value"],
+        ),
+        (["--rounds", "y"], ["invalid int value", "the following arguments are required: --model"]),
+    ):
+        with pytest.raises(SystemExit):
+            parser.parse_args(words)
+        lines = capsys.readouterr().err.splitlines()[1:-1]
+        assert len(lines) == 2 and all(text in line for text, line in zip(expected, lines, strict=True)), lines
 
 
 def test_one_start_names_all_of_an_open_r1_recipe(tmp_path, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from trl_fork import __version__, _shipped
 from trl_fork._shipped import find_shipped, shipped_files
@@ -175,6 +176,10 @@ def test_options_of_accelerate_on_the_line(words, for_launch, others):
         (["--num_processes", "--cpu"], "--num_processes needs a value"),
         (["--accelerate_config", "ddp", "--config_file", "x"], "configuration of accelerate is given twice"),
         (["--num_processes", "2", "--learing_rate", "1"], "there is no option --learing_rate; did you mean"),
+        (
+            ["--num_processes", "2", "--seed", "one", "--optim", "adamw"],
+            "2 settings cannot be taken:\n.*--seed: invalid",
+        ),
         (["--num_processes", "2", "--recipe", "gsm8k"], "no recipe 'gsm8k'. Did you mean gsm8k_single_gpu"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -183,6 +188,43 @@ def test_launches_that_are_refused(words, message, capsys):
     with pytest.raises(SystemExit):
         train.main(words)
     assert re.search(message, capsys.readouterr().err)
+
+
+LAUNCHED = """
+import os, signal, sys
+if os.environ.get("RANK", "1") == "1":
+    {ending}
+import time
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("processes", "ending", "how"),
+    [
+        (1, "sys.exit(3)", "ended with the status 3"),
+        (1, "os.kill(os.getpid(), 9)", "was ended by the signal SIGKILL"),
+        (2, "os.kill(os.getpid(), 9)", "was ended by the signal SIGKILL"),
+    ],
+)
+def test_a_process_of_a_launch_that_fails(processes, ending, how, capfd, monkeypatch, tmp_path):
+    """By accelerate's two launchers, with the end that the processes themselves may not have said a word of."""
+    (tmp_path / "launched.py").write_text(LAUNCHED.format(ending=ending))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def by_torch(options):
+        settings = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", monitor_interval=0.1)
+        elastic_launch(settings, sys.executable)(str(tmp_path / "launched.py"))
+
+    monkeypatch.setattr(launch, "_PACKAGE", "launched")
+    if processes == 2:  # accelerate itself needs two GPUs, or MPI, for this
+        monkeypatch.setattr(launch, "launch_command", by_torch)
+    with pytest.raises(SystemExit) as ended:
+        launch.launch("train", ["--num_processes", str(processes), "--cpu"], train.make_parser())
+    assert ended.value.code == 1
+    last = f"trl-fork train: error: process {processes - 1} of the launch {how}; what it has printed is above."
+    assert capfd.readouterr().err.splitlines()[-1] == last
 
 
 def test_a_process_that_was_launched_launches_nothing(capsys, monkeypatch):

@@ -104,7 +104,7 @@ def test_launched_by_accelerate(shell):
     recipe.write_text(recipe.read_text().replace("outputs/quickstart/start", "model"))
     words = ("--dataset_name", "sums.jsonl", "--output_dir", "launched", *TINY, "--max_steps", "1")
     accelerate = ("python", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")
-    shell(*accelerate, "-m", "trl_fork.commands.train", "--config", "my_run.yaml", *words)
+    shell(*accelerate, "-m", "trl_fork", "train", "--config", "my_run.yaml", *words)
     assert (shell.folder / "launched" / "model.safetensors").exists()
 
 

@@ -300,7 +300,7 @@ def test_joint_reward_refuses():
         joint_reward(reward)(prompts=["p"], completions=["c"], completion_ids=[[1]])
     with pytest.raises(ValueError, match=r"asks the role 'c', and rows 0 to 3 are of \['a', 'b', 'a', 'b'\]"):
         joint_reward(reward, "c")(**ROWS)
-    with pytest.raises(ValueError, match="'Seen' returned 1 rewards for 2 episodes"):
+    with pytest.raises(ValueError, match=r"'Seen' must .* one float or None per episode, and returned a list of 1"):
         joint_reward(reward)(**ROWS)
 
 

@@ -2,11 +2,14 @@
 
 import argparse
 import sys
+import sysconfig
 import traceback
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 
 from .. import __version__
+from .._errors import StatedError
 from .program import PROGRAM
 
 
@@ -47,22 +50,41 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if not _is_refusal(error):
             raise
-        print(f"{PROGRAM} {name}: error: {error}", file=sys.stderr)
+        lines = _lines_of_user(error) if isinstance(error, StatedError) else []
+        print(f"{PROGRAM} {name}: error: {error}", *lines, sep="\n", file=sys.stderr)
         return 1
     return 0
 
 
 def _is_refusal(error: Exception) -> bool:
     """
-    Whether an error is this package's word on its input, which a traceback would only bury.
+    Whether an error is this package's word on its input, or TRL's, which a traceback would only bury.
 
-    An error of another package, and any error of a training that has begun, keeps its traceback.
+    An error of another package keeps its traceback, and so does an error of a training that has begun unless it says
+    by its class that it is stated in full.
     """
+    if isinstance(error, StatedError):
+        return True
     if not isinstance(error, (ValueError, TypeError, ImportError, NotImplementedError)):
         return False
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     package = __package__.partition(".")[0]
-    return modules[-1].startswith(f"{package}.") and f"{__package__}.finishing" not in modules
+    # TRL's trainer states its own refusals in the same way.
+    return modules[-1].startswith((f"{package}.", "trl.")) and f"{__package__}.finishing" not in modules
+
+
+def _lines_of_user(error: BaseException) -> list[str]:
+    """The lines of a user's function that have led to an error: those of files that belong to no library."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    package = str(Path(__file__).parents[1])
+    frames = [] if cause is error else traceback.extract_tb(cause.__traceback__)
+    called = [frame for frame in frames if not frame.filename.startswith(package)]
+    libraries = ("site-packages", "dist-packages", sysconfig.get_path("stdlib"))
+    # A function of a package that is installed has none of its own.
+    own = [frame for frame in called if not any(place in frame.filename for place in libraries)] or called
+    return [line.rstrip("\n") for line in traceback.format_list(own)]
 
 
 def _make_parser() -> argparse.ArgumentParser:

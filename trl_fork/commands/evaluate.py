@@ -176,7 +176,7 @@ def with_answers(samples: list[dict], pool: GradingPool) -> list[dict]:
 
 def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if not launch("trl_fork.commands.evaluate", words, make_parser()):
+    if not launch("evaluate", words, make_parser()):
         run(parse_arguments(words))
 
 

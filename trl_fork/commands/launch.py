@@ -2,14 +2,19 @@
 
 import argparse
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from .._shipped import find_shipped
 from .options import NearestOption
 
 
+_PACKAGE = __package__.partition(".")[0]
 # Options of what to run, which the command sets itself.
 _OF_THE_SCRIPT = {"--module", "--no_python", "--no-python"}
 
@@ -69,27 +74,47 @@ def launch_options() -> dict[str, bool]:
     }
 
 
-def launch(module: str, words: list[str], parser: NearestOption) -> bool:
+def launch(command: str, words: list[str], parser: NearestOption) -> bool:
     """
     Run a command by accelerate, if its line has options of `accelerate launch`.
 
     Args:
-        module (`str`):
-            The command's module, which runs its words if it is `__main__`.
+        command (`str`):
+            The command of `trl-fork`.
         words (`list[str]`):
             Words of the command line.
         parser ([`NearestOption`]):
-            The command's own options. Those that do not exist are refused once, rather than by every process.
+            The command's own options. Words that it cannot take are refused once, rather than by every process.
 
     Returns:
         `bool`: whether it has been launched and has ended. If not, this process must run it.
+
+    Raises:
+        `SystemExit`: where a process has failed, whose own message is there already.
     """
     for_launch, others = split_launch(words, parser)
     if not for_launch or {"-h", "--help"} & set(others):
         return False
-    parser.refuse(parser.unknown_options(others))
-    launch_command(launch_command_parser().parse_args([*for_launch, "--module", module, *others]))
+    parser.parse_known_args(others)
+    try:
+        launch_command(launch_command_parser().parse_args([*for_launch, "--module", _PACKAGE, command, *others]))
+    except (subprocess.CalledProcessError, ChildFailedError) as error:
+        print(f"{parser.prog}: error: {_failures(error)}; what it has printed is above.", file=sys.stderr)
+        raise SystemExit(1) from None
     return True
+
+
+def _failures(error: subprocess.CalledProcessError | ChildFailedError) -> str:
+    """Which process has ended first, and how: one that was killed has printed nothing."""
+    if isinstance(error, ChildFailedError):
+        rank, failure = error.get_first_failure()
+        status = failure.exitcode
+    else:
+        rank, status = 0, error.returncode
+    how = (
+        f"was ended by the signal {signal.Signals(-status).name}" if status < 0 else f"ended with the status {status}"
+    )
+    return f"process {rank} of the launch {how}"
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,11 +1,13 @@
 """Checks of the model of a run and of its adapter, before the weights are loaded."""
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from trl import ModelConfig
+from trl import ModelConfig, get_peft_config
 
 from .. import ForkingGRPOConfig
 from ..generation.engines import check_model_path
@@ -56,6 +58,16 @@ def check_model(model_config: ModelConfig, args: ForkingGRPOConfig) -> None:
                 f"{OuroConfig.model_type!r}, and {model!r} is of the type {config.model_type!r}. Leave it out, or "
                 "name another model."
             )
+
+
+def adapter_of(model_config: ModelConfig):
+    """The configuration of the adapter of a run; `None` without `use_peft`."""
+    peft_config: Any = get_peft_config(model_config)
+    targets = getattr(peft_config, "target_modules", None)
+    # TRL makes a text of a list of one, and PEFT takes a text for a pattern of whole names, which q_proj is not.
+    if isinstance(targets, str) and re.fullmatch(r"[\w.]+", targets):
+        peft_config.target_modules = {targets}
+    return peft_config
 
 
 def refuse_adapter(model: str) -> None:

@@ -1,32 +1,56 @@
-"""Parsers whose errors name the nearest option."""
+"""Parsers whose errors name the nearest option or value, and all of them at once."""
 
 import argparse
 import sys
 from difflib import get_close_matches
 from typing import NoReturn
 
+from .._nearest import did_you_mean
 from .program import PROGRAM
+
+
+_REFUSED = object()  # in the place of a value that an option cannot have
+_UNKNOWN = "there is no option "
 
 
 class NearestOption(argparse.ArgumentParser):
     """
-    A parser without abbreviations, whose error for an unknown option names the nearest one.
+    A parser without abbreviations, whose error for an unknown option or value names the nearest one.
 
-    The message has no usage: with all of TRL's options, argparse's usage is pages long.
+    One error names everything that is wrong, where argparse ends at the first value that an option cannot have. The
+    message has no usage: with all of TRL's options, argparse's usage is pages long.
     """
 
     def __init__(self, *args, **kwargs):
         # A prefix would be taken for the only option that happens to begin with it.
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+        self._problems: list[str] = []  # sentences about options and values, until all words have been read
 
     def parse_known_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else list(args)
-        # Checked before argparse, which reports a misspelled required option as missing.
-        self.refuse(self.unknown_options(words))
+        misspelled = self.unknown_options(words)
+        self._problems += misspelled
         namespace, unknown = super().parse_known_args(words, namespace)
-        if unknown:
-            self.error(f"{' '.join(map(repr, unknown))} belongs to no option")
+        if unknown and not misspelled:  # otherwise they are those options and their values
+            self._problems.append(f"{' '.join(map(repr, unknown))} belongs to no option")
+        problems, self._problems = self._problems, []
+        self.refuse(problems)
         return namespace, unknown
+
+    # The two hooks of argparse that refuse a value. What is refused is noted down, so that the rest is read as well.
+    def _get_value(self, action, arg_string):
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError as error:
+            self._problems.append(str(error))
+            return _REFUSED
+
+    def _check_value(self, action, value):
+        if value is _REFUSED or action.choices is None or value in action.choices:
+            return
+        name = max(action.option_strings, key=len, default=action.dest)
+        choices = list(action.choices)
+        self._problems.append(f"{name} must be one of {choices}, got {value!r}{did_you_mean(value, choices)}")
 
     def unknown_options(self, words: list[str]) -> list[str]:
         """A sentence about each option of a command line that does not exist."""
@@ -36,7 +60,7 @@ class NearestOption(argparse.ArgumentParser):
                 break
             if name.startswith("--") and " " not in name and name not in self._option_string_actions:
                 names.append(name)
-        return [f"there is no option {name}{self.nearest(name, '--')}" for name in dict.fromkeys(names)]
+        return [f"{_UNKNOWN}{name}{self.nearest(name, '--')}" for name in dict.fromkeys(names)]
 
     def refuse(self, problems: list[str]) -> None:
         """End the script with all problems at once, if there are any, as each start of a large job takes long."""
@@ -71,6 +95,11 @@ class NearestOption(argparse.ArgumentParser):
         return None
 
     def error(self, message: str) -> NoReturn:
+        found, self._problems = self._problems, []
+        if found:  # argparse ends at words that it cannot sort
+            # A required option is missing to argparse if its name is misspelled.
+            is_known = message.startswith("the following arguments are required") and found[0].startswith(_UNKNOWN)
+            self.refuse(found if is_known else [*found, message])
         self.exit(2, f"{self.prog}: error: {message}\nAll options: {self.prog} --help\n")
 
 

@@ -274,7 +274,7 @@ def print_summary(options: argparse.Namespace, numbers: dict) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if not launch("trl_fork.commands.partition", words, make_partition_parser(__doc__)):
+    if not launch("partition", words, make_partition_parser(__doc__)):
         run(parse_arguments(words))
 
 

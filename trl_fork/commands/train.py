@@ -10,7 +10,7 @@ Any field of ForkingGRPOConfig (TRL's GRPOConfig and more), of TRL's ModelConfig
 of the script arguments below can be set in the YAML file or on the command line; the command line wins.
 
 Options of `accelerate launch` (--num_processes 2) on the command line make it launch the training; without any
-of them, the training runs in this process. `accelerate launch -m trl_fork.commands.train` does the same.
+of them, the training runs in this process. `accelerate launch -m trl_fork train` does the same.
 """
 
 import shlex
@@ -20,7 +20,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
-from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
+from trl import GRPOConfig, ModelConfig, get_quantization_config
 
 from .. import ForkingGRPOConfig, ForkingGRPOTrainer
 from ..data.columns import column_names
@@ -34,7 +34,7 @@ from ..trainer.credit_checks import check_contrast_instruction
 from ..trainer.telemetry import LastLogCallback, SummaryCallback
 from .finishing import attempt, files_of, train_and_save
 from .launch import launch
-from .model_checks import check_model
+from .model_checks import adapter_of, check_model
 from .output_directory import checkpoint_choice, refuse_missing_checkpoint, refuse_other_run
 from .program import program
 from .training_arguments import COMMON_OPTIONS, ForkingScriptArguments
@@ -125,7 +125,7 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
         eval_dataset=eval_dataset,
         processing_class=processing_class,
         quantization_config=get_quantization_config(model_config),
-        peft_config=get_peft_config(model_config),
+        peft_config=adapter_of(model_config),
         callbacks=[ForkReportCallback(arguments.fork_report_steps)] if arguments.fork_report_steps else None,
         rollout_func=team,
     )
@@ -140,7 +140,8 @@ def run(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, model_config
             prompt_of(arguments),
             **{name: getattr(args, name) for name in ("chat_template_kwargs", "generation_kwargs")},
         )
-        save_settings(args, arguments, model_config, num_processes=trainer.accelerator.num_processes)
+        num_processes = trainer.accelerator.num_processes
+        save_settings(args, arguments, model_config, num_processes=num_processes, resume_from_checkpoint=checkpoint)
     failure = train_and_save(trainer, resume_from_checkpoint=checkpoint)
     return [*([failure] if failure else ()), *after_training(trainer, arguments, model_config.model_name_or_path)]
 
@@ -240,7 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6", category=FutureWarning)
     parser = make_parser()
     words = parser.with_config(sys.argv[1:] if arguments is None else list(arguments))
-    if launch("trl_fork.commands.train", words, parser):
+    if launch("train", words, parser):
         return
     arguments_of_the_run = parser.parse_args_and_config(words)
     failures = run(*arguments_of_the_run)

@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from .._shipped import find_shipped, shipped_files
 from ..data.yaml_values import mapping, option_value, tracker
+from ..trainer.range_checks import known_choices
 from .launch import add_launch_arguments, launch_options
 from .options import NearestOption
 from .program import PROGRAM
@@ -60,7 +61,6 @@ class GroupedTrlParser(NearestOption, TrlParser):
             name for name, kind in kinds.items() if re.search(r"\b(list|dict)\b", str(kind), re.IGNORECASE)
         }
         self._nullable = {name for name, kind in kinds.items() if NoneType in get_args(kind)}
-        self._problems: list[str] = []  # problems of the command line, while the file is read
         # `TrlParser` takes --config out of the command line before argparse sees it, and this class the others.
         for name, value, text in (
             ("--recipe", "NAME", "recipe that comes with the package (trl-fork recipes lists them)"),
@@ -68,12 +68,14 @@ class GroupedTrlParser(NearestOption, TrlParser):
         ):
             self.add_argument(name, metavar=value, default=argparse.SUPPRESS, help=text)
         add_launch_arguments(self)
+        choices = known_choices()  # of fields whose type is any text
         for action in self._actions:  # spellings shown in the help: HfArgumentParser takes --max-steps as well
             action.option_strings = [name for name in action.option_strings if "-" not in name[2:]]
             if action.dest.endswith("_kwargs"):  # HfArgumentParser takes these for texts
                 action.type = mapping
             if action.dest == "report_to":
                 action.type = tracker
+            action.choices = action.choices or choices.get(action.dest)
         left = self._optionals._group_actions
         for title, names in groups.items():
             wanted = set(names)
@@ -89,8 +91,6 @@ class GroupedTrlParser(NearestOption, TrlParser):
             if not Path(path).is_file():
                 recipe = f"; the recipe of this name is --recipe {path}" if path in shipped_files("recipes") else ""
                 self.error(f"--config: there is no file {path!r} (looked from {Path.cwd()}){recipe}")
-            # Reported with the problems of the file, not after them
-            self._problems = self.unknown_options(words[:position] + words[position + 2 :])
         try:
             return super().parse_args_and_config(words, *others, **kwargs)
         except YAMLError as error:
@@ -127,14 +127,15 @@ class GroupedTrlParser(NearestOption, TrlParser):
 
     def set_defaults_with_config(self, **settings) -> list[str]:
         settings, problems = self.checked(settings)
-        self.refuse(problems + self._problems)
+        self._problems += problems  # they are reported with those of the command line
         return super().set_defaults_with_config(**settings)
 
-    def checked(self, settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """The settings of a YAML file as values of the options, and a sentence about each that cannot be one."""
+    def checked(self, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The settings of a YAML file that are values of options, and a sentence about each that is not."""
         actions = self.options_of_a_file()
-        settings, problems = dict(settings), []
-        for name, value in settings.items():
+        settings: dict[str, Any] = {}
+        problems = []
+        for name, value in given.items():
             if name not in actions:
                 problems.append(f"the YAML file has a key {name!r}, which is no option{self.nearest_key(name)}")
                 continue
@@ -142,13 +143,15 @@ class GroupedTrlParser(NearestOption, TrlParser):
                 problems.append(f"the YAML file: {name} must be a text, got {value!r}")
                 continue
             try:
-                settings[name] = option_value(actions[name], value)
+                converted = option_value(actions[name], value)
             except ValueError as error:
                 problems.append(f"the YAML file: {error}")
                 continue
-            if settings[name] is None and name not in self._nullable:
+            if converted is None and name not in self._nullable:
                 default = actions[name].default
                 problems.append(f"the YAML file: {name} must not be null; leave it out for its default, {default}")
+                continue
+            settings[name] = converted
         return settings, problems
 
     def options_of_a_file(self) -> dict[str, argparse.Action]:

@@ -3,22 +3,34 @@
 import json
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
+from typing import Any
 
 from .. import ForkingGRPOConfig
 from .._files import write_json
-from ..report.runs import SETTINGS
+from .._logging import logger
+from ..report.runs import SETTINGS, learned_differences, read_settings
 from ..trainer.model_card import PACKAGES, installed_versions
 
 
-def save_settings(args: ForkingGRPOConfig, *others, num_processes: int) -> None:
+# What the optimizer and the scheduler of a checkpoint bring with them: they are loaded over the new values.
+_OF_THE_CHECKPOINT = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
+
+
+def save_settings(
+    args: ForkingGRPOConfig, *others, num_processes: int, resume_from_checkpoint: str | bool = False
+) -> None:
     """
     Write `training_settings.json` into `output_dir`: every option with its value, the names of those that are not at
     their default, and versions. Tokens of the Hub are left out.
+
+    A run that is continued with other settings than those of its file is warned of, and the file keeps the warning.
 
     Args:
         args ([`ForkingGRPOConfig`]): Configuration of the trainer.
         *others: Further dataclasses of options.
         num_processes (`int`): Processes of the run.
+        resume_from_checkpoint (`str` or `bool`, *optional*, defaults to `False`):
+            Result of [`~output_directory.checkpoint_choice`].
     """
     settings = {name: value for part in others for name, value in asdict(part).items()} | args.to_dict()
     settings = _without_secrets(json.loads(json.dumps(settings, default=str)))
@@ -33,15 +45,45 @@ def save_settings(args: ForkingGRPOConfig, *others, num_processes: int) -> None:
         if name in defaults and value != defaults[name] and value not in (None, [], {}) and not isinstance(value, dict)
     ]
     assert args.output_dir  # transformers has set it
+    settings["num_processes"] = num_processes
+    resumed = []
+    if resume_from_checkpoint:
+        run = Path(args.output_dir if resume_from_checkpoint is True else resume_from_checkpoint)
+        earlier = read_settings(run) or {}
+        resumed = [*earlier.get("resumed", ()), *warn_of_changes(earlier.get("settings", {}), settings)]
     write_json(
         Path(args.output_dir) / SETTINGS,
         {
-            "settings": {**settings, "num_processes": num_processes},
+            "settings": settings,
             "changed": changed,
             "versions": installed_versions(PACKAGES),
+            **({"resumed": resumed} if resumed else {}),
         },
         ensure_ascii=False,
     )
+
+
+def warn_of_changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """
+    Warn of settings that change what a run learns in the middle of it.
+
+    Args:
+        before, after (`dict[str, Any]`): Settings of the run, and of its continuation.
+
+    Returns:
+        `list[str]`: the changes in one text, or nothing.
+    """
+    changes = learned_differences(before, after)
+    if not changes:
+        return []
+    text = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in changes)
+    if kept := [name for name, _ in changes if name in _OF_THE_CHECKPOINT]:
+        text += f" (the optimizer of the checkpoint keeps its own {', '.join(kept)})"
+    logger.warning(
+        f"resume_from_checkpoint: this run goes on with other settings than it had: {text}. What it has learned at "
+        "the end, and its report, will be of both. For a comparison start the other run in an output_dir of its own."
+    )
+    return [text]
 
 
 def _without_secrets(value):

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 
+from .._errors import StatedError
 from ..ranks import Ranks, top_k
 
 
@@ -22,7 +23,7 @@ _FROM_LOGITS = {
 }
 
 
-class NaNSignalError(ValueError):
+class NaNSignalError(StatedError):
     """
     A signal is NaN at valid tokens.
 

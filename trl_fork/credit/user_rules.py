@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .._errors import StatedError
+from .._nearest import did_you_mean
 from ..ranks import Ranks
 from .pools import Pool, check_pool_name
 from .rules import MASSES, Rule
@@ -24,7 +26,7 @@ _ALWAYS_THERE = frozenset({"mask", "advantages", "groups", "progress", "places",
 DEFAULT_NEEDS = frozenset({"entropies", "log_probs", "completion_ids"})
 
 
-class CreditRuleError(ValueError):
+class CreditRuleError(StatedError):
     """A user's rule has failed, or has given weights that cannot be trained with."""
 
 
@@ -192,9 +194,7 @@ def checked_weights(rule: Rule, signals: Signals, pool: Pool, ranks: Ranks) -> t
             result = rule(signals.only(rule.needs), agreed)
         if not isinstance(result, torch.Tensor) or result.shape != mask.shape:
             shape = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
-            raise ValueError(
-                f"it must return a tensor of the shape of signals.mask, {tuple(mask.shape)}, got {shape}."
-            )
+            raise ValueError(f"it must return a tensor of the shape of signals.mask, {tuple(mask.shape)}, got {shape}")
         weights = result.to(device=mask.device, dtype=torch.float32).masked_fill(~mask, 0.0)
     except _AnotherRankHasFailedError:
         raise CreditRuleError(f"token_credit: rule {rule.name} failed on another process, see its error.") from None
@@ -204,8 +204,8 @@ def checked_weights(rule: Rule, signals: Signals, pool: Pool, ranks: Ranks) -> t
     if error is not None:
         hidden = sorted(set(SIGNALS) - rule.needs)
         raise CreditRuleError(
-            f"token_credit: rule {rule.name} failed ({type(error).__name__}: {error}). It was called with "
-            f"{len(mask)} rows; {', '.join(hidden)} were None, as its attribute needs does not name them."
+            f"token_credit: rule {rule.name} failed ({type(error).__name__}: {error}{_signal_meant(error)}). It was "
+            f"called with {len(mask)} rows; {', '.join(hidden)} were None, as its attribute needs does not name them."
         ) from error
     if failed_elsewhere:
         raise CreditRuleError(f"token_credit: rule {rule.name} failed on another process, see its error.")
@@ -220,6 +220,15 @@ def checked_weights(rule: Rule, signals: Signals, pool: Pool, ranks: Ranks) -> t
             + " ".join(remedy for remedy, count in remedies.items() if count)
         )
     return weights
+
+
+def _signal_meant(error: Exception) -> str:
+    """The end of a sentence about an attribute that signals, or their pool, do not have."""
+    if not isinstance(error, AttributeError) or not isinstance(error.obj, (Signals, _AgreedPool, Pool)):
+        return ""
+    known = {name for name in dir(error.obj) if not name.startswith("_")}
+    known |= {field.name for field in fields(Signals)} if isinstance(error.obj, Signals) else set()
+    return did_you_mean(error.name, sorted(known))
 
 
 def _takes_pool(function: Callable, name: str) -> bool:

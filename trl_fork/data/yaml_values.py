@@ -10,6 +10,8 @@ import json
 import re
 from typing import Any
 
+from .._nearest import did_you_mean
+
 
 # Options of type text that also take a boolean.
 _TEXT_OR_BOOLEAN = {"resume_from_checkpoint", "fsdp", "scale_rewards", "deepspeed"}
@@ -121,7 +123,8 @@ def _choice(name: str, choices: list[str], value: Any) -> str:
     if "no" in choices and str(value).lower() in _NOTHING:
         return "no"
     if isinstance(value, bool) or str(value) not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}{_how_yaml_read(value)}")
+        hint = _how_yaml_read(value) or did_you_mean(value, choices)
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}{hint}")
     return str(value)
 
 

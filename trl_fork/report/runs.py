@@ -12,6 +12,7 @@ import math
 import pickle
 import zipfile
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,21 @@ ACTIVITIES = ("generation", "waiting", "rewards", "scoring", "training", "other"
 STEP_TIME = "time/step"  # seconds of a step, which no log has: the sum of its activities
 # Where a run writes, and what a process found around it: other in any two runs.
 _PLACES = ("output_dir", "run_name", "logging_dir", "hub_model_id", "local_rank", "resume_from_checkpoint")
+
+# Options on which no step depends: how far a run goes, what it logs, shows, evaluates, saves and publishes, how it is
+# shared out, and ways to compute the same. All others change what is learned, those of later versions too.
+_UNLEARNED = (
+    *("max_steps", "num_train_epochs", "log_*", "logging_*", "report_*", "fork_report_steps", "disable_tqdm"),
+    *("num_completions_to_print", "project", "trackio_*", "include_*", "skip_memory_metrics", "debug", "do_*"),
+    *("eval_*", "*_full_eval", "per_device_eval_batch_size", "num_generations_eval", "dataset_test_split"),
+    *("prediction_loss_only", "batch_eval_metrics", "load_best_model_at_end", "metric_for_best_model"),
+    *("greater_is_better", "save_*", "enable_jit_checkpoint", "restore_callback_states_from_checkpoint"),
+    *("hub_*", "push_to_hub", "use_cpu", "dataloader_*", "ddp_*", "average_tokens_across_devices"),
+    *("torch_compile*", "torch_empty_cache_steps", "gradient_checkpointing*", "activation_checkpointing*"),
+    *("skip_inert_compute", "padding_free", "max_tokens_per_forward", "reuse_scoring_graph"),
+    *("vllm_mode", "vllm_server_*", "vllm_group_port", "vllm_max_model_length"),
+    *("vllm_gpu_memory_utilization", "vllm_enable_sleep_mode", "vllm_tensor_parallel_size"),
+)
 
 
 @dataclass
@@ -110,14 +126,13 @@ def read_run(path: str | Path) -> Run:
         run.log = [entry for entry in map(_numbers, state["log_history"]) if "step" in entry]
         run.step = int(_number(state.get("global_step")) or 0)
         run.max_steps = int(_number(state.get("max_steps")) or 0) or None
-    homes = (path, path.parent) if path.match(CHECKPOINTS) else (path,)
-    for file in (home / SETTINGS for home in homes):
-        saved = _read_json(file, run.notes)
-        if isinstance(saved, dict) and isinstance(saved.get("settings"), dict):
-            run.settings = saved["settings"]
-            run.changed = [str(name) for name in saved.get("changed") or ()]
-            run.versions = {str(name): str(number) for name, number in (saved.get("versions") or {}).items()}
-            return run
+    if saved := read_settings(path, run.notes):
+        run.settings = saved["settings"]
+        run.changed = [str(name) for name in saved.get("changed") or ()]
+        run.versions = {str(name): str(number) for name, number in (saved.get("versions") or {}).items()}
+        for sentence in saved.get("resumed") or ():
+            run.notes.append(f"{path} was continued with other settings: {sentence}. Its curves are of both.")
+        return run
     for file in (path / ARGUMENTS, *sorted(path.glob(f"{CHECKPOINTS}/{ARGUMENTS}"))):
         if file.is_file():
             try:
@@ -126,6 +141,21 @@ def read_run(path: str | Path) -> Run:
             except Exception as error:  # of a damaged pickle, any
                 run.notes.append(f"{file} cannot be read ({type(error).__name__}: {error}).")
     return run
+
+
+def read_settings(path: Path, notes: list[str] | None = None) -> dict[str, Any] | None:
+    """The content of the `training_settings.json` of a run, or of the run of a checkpoint; `None` without one."""
+    for home in (path, path.parent) if path.match(CHECKPOINTS) else (path,):
+        saved = _read_json(home / SETTINGS, [] if notes is None else notes)
+        if isinstance(saved, dict) and isinstance(saved.get("settings"), dict):
+            return saved
+    return None
+
+
+def learned_differences(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, list[Any]]]:
+    """The [`differences`] of the settings of a run and of its continuation that change what it learns."""
+    rows = differences([Run(Path(), settings=settings) for settings in (before, after)])
+    return [(name, values) for name, values in rows if not any(fnmatchcase(name, p) for p in _UNLEARNED)]
 
 
 def differences(runs: list[Run]) -> list[tuple[str, list[Any]]]:

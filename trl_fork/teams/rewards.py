@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from ..rewards.returned import returned_rewards
+
 
 def joint_reward(reward_func: Callable, role: str | None = None) -> Callable:
     """
@@ -104,12 +106,7 @@ class _Rows:
 
     def spread(self, values) -> list:
         """A value per row from one per episode."""
-        if len(values) != len(self.rows):
-            raise ValueError(
-                f"The reward function {self.title!r} returned {len(values)} rewards for {len(self.rows)} episodes. "
-                "Return one for each completion that it is given: one per episode."
-            )
-        return self._repeated(values)
+        return self._repeated(returned_rewards(self.title, values, len(self.rows), "episode"))
 
     def _repeated(self, values) -> list:
         return [value for value, length in zip(values, self.lengths, strict=True) for _ in range(length)]

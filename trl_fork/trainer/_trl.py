@@ -8,6 +8,7 @@ every two to three weeks. `check_hooks` refuses a TRL whose hooks have moved bef
 
 import inspect
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -340,6 +341,17 @@ def _replaced(module: ModuleType, name: str, value: Any):
 def completions_printer(function):
     """Let `log_completions` call `function` in place of TRL's `print_prompt_completions_sample`, same arguments."""
     return _replaced(trl_grpo_trainer, "print_prompt_completions_sample", function)
+
+
+@contextmanager
+def peft_model_function(function):
+    """Let TRL's trainer call `function(get_peft_model, model, peft_config, **arguments)` to add an adapter."""
+    original = getattr(trl_grpo_trainer, "get_peft_model", None)
+    if original is None:  # PEFT is not installed
+        yield
+        return
+    with _replaced(trl_grpo_trainer, "get_peft_model", partial(function, original)):
+        yield
 
 
 def fused_head_function(function):

@@ -1,5 +1,6 @@
 """Checks of the settings that say which tokens are trained on, and with what weight. All raise a `ValueError`."""
 
+from .._nearest import did_you_mean
 from ..credit import POOLS, TOKEN_SELECTIONS, Chain
 from ..credit.pools import is_at_loss_time
 from .objective_checks import POLICY_GRADIENT
@@ -25,7 +26,8 @@ def check_selection(args) -> None:
         ("loss_denominator", LOSS_DENOMINATORS),
     ):
         if getattr(args, name) not in allowed:
-            raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(args, name)!r}.")
+            meant = did_you_mean(getattr(args, name), allowed) or "."
+            raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(args, name)!r}{meant}")
     if args.token_credit is not None:
         check_flags(args, "token_credit", args.token_credit)
     if args.token_selection == "low_entropy" and rho == 1.0:

@@ -17,11 +17,13 @@ from ._trl import (
     check_hooks,
     let_weights_apply,
     old_logps_are_computed,
+    peft_model_function,
     refuse_unsloth,
     truncates_sampling,
     warn_of_cast_weights,
     warn_of_truncated_sampling,
 )
+from .adapter_checks import add_adapter
 from .arguments import checked_arguments
 from .balance import BalanceMixin
 from .batch import LAYOUT, GenerationBatch
@@ -45,6 +47,7 @@ from .out_of_memory import explain_out_of_memory
 from .packed_attention import find_obstacle, packed_attention
 from .passes import ARRANGED, PassesMixin
 from .publishing import PublishingMixin
+from .reward_checks import checked_reward
 from .savings import ALL_TOKENS, plan_savings
 from .scoring_graph import SCORED_ROW, ScoringGraphMixin
 from .skipping import EmptyBatchError, SkipsEmptyBatches
@@ -144,8 +147,10 @@ class ForkingGRPOTrainer(
         call, args, chain, rows_per_episode = checked_arguments(
             self, model, reward_funcs, args, positional, keywords, token_credit_func
         )
-        super().__init__(*call.args[1:], **call.kwargs)
+        with peft_model_function(add_adapter):
+            super().__init__(*call.args[1:], **call.kwargs)
         check_attributes(self)
+        self.reward_funcs = [*map(checked_reward, self.reward_funcs, self.reward_func_names)]
         self._add_end_tokens()
         if call.arguments.get("processing_class") is None:  # its special tokens were not known before
             check_contrast(args, chain, call.arguments | {"processing_class": self.processing_class})

@@ -2,6 +2,7 @@
 
 from math import isfinite
 
+from .._nearest import did_you_mean
 from ..credit import Chain
 from ..objectives import OBJECTIVES
 from .sampling_checks import check_sampling
@@ -33,7 +34,8 @@ def check_objective(args, chain: Chain | None) -> None:
         ("balance_reward", BALANCE_REWARDS),
     ):
         if getattr(args, name) not in allowed:
-            raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(args, name)!r}.")
+            meant = did_you_mean(getattr(args, name), allowed) or "."
+            raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(args, name)!r}{meant}")
     if type(args.length_normalized) is not bool:
         raise ValueError(f"length_normalized must be True or False, got {args.length_normalized!r}.")
     ratio = args.max_importance_ratio

@@ -25,10 +25,15 @@ def explain_out_of_memory(trainer) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # The allocator of the CPU has no exception of its own.
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise torch.OutOfMemoryError(_description(trainer, error)) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is one of an allocation; the allocator of the CPU has no exception of its own."""
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return on_cpu or isinstance(error, torch.OutOfMemoryError)
 
 
 def _description(trainer, error: RuntimeError) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from packaging.version import Version
 
+from .._nearest import did_you_mean
 from .._versions import LAST_TESTED
 
 
@@ -49,6 +50,7 @@ RANGES = {
 }
 # TRL looks at these after the model is loaded, or at the first loss.
 CHOICES = {
+    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
     "importance_sampling_level": ("token", "sequence"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "vllm_mode": ("server", "colocate"),
@@ -75,11 +77,16 @@ def check_ranges(args) -> None:
             "max_steps must be at least 1, or -1 for num_train_epochs, got 0, which transformers takes for -1: it "
             "would train for whole epochs."
         )
-    known = Version(version("trl")) <= Version(LAST_TESTED["trl"])  # a newer one may have more
-    for name, choices in CHOICES.items() if known else ():
+    for name, choices in known_choices().items():
         value = getattr(args, name, None)
         if value is not None and value not in choices:
-            raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}.")
+            meant = did_you_mean(value, choices) or "."
+            raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}{meant}")
+
+
+def known_choices() -> dict[str, tuple[str, ...]]:
+    """[`CHOICES`] of a TRL that has been tested; a newer one may have more."""
+    return CHOICES if Version(version("trl")) <= Version(LAST_TESTED["trl"]) else {}
 
 
 def _default(args, name: str) -> Any:

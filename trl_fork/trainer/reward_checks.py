@@ -1,6 +1,16 @@
-"""Checks of a run's rewards that TRL, or this package, could make only after the model is loaded."""
+"""Checks of a run's rewards: before the model is loaded, and of what they return."""
 
+import functools
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
+
+from .._errors import StatedError
+from ..rewards.returned import RewardError, returned_rewards
+from .out_of_memory import is_out_of_memory
 
 
 def check_rewards(args, reward_funcs, *, environment: bool) -> None:
@@ -47,3 +57,48 @@ def deciding_column(args, names: list[str]) -> int | None:
             "one of them, or leave it out for the weighted sum."
         )
     return names.index(wanted)
+
+
+def checked_reward(function, name: str):
+    """
+    Wrap a reward so that an error of it, and what is not one number or `None` per completion, names it.
+
+    Args:
+        function: A reward function, synchronous or not; a reward model is left as it is.
+        name (`str`): Its name in the log.
+
+    Raises:
+        [`~rewards.returned.RewardError`]: when it is called.
+    """
+    if isinstance(function, torch.nn.Module):
+        return function
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None)):  # noqa: B004
+
+        @functools.wraps(function)
+        async def checked(**arguments):
+            with _named(name):
+                returned = await function(**arguments)
+            return returned_rewards(name, returned, len(arguments["completions"]))
+
+    else:
+
+        @functools.wraps(function)
+        def checked(**arguments):
+            with _named(name):
+                returned = function(**arguments)
+            return returned_rewards(name, returned, len(arguments["completions"]))
+
+    return checked
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, StatedError) or is_out_of_memory(error):  # both say more by themselves
+            raise
+        raise RewardError(f"The reward function {name!r} failed ({type(error).__name__}: {error}).") from error
