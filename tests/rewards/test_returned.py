@@ -18,16 +18,16 @@ async def later():
     [
         [0.5, None],
         (0.5, None),
-        iter([0.5, None]),
+        lambda: iter([0.5, None]),
         [torch.tensor(0.5), None],
         [torch.tensor([0.5]), None],
         [np.float32(0.5), None],
         [Decimal("0.5"), None],
         np.array([0.5, None]),
     ],
-    ids=repr,
 )
 def test_numbers_of_all_kinds(returned):
+    returned = returned() if callable(returned) else returned
     rewards = returned_rewards("mine", returned, 2)
     assert rewards == [0.5, None] and type(rewards[0]) is float
 
@@ -41,7 +41,6 @@ def test_numbers_of_all_kinds(returned):
         ([True, False], [1.0, 0.0]),
         ([], []),
     ],
-    ids=repr,
 )
 def test_whole_arrays_and_truth_values(returned, wanted):
     assert returned_rewards("mine", returned, len(wanted)) == wanted
@@ -56,7 +55,7 @@ def test_whole_arrays_and_truth_values(returned, wanted):
         (torch.tensor(1.5), "of type Tensor,"),
         ({"a": 1.0, "b": 2.0}, "of type dict,"),
         ({1.0, 2.0}, "of type set,"),
-        (later(), "of type coroutine,"),
+        (later, "of type coroutine,"),
         ([1.0], "returned a list of 1."),
         ([1.0, 2.0, 3.0], "returned a list of 3."),
         ([1.0, "good"], "returned 'good', of type str, for completion 1 (counted from 0)."),
@@ -67,9 +66,9 @@ def test_whole_arrays_and_truth_values(returned, wanted):
         (torch.ones(2, 3), "of type Tensor, for completion 0"),
         ([1.0, "x" * 250], "xxx..., of type str, for completion 1"),
     ],
-    ids=repr,
 )
 def test_what_is_no_reward(returned, message):
+    returned = returned() if callable(returned) else returned
     with pytest.raises(RewardError) as raised:
         returned_rewards("mine", returned, 2)
     text = str(raised.value)
