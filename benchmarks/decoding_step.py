@@ -26,6 +26,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from trl_fork._files import write_json
+from trl_fork._transformers import CACHE
 from trl_fork.generation.key_values import move_rows, with_rows
 
 from .instruments import device_name
@@ -39,7 +40,7 @@ def prefilled(model, rows, longest, kind):
     """A cache after the prompts, and the token of each row to go on with."""
     ids = torch.full((rows, PROMPT_LENGTH), FIRST_WORD, device=model.device)
     cache = DynamicCache(config=model.config)
-    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(input_ids=ids, use_cache=True, logits_to_keep=1, **{CACHE: cache})
     if kind == "of the loop":
         cache = with_rows(cache, torch.arange(rows, device=model.device), longest)
     return cache, ids[:, :1]
@@ -50,7 +51,7 @@ def decode(model, cache, token, steps, *, fewer):
     synchronize(model)
     start = time.perf_counter()
     for _ in range(steps):
-        model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(input_ids=token, use_cache=True, logits_to_keep=1, **{CACHE: cache})
         if fewer and len(token) > 1:
             kept, nothing = len(token) - 1, token.new_empty(0)
             move_rows(cache, nothing, nothing, kept)
@@ -69,7 +70,7 @@ def launches(model, cache, token):
     if model.device.type != "cuda":
         return None
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(input_ids=token, use_cache=True, logits_to_keep=1, **{CACHE: cache})
         torch.cuda.synchronize()
     return sum(event.count for event in profiler.key_averages())
 
@@ -82,7 +83,7 @@ def replayed(model, rows, longest, steps):
     mask = torch.ones(rows, 1, 1, longest, dtype=torch.bool, device=model.device)
 
     def step():
-        model(input_ids=token, position_ids=position, attention_mask=mask, past_key_values=cache, logits_to_keep=1)
+        model(input_ids=token, position_ids=position, attention_mask=mask, logits_to_keep=1, **{CACHE: cache})
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

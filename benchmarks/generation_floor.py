@@ -4,6 +4,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from trl_fork._transformers import CACHE
+
 
 class PrefixLayer(CacheLayerMixin):
     """
@@ -59,18 +61,15 @@ def decode(model, share, device):
     sizes = [len(completion) for completion in share.completions]
     prompts = torch.tensor(share.prompts, device=device)
     start = prompts.shape[1]
-    prefilled = model(input_ids=prompts, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1)
+    prefilled = model(input_ids=prompts, use_cache=True, logits_to_keep=1, **{CACHE: DynamicCache()})
     rows = torch.tensor(share.groups, device=device)
     cache = Cache(
-        [
-            PrefixLayer(layer.keys[rows], layer.values[rows], start + sizes[0])
-            for layer in prefilled.past_key_values.layers
-        ]
+        [PrefixLayer(layer.keys[rows], layer.values[rows], start + sizes[0]) for layer in prefilled[CACHE].layers]
     )
     tokens = [prefilled.logits[rows, -1:].argmax(-1)]
     for step in range(1, sizes[0]):
         alive = sum(size > step for size in sizes)
         positions = torch.full((alive, 1), start + step - 1, device=device)
-        output = model(input_ids=tokens[-1][:alive], position_ids=positions, past_key_values=cache, use_cache=True)
+        output = model(input_ids=tokens[-1][:alive], position_ids=positions, use_cache=True, **{CACHE: cache})
         tokens.append(output.logits[:, -1:].argmax(-1))
     return tokens

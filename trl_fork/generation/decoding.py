@@ -26,6 +26,7 @@ from transformers import (
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
 )
+from transformers.cache_utils import CacheLayerMixin
 from transformers.generation import GenerationMode
 
 from .._logging import logger
@@ -256,6 +257,9 @@ def _check(model_kwargs: dict, stopping_criteria) -> None:
     cache, positions = model_kwargs.get(CACHE), model_kwargs.get("position_ids")
     if (
         type(cache) is not DynamicCache
+        or (
+            cache.layers and not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
+        )  # Mamba's: no length
         or cache.get_seq_length()
         or not all(hasattr(layer, "reorder_cache") for layer in cache.layers)
     ):
