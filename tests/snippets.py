@@ -63,6 +63,8 @@ LONG = {
     "examples/prompt_control.py",
     "examples/train_looped.py",
     "examples/train_team.py",
+    "studies/credit_rules/report.py",
+    "studies/credit_rules/run.py",
     "studies/distribution_matching/report.py",
     "studies/distribution_matching/run.py",
     "studies/smollm2/report.py",

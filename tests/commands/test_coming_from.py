@@ -353,7 +353,7 @@ def test_a_file_that_cannot_be_taken_is_refused_in_one_line(text, words, tmp_pat
         (["--from", "a.yaml", "name"], "neither NAME nor --credit"),
         (["--num_processes", "2"], "belong to --from"),
         (["--from", "a.yaml", "--num_processes", "0"], "at least 1"),
-        (["--from", "a.yaml", "--from_format", "slime"], "invalid choice"),
+        (["--from", "a.yaml", "--from_format", "slime"], "--from_format must be one of"),
     ],
 )
 def test_options_that_do_not_go_together(words, message, capsys):

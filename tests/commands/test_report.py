@@ -150,8 +150,9 @@ def test_change_of_entropy_by_token(folder, compared):
         n = len(residuals)
         if n > 1:
             error = math.sqrt(n / (n - 1) * sum(r**2 for r in residuals.values())) / len(group)
-            width = student.ppf(1 - 0.025 / len(listed), n - 1) * error
-            assert row["high"] - row["mean_change"] == pytest.approx(width, rel=1e-2, abs=1e-5)
+            quantile = student.ppf(1 - 0.025 / len(listed), n - 1)
+            # Entropies of other batches are equal to 1e-6 or so, which few degrees of freedom magnify.
+            assert row["high"] - row["mean_change"] == pytest.approx(quantile * error, rel=1e-2, abs=2e-6 * quantile)
 
 
 def test_the_page_and_the_console(folder, compared, capsys):

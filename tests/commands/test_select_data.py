@@ -271,8 +271,11 @@ def test_lengths_need_no_weights(files, tmp_path):
         (["--fraction", "20"], r"--fraction must be in (0, 1], got 20.0"),
         (["--num_selected", "0"], "--num_selected must be at least 1, got 0"),
         (["--fraction", "0.1", "--top_tokens", "0"], "--top_tokens must be in (0, 1], got 0.0"),
-        (["--fraction", "0.1", "--order", "shortest"], "invalid choice: 'shortest'"),
-        (["--fraction", "0.1", "--score", "loss"], "invalid choice: 'loss'"),
+        (
+            ["--fraction", "0.1", "--order", "shortest"],
+            "--order must be one of ['highest', 'lowest', 'random', 'longest']",
+        ),
+        (["--fraction", "0.1", "--score", "loss"], "got 'loss'"),
         (
             ["--fraction", "0.1", "--order", "random", "--seed", "-1"],
             "--seed must be at least 0 and below 2**63, got -1",

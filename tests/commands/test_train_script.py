@@ -413,7 +413,10 @@ HELD_OUT = (
             {"dataset_name": "splits", "eval_dataset_name": "gone.jsonl"},
             "no evaluation set: .* there is no file 'gone",
         ),
-        ({"eval_dataset_name": "unanswered.jsonl"}, "no evaluation set: solution_column: the data set has no column"),
+        (
+            {"eval_dataset_name": "unanswered.jsonl"},
+            "no evaluation set: solution_column: the data set has none",
+        ),
     ],
     ids=str,
 )

@@ -175,7 +175,7 @@ def test_picture(tmp_path):
         (["--beta", "-1"], "--beta must be above 0, got -1.0"),
         (["--mirror_step_size", "0"], "--mirror_step_size must be above 0, got 0.0"),
         (["--learning_rate", "nan"], "--learning_rate must be above 0, got nan"),
-        (["--arms", "mirrors"], "invalid choice: 'mirrors'"),
+        (["--arms", "mirrors"], "got 'mirrors'; did you mean 'mirror'?"),
     ],
 )
 def test_bad_options_are_refused_before_the_warm_up(words, message, capsys):
