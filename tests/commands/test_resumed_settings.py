@@ -81,15 +81,7 @@ def test_settings_that_change_what_is_learned():
         ),
         *("max_grad_norm", "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations"),
         *("steps_per_generation", "num_iterations", "temperature", "top_p", "top_k", "min_p", "max_completion_length"),
-        *(
-            "team",
-            "loop_credit",
-            "bf16",
-            "use_vllm",
-            "vllm_importance_sampling_correction",
-            "lora_r",
-            "lora_target_modules",
-        ),
+        *("use_vllm", "vllm_importance_sampling_correction", "lora_r", "lora_target_modules"),
         *(
             "compact_generation",
             "mask_truncated_completions",

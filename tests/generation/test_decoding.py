@@ -9,7 +9,8 @@ from transformers import GenerationConfig
 
 from tests.conftest import build_model
 from trl_fork.generation.completions import complete
-from trl_fork.generation.decoding import CannotDecodeError, DecodingLoop, reason_against
+from trl_fork.generation.decodable import CannotDecodeError, reason_against
+from trl_fork.generation.decoding import DecodingLoop
 from trl_fork.generation.sampling import draw_tokens
 
 

@@ -5,7 +5,7 @@ import sys
 from difflib import get_close_matches
 from typing import NoReturn
 
-from .._nearest import did_you_mean
+from .._nearest import not_a_choice
 from .program import PROGRAM
 
 
@@ -49,8 +49,7 @@ class NearestOption(argparse.ArgumentParser):
         if value is _REFUSED or action.choices is None or value in action.choices:
             return
         name = max(action.option_strings, key=len, default=action.dest)
-        choices = list(action.choices)
-        self._problems.append(f"{name} must be one of {choices}, got {value!r}{did_you_mean(value, choices)}")
+        self._problems.append(not_a_choice(name, value, action.choices))
 
     def unknown_options(self, words: list[str]) -> list[str]:
         """A sentence about each option of a command line that does not exist."""

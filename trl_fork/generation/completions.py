@@ -6,7 +6,8 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from .._logging import logger
-from .decoding import CannotDecodeError, DecodingLoop, reason_against
+from .decodable import CannotDecodeError, reason_against
+from .decoding import DecodingLoop
 
 
 @torch.inference_mode()

@@ -20,19 +20,15 @@ from typing import NamedTuple
 
 import torch
 from transformers import (
-    DynamicCache,
     GenerationConfig,
-    GenerationMixin,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
 )
-from transformers.cache_utils import CacheLayerMixin
-from transformers.generation import GenerationMode
 
 from .._logging import logger
 from .._transformers import CACHE
+from .decodable import CannotDecodeError, check_inputs, check_limit_of_cache, reason_against
 from .key_values import move_rows, with_rows
-from .rotary import rescales_with_length
 from .sampling import draw_tokens
 
 
@@ -49,13 +45,6 @@ class Decoded(NamedTuple):
 
     sequences: torch.Tensor
     lengths: torch.Tensor
-
-
-class CannotDecodeError(NotImplementedError):
-    """The model needs something that this loop does not do. PyTorch's random numbers have not been drawn from."""
-
-
-_TAKEN = {"attention_mask", "position_ids", CACHE, "use_cache", "logits_to_keep"}
 
 
 @dataclass
@@ -97,12 +86,12 @@ class DecodingLoop:
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, prompt length)`): The prompts.
         """
-        _check(model_kwargs, stopping_criteria)
+        check_inputs(model_kwargs, stopping_criteria)
         # The settings that the caller has left open are those of the model's own configuration by now.
         if reason := reason_against(model, generation_config):
             raise CannotDecodeError(reason)
         # Limits differ between processes, which must take the same way if they wait for each other.
-        _check_limit_of_cache(model, stopping_criteria.max_length if self.synchronize is None else sys.maxsize)
+        check_limit_of_cache(model, stopping_criteria.max_length if self.synchronize is None else sys.maxsize)
         batch = _Batch(self, model, logits_processor, stopping_criteria, generation_config, model_kwargs, input_ids)
         remaining = batch.order
         with getattr(model, "_optimize_model_for_decode", nullcontext)(), _without_cudnn_attention():
@@ -250,81 +239,11 @@ def _without_cudnn_attention():
         torch.backends.cuda.enable_cudnn_sdp(enabled)
 
 
-def _check(model_kwargs: dict, stopping_criteria) -> None:
-    others = [name for name, value in model_kwargs.items() if name not in _TAKEN and value is not None]
-    if others:
-        raise CannotDecodeError(f"the model takes {', '.join(sorted(others))}")
-    cache, positions = model_kwargs.get(CACHE), model_kwargs.get("position_ids")
-    if (
-        type(cache) is not DynamicCache
-        or (
-            cache.layers and not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
-        )  # Mamba's: no length
-        or cache.get_seq_length()
-        or not all(hasattr(layer, "reorder_cache") for layer in cache.layers)
-    ):
-        raise CannotDecodeError(f"the model has a cache of the kind {type(cache).__name__}")
-    if positions is not None and positions.dim() != 2:
-        raise CannotDecodeError("the model has several positions per token")
-    if stopping_criteria.max_length is None:
-        raise CannotDecodeError("there is no limit of the length")
-
-
-def _check_limit_of_cache(model, longest: int) -> None:
-    """Phi-3 and its kin read all tokens anew once there are more than this, whatever their rotary factors are."""
-    limit = getattr(model.config, "original_max_position_embeddings", None)
-    own = type(model).prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation
-    if own and limit is not None and longest > limit:
-        raise CannotDecodeError(f"the model begins its cache anew after {limit} tokens")
-
-
 def _of_any_rows(processor):
     """A logits processor for rows of any number, in any order."""
     of_rows = isinstance(getattr(processor, "prompt_ignore_length", None), torch.Tensor)
     # transformers tells it the padding of each row of the batch. This loop shows it no padding.
     return RepetitionPenaltyLogitsProcessor(processor.penalty) if of_rows else processor
-
-
-def reason_against(model, config: GenerationConfig) -> str | None:
-    """
-    Why [`DecodingLoop`] cannot stand in for the loop of `generate`; `None` if it can.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model that generates.
-        config ([`~transformers.GenerationConfig`]): Settings of `generate`.
-    """
-    adapter = getattr(model, "active_peft_config", None)
-    mode = config.get_generation_mode()
-    reasons = {
-        "the model is an encoder with a decoder": model.config.is_encoder_decoder,
-        "the model's rotary factors change with the length of the batch": rescales_with_length(model.config),
-        "the adapter puts virtual tokens before the prompt": getattr(adapter, "is_prompt_learning", False),
-        f"the generation mode is {mode.value}": mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH),
-        "use_cache is off": config.use_cache is False,
-        **{
-            f"{name}={value!r}": value not in harmless
-            for name, harmless in _NOT_DONE.items()
-            for value in [getattr(config, name, None)]
-        },
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
-
-
-# Settings that the loop does not honour, with their values that ask for nothing.
-_NOT_DONE: dict[str, tuple] = {
-    "num_return_sequences": (None, 1),
-    "guidance_scale": (None, 1, 1.0),
-    "max_time": (None,),
-    "encoder_repetition_penalty": (None, 1, 1.0),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "watermarking_config": (None,),
-    "cache_implementation": (None, "dynamic"),
-    "cache_config": (None,),
-    "prefill_chunk_size": (None,),
-    "token_healing": (None, False),
-    "return_dict_in_generate": (None, False),
-    "compile_config": (None,),
-}
 
 
 def _distinct(numbers: torch.Tensor):

@@ -1,6 +1,6 @@
 """Checks of the settings that say which tokens are trained on, and with what weight. All raise a `ValueError`."""
 
-from .._nearest import did_you_mean
+from .._nearest import check_choice
 from ..credit import POOLS, TOKEN_SELECTIONS, Chain
 from ..credit.pools import is_at_loss_time
 from .objective_checks import POLICY_GRADIENT
@@ -25,9 +25,7 @@ def check_selection(args) -> None:
         ("entropy_threshold_scope", POOLS),
         ("loss_denominator", LOSS_DENOMINATORS),
     ):
-        if getattr(args, name) not in allowed:
-            meant = did_you_mean(getattr(args, name), allowed) or "."
-            raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(args, name)!r}{meant}")
+        check_choice(name, getattr(args, name), allowed)
     if args.token_credit is not None:
         check_flags(args, "token_credit", args.token_credit)
     if args.token_selection == "low_entropy" and rho == 1.0:

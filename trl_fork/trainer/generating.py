@@ -7,7 +7,8 @@ from accelerate.utils import DistributedType
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .._logging import logger
-from ..generation.decoding import CannotDecodeError, DecodingLoop, reason_against
+from ..generation.decodable import CannotDecodeError, reason_against
+from ..generation.decoding import DecodingLoop
 from ..generation.stopping import StopAtText, split_stop
 from ..random_streams import row_hashes, token_hashes, uniforms
 from ._trl import TrainerMixin, evaluation_mode, generate_replaced

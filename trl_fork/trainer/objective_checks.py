@@ -2,7 +2,7 @@
 
 from math import isfinite
 
-from .._nearest import did_you_mean
+from .._nearest import check_choice
 from ..credit import Chain
 from ..objectives import OBJECTIVES
 from .sampling_checks import check_sampling
@@ -33,9 +33,7 @@ def check_objective(args, chain: Chain | None) -> None:
         ("partition", PARTITIONS),
         ("balance_reward", BALANCE_REWARDS),
     ):
-        if getattr(args, name) not in allowed:
-            meant = did_you_mean(getattr(args, name), allowed) or "."
-            raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(args, name)!r}{meant}")
+        check_choice(name, getattr(args, name), allowed)
     if type(args.length_normalized) is not bool:
         raise ValueError(f"length_normalized must be True or False, got {args.length_normalized!r}.")
     ratio = args.max_importance_ratio

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from packaging.version import Version
 
-from .._nearest import did_you_mean
+from .._nearest import check_choice
 from .._versions import LAST_TESTED
 
 
@@ -79,9 +79,8 @@ def check_ranges(args) -> None:
         )
     for name, choices in known_choices().items():
         value = getattr(args, name, None)
-        if value is not None and value not in choices:
-            meant = did_you_mean(value, choices) or "."
-            raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}{meant}")
+        if value is not None:
+            check_choice(name, value, choices)
 
 
 def known_choices() -> dict[str, tuple[str, ...]]:
