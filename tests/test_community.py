@@ -78,7 +78,8 @@ def test_pre_commit_checks_what_lint_checks():
     assert repository["repo"] == "local" and all(hook["language"] == "system" for hook in repository["hooks"])
     hooks = [hook["entry"].removeprefix(".venv/bin/") for hook in repository["hooks"]]
     recipe = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
-    lint = [re.sub(r" \.$", "", line.removeprefix("\t$(BIN)/")) for line in recipe.splitlines()]
+    # A hook is given the files that have changed
+    lint = [re.sub(r" (\.|\S+\.(yml|cff))$", "", line.removeprefix("\t$(BIN)/")) for line in recipe.splitlines()]
     mends = {"ruff check": "ruff check --fix", "ruff format --check": "ruff format"}
     assert hooks == [mends.get(line, line) for line in lint]
-    assert {"ruff", "mypy", "import-linter"} <= set(pins("constraints.txt"))
+    assert {"ruff", "mypy", "import-linter", "zizmor", "check-jsonschema"} <= set(pins("constraints.txt"))
