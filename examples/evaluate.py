@@ -1,7 +1,7 @@
 """`trl-fork evaluate`, as a script of the checkout."""
 
-from trl_fork.commands.evaluate import main
+from trl_fork.commands.dispatch import run_script
 
 
 if __name__ == "__main__":
-    main()
+    run_script("evaluate")

@@ -1,7 +1,7 @@
 """`trl-fork quickstart`, as a script of the checkout."""
 
-from trl_fork.commands.quickstart import main
+from trl_fork.commands.dispatch import run_script
 
 
 if __name__ == "__main__":
-    main()
+    run_script("quickstart")

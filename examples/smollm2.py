@@ -1,7 +1,7 @@
 """`trl-fork smollm2`, as a script of the checkout."""
 
-from trl_fork.commands.smollm2 import main
+from trl_fork.commands.dispatch import run_script
 
 
 if __name__ == "__main__":
-    main()
+    run_script("smollm2")

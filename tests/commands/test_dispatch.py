@@ -1,5 +1,6 @@
 """`trl-fork COMMAND`: the words that reach each command, and those for accelerate."""
 
+import contextlib
 import re
 import runpy
 import subprocess
@@ -13,6 +14,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from trl_fork import __version__, _shipped
+from trl_fork._errors import StatedError
 from trl_fork._shipped import find_shipped, shipped_files
 from trl_fork.commands import dispatch, launch, program, recipes, train
 from trl_fork.commands.finishing import train_and_save
@@ -130,6 +132,7 @@ SHIMS = {
     "select_data": "select",
     "merge_adapter": "merge",
     "estimate_partition": "partition",
+    "smollm2": "smollm2",
 }
 
 
@@ -139,6 +142,24 @@ def test_scripts_of_the_checkout_are_the_commands(script, command, capsys, monke
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "examples" / f"{script}.py"), run_name="__main__")
     assert ended.value.code == 0 and capsys.readouterr().out.startswith(f"usage: trl-fork {command} ")
+
+
+@pytest.mark.parametrize(("status", "refusal"), [(1, StatedError("x must be y.")), (0, None)])
+def test_a_refusal_in_such_a_script_is_one_line_too(status, refusal, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["examples/train.py", "--seed", "7"])
+    given = []
+
+    def run(words):
+        given.extend(words)
+        if refusal:
+            raise refusal
+
+    monkeypatch.setattr(train, "main", run)
+    with pytest.raises(SystemExit) if status else contextlib.nullcontext() as ended:
+        runpy.run_path(str(ROOT / "examples" / "train.py"), run_name="__main__")
+    assert given == ["--seed", "7"]
+    assert capsys.readouterr().err == ("trl-fork train: error: x must be y.\n" if status else "")
+    assert not status or ended.value.code == status
 
 
 # ---------------------------------------------------------------------- words for accelerate

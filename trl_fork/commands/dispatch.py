@@ -56,6 +56,21 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def run_script(name: str) -> None:
+    """
+    Run a command with the words of this process, for a script of the checkout: `accelerate launch` takes scripts.
+
+    Args:
+        name (`str`):
+            The command.
+
+    Raises:
+        `SystemExit`: if it has failed, with its exit status.
+    """
+    if status := main([name, *sys.argv[1:]]):
+        raise SystemExit(status)
+
+
 def _is_refusal(error: Exception) -> bool:
     """
     Whether an error is this package's word on its input, or TRL's, which a traceback would only bury.
