@@ -38,7 +38,7 @@ test-distributed: .layers/deepspeed/.installed  ## DDP, ZeRO, FSDP2, two machine
 test-extras: .layers/extras/.installed  ## Pages in a browser, which REQUIRE_BROWSER=1 asks for, and tasks of reasoning-gym
 	$(<D)/bin/python -m pytest -rs tests/report tests/studies/test_credit_rules.py $(ARGS)
 
-test-slow: quickstart smollm2 .layers/quantization/.installed  ## The quickstart for two seeds, a real model, the commands of the docs, adapters on 4-bit weights
+test-slow: smollm2 .layers/quantization/.installed  ## The quickstart, a real model, the commands of the docs, adapters on 4-bit weights
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not distributed' -n 2 --dist worksteal --timeout 1800 $(ARGS)
 	.layers/quantization/bin/python -m pytest tests/trainer/test_adapters.py -k qlora
 

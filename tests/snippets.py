@@ -47,7 +47,7 @@ PAGES += sorted((ROOT / "docs").glob("*.md"))
 # Commands that a test of documentation does not run, with the reason.
 EXEMPT = {
     "pip install": "changes the environment; what is installed by it is tested with the package",
-    "make": "each target must exist; `make test-slow` makes the quickstart (test_readme.py)",
+    "make": "each target must exist; `make test-slow` runs the quickstart",
 }
 # Where these settings are on, in the command or in its file, it is parsed only; and where it asks for more processes.
 PARSED_ONLY = {

@@ -263,7 +263,7 @@ def test_lora_trains_on_gsm8k(folder, tmp_path):
         "gradient_accumulation_steps": 1,
         "num_generations": 8,
         "max_completion_length": 48,
-        "dtype": "bfloat16",  # of the frozen weights; the adapter is in float32
+        "dtype": "float32",  # a processor without instructions for bfloat16 takes several times as long
         "logging_steps": 1,
         "use_cpu": "true",
         "bf16": "false",
@@ -292,7 +292,7 @@ def test_lora_trains_on_gsm8k(folder, tmp_path):
 def test_evaluation_and_analysis_of_its_english(folder, tmp_path):
     """Eight problems, and an analysis of sixty responses of a hundred tokens or more."""
     # A limit just above a hundred: most of its answers run on.
-    sampling = {"num_samples": 9, "max_new_tokens": 104, "batch_size": 72, "limit": 8}
+    sampling = {"num_samples": 9, "max_new_tokens": 104, "batch_size": 72, "limit": 8, "dtype": "float32"}
     arguments = {"model": folder, "dataset": TEST_ROWS, "output": "evaluation", **sampling}
     printed = run_example(
         "evaluate.py", *(word for name, value in arguments.items() for word in (f"--{name}", value)), cwd=tmp_path
@@ -306,6 +306,7 @@ def test_evaluation_and_analysis_of_its_english(folder, tmp_path):
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
 
     settings = ["--model", folder, "--completions", "long.jsonl", "--output", "entropy", "--min_token_count", "20"]
+    settings += ["--dtype", "float32"]
     run_example("analyze_entropy.py", *settings, cwd=tmp_path)
     summary = json.loads((tmp_path / "entropy" / "summary.json").read_text())
     assert summary["responses"]["num_responses"] == len(long)
@@ -320,7 +321,7 @@ def test_evaluation_and_analysis_of_its_english(folder, tmp_path):
     expected = naive_mean_entropies(folder, long)
     for entry in (*tokens["top"][:3], *tokens["bottom"][:3]):
         mean, count = expected[entry["token_id"]]
-        assert (entry["mean_entropy"], entry["count"]) == (pytest.approx(mean, abs=0.05), count)
+        assert (entry["mean_entropy"], entry["count"]) == (pytest.approx(mean, abs=1e-3), count)
     assert (tmp_path / "entropy" / "report.html").stat().st_size > 100_000
 
 

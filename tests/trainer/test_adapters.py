@@ -83,6 +83,20 @@ def test_lora_trains_resumes_and_merges(folder, monkeypatch):
     assert not (folder / "merged" / "adapter_config.json").exists()
 
 
+def test_lora_on_weights_in_bfloat16(folder, monkeypatch):
+    made, original = [], script.ForkingGRPOTrainer
+    monkeypatch.setattr(
+        script, "ForkingGRPOTrainer", lambda *args, **kwargs: made.append(original(*args, **kwargs)) or made[0]
+    )
+    (step,) = train(folder, monkeypatch, "--max_steps", 1, "--dtype", "bfloat16")
+    weights = dict(made[0].model.named_parameters())
+    assert {weight.dtype for name, weight in weights.items() if "lora_" not in name} == {torch.bfloat16}
+    adapter = {name: weight for name, weight in weights.items() if "lora_" in name}
+    assert {weight.dtype for weight in adapter.values()} == {torch.float32}
+    assert all(weight.abs().max() > 0 for name, weight in adapter.items() if "lora_B" in name)  # B starts at zero
+    assert step["grad_norm"] > 0 and step["forking/selected_fraction"] == pytest.approx(0.2, abs=0.02)
+
+
 def test_qlora_trains_four_bit_weights_and_merges_into_whole_ones(folder, monkeypatch):
     pytest.importorskip("bitsandbytes")  # `make test-slow` installs it: importing it says things on every start
     options = ("--load_in_4bit", "true", "--use_bnb_nested_quant", "true")

@@ -30,6 +30,7 @@ from ..analysis.summary import draw, loops_as_markdown, print_summary, tokens_as
 from ..analysis.temperatures import TEMPERATURES, decode_with_temperatures, problems_of
 from ..data.prompt_file import PROMPT_ARGUMENTS, add_prompt_arguments, find_prompt
 from ..generation.engines import auto_model_class, check_model_path, load_tokenizer
+from ..generation.slow_dtypes import warn_of_slow_dtype
 from ..report.curves import require_matplotlib
 from . import evaluate
 from .corpus import (
@@ -128,7 +129,9 @@ def load_model(name: str, options: argparse.Namespace) -> torch.nn.Module:
     model = auto_model_class(name).from_pretrained(
         name, dtype=options.dtype, attn_implementation=options.attn_implementation, device_map=options.device_map
     )
-    return (model if options.device_map else model.to(PartialState().device)).eval()
+    model = model if options.device_map else model.to(PartialState().device)
+    warn_of_slow_dtype(model)
+    return model.eval()
 
 
 def score(

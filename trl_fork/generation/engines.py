@@ -19,6 +19,7 @@ from transformers.utils import find_adapter_config_file
 
 from ..looped import OuroConfig, with_end_of_turn  # importing it registers the model type of looped models
 from .completions import complete
+from .slow_dtypes import warn_of_slow_dtype
 from .stopping import StopAtText, cut_at_stop, split_stop, stop_token_ids
 
 
@@ -66,6 +67,7 @@ class TransformersEngine:
     ):
         self.stop, stop_ids = split_stop(stop, tokenizer)
         self.model = model.eval()
+        warn_of_slow_dtype(model)
         self.tokenizer = tokenizer
         self.stop_ids = sorted({*(end_ids or stop_token_ids(model.generation_config, tokenizer)), *stop_ids})
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_ids[0]
