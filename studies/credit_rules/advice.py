@@ -122,6 +122,18 @@ def _batch(study: Study, task: str) -> str:
     return f"{text}: it grows, so that noise does not explain it."
 
 
+def scope(found: Sequence[Comparison]) -> str:
+    """What the stage `scope` says."""
+    tasks = max(len(each.settings) for each in found)
+    where = f"over {tasks} tasks" if tasks > 1 else "on one task"
+    resolved = [
+        f"{LABELS[each.first]} minus {LABELS[each.second]} ({_lead(each):+.3f})" for each in found if each.is_resolved
+    ]
+    if not resolved:
+        return f"None of the {len(found)} differences is resolved ({where})."
+    return f"Resolved {where}: {listed(resolved)}."
+
+
 def _lead(each: Comparison) -> float:
     return each.difference.mean
 

@@ -9,11 +9,14 @@ from scipy import stats
 from studies.which_tokens.outcomes import Interval, holm, interval
 
 from .plan import (
+    BATCH_ARMS,
+    BATCH_FACTORS,
     BATCH_TASKS,
     EVALUATIONS,
     MAIN_ARMS,
     NEW_SEEDS,
     PAIRS,
+    SCOPE_ARMS,
     SCOPE_PAIRS,
     SEEDS,
     SETTINGS,
@@ -152,7 +155,14 @@ class Study:
         return _corrected(found)
 
     def scopes(self) -> list[Comparison]:
-        return self.over_settings(self.scope, SCOPE_PAIRS, [(task, 16) for task in TASKS])
+        """The family of the stage `scope`, over the tasks that are whole."""
+        settings = self.complete_settings(self.scope, SCOPE_ARMS, [(task, 16) for task in TASKS])
+        return self.over_settings(self.scope, SCOPE_PAIRS, settings)
+
+    def batch_factors(self, task: str) -> list[int]:
+        """Sizes of the batch at which all arms of the stage `batch` have all seeds."""
+        runs = {factor: [self.shared((task, 1), arm, factor) for arm in BATCH_ARMS] for factor in BATCH_FACTORS}
+        return [factor for factor, found in runs.items() if all(len(each) == len(SEEDS) for each in found)]
 
     def lead_by_batch(self, task: str, factor: int) -> dict[int, float]:
         """By seed, accuracy of forking minus that of random tokens in a batch of a size."""
@@ -163,12 +173,12 @@ class Study:
         """By task how much the lead of forking over random tokens changes from batch size 1, and a corrected p."""
         found = {}
         for task in BATCH_TASKS:
-            small, large = self.lead_by_batch(task, 1), self.lead_by_batch(task, factor)
-            sample = [large[seed] - small[seed] for seed in large if seed in small]
-            if len(sample) > 1:
-                found[task] = interval(sample)
-        ps = holm([each.p for each in found.values()])
-        return {task: (each, p) for (task, each), p in zip(found.items(), ps, strict=True)}
+            if {1, factor} <= set(self.batch_factors(task)):
+                small, large = self.lead_by_batch(task, 1), self.lead_by_batch(task, factor)
+                found[task] = interval([large[seed] - small[seed] for seed in SEEDS])
+        # A task that is not there yet counts in the correction.
+        ps = holm([each.p for each in found.values()] + [1.0] * (len(BATCH_TASKS) - len(found)))
+        return {task: (each, p) for (task, each), p in zip(found.items(), ps, strict=False)}
 
     # ------------------------------------------------------------------ measures
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from studies.which_tokens.outcomes import interval
 
 from .outcomes import CURVE_STEPS, Study
-from .plan import BATCH_ARMS, BATCH_FACTORS, BATCH_TASKS, MAIN_ARMS, SETTINGS
+from .plan import BATCH_ARMS, BATCH_TASKS, MAIN_ARMS, SETTINGS
 from .tables import LABELS, TASK_LABELS, setting_label
 
 
@@ -65,10 +65,7 @@ def entropy_curves(study: Study) -> Figure:
 
 def batch_sizes(study: Study) -> Figure | None:
     """Accuracy by size of the batch, one panel per task; `None` without such runs."""
-    factors = {
-        task: [factor for factor in BATCH_FACTORS if all(study.shared((task, 1), arm, factor) for arm in BATCH_ARMS)]
-        for task in BATCH_TASKS
-    }
+    factors = {task: study.batch_factors(task) for task in BATCH_TASKS}
     tasks = [task for task in BATCH_TASKS if len(factors[task]) > 1]
     if not tasks:
         return None

@@ -17,7 +17,7 @@ from studies.which_tokens.settings import NUM_GENERATIONS, SIZES, num_parameters
 from trl_fork.commands.options import OptionParser
 
 from . import plan, tables
-from .advice import advice, listed
+from .advice import advice, listed, scope
 from .outcomes import Setting, Study
 from .run import RESULTS
 
@@ -58,9 +58,10 @@ def page(study: Study) -> str:
         shared_family=study.over_settings(study.shared, settings=settings),
         own_family=study.over_settings(study.own, settings=plan.TUNED_SETTINGS),
         scopes=study.scopes(),
+        scope=scope,
         settings=settings,
         tuned=tuned,
-        has_batches=len(tables.batch_table(study).splitlines()) > 2 + len(plan.BATCH_TASKS),
+        has_batches=any(len(study.batch_factors(task)) > 1 for task in plan.BATCH_TASKS),
         parameters=num_parameters(plan.SIZE) / 1e6,
         prompts=SIZES[plan.SIZE].prompts_per_update,
         num_generations=NUM_GENERATIONS,

@@ -10,7 +10,6 @@ from studies.which_tokens.tables import markdown, p_value, regime
 from .outcomes import Comparison, Setting, Study, effective_fraction
 from .plan import (
     BATCH_ARMS,
-    BATCH_FACTORS,
     BATCH_TASKS,
     MAIN_ARMS,
     NUM_SAMPLES,
@@ -150,18 +149,17 @@ def batch_table(study: Study) -> str:
     """Accuracy by size of the batch, and the lead of forking over random tokens."""
     rows = []
     for task in BATCH_TASKS:
-        for factor in BATCH_FACTORS:
-            runs = {arm: study.shared((task, 1), arm, factor) for arm in BATCH_ARMS}
-            if all(runs.values()):
-                lead = interval(list(study.lead_by_batch(task, factor).values()))
-                rows.append(
-                    [
-                        TASK_LABELS[task],
-                        str(64 * factor),
-                        *(f"{interval([row['accuracy'] for row in each.values()]):.3f}" for each in runs.values()),
-                        f"{lead:+.3f}",
-                    ]
-                )
+        for factor in study.batch_factors(task):
+            runs = [study.shared((task, 1), arm, factor) for arm in BATCH_ARMS]
+            lead = interval(list(study.lead_by_batch(task, factor).values()))
+            rows.append(
+                [
+                    TASK_LABELS[task],
+                    str(64 * factor),
+                    *(f"{interval([row['accuracy'] for row in each.values()]):.3f}" for each in runs),
+                    f"{lead:+.3f}",
+                ]
+            )
     header = ["Task", "rollouts per update", *(LABELS[arm] for arm in BATCH_ARMS), "forking minus random"]
     return markdown(header, rows)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from studies.credit_rules import plan, plots, report, run, runs, tables
-from studies.credit_rules.advice import advice
+from studies.credit_rules.advice import advice, scope
 from studies.credit_rules.outcomes import Study, mean_over_settings
 from studies.which_tokens import chain_sum, countdown
 from studies.which_tokens import run as which_tokens
@@ -339,6 +339,37 @@ def test_what_is_missing_is_said():
         report.page(Study([], {}))
     with pytest.raises(ValueError, match="digit_sums: --stage start"):
         report.page(Study(rows, {}))
+
+
+def test_sizes_and_tasks_without_all_seeds_are_left_out(complete):
+    def without(stage, **of):
+        left = {
+            cell for cell in plan.STAGES[stage]() if all(getattr(cell, name) == value for name, value in of.items())
+        }
+        assert len(left) > 2
+        gone = max(left, key=lambda cell: cell.seed)
+        return Study([row for row in complete.rows if plan.cell_of(row) != gone], STARTS)
+
+    study = without("batch", task="reach_target", batch_factor=16)
+    assert study.batch_factors("reach_target") == [1, 4] and study.batch_factors("digit_sums") == [1, 4, 16]
+    assert tables.batch_table(study).count("reach the target") == 2
+    whole, part = complete.change_by_batch(16), study.change_by_batch(16)
+    assert set(whole) == {"digit_sums", "reach_target"} and set(part) == {"digit_sums"}
+    assert part["digit_sums"][1] == pytest.approx(min(1.0, 2 * part["digit_sums"][0].p))  # for two tasks all the same
+    study = without("scope", task="countdown")
+    assert {len(each.settings) for each in study.scopes()} == {3}
+    assert {len(each.settings) for each in complete.scopes()} == {4}
+
+
+def test_what_is_said_of_scopes(complete):
+    leads = {"forking": 0.05, "forking_at_update": 0.05, "local_forking": 0.05}
+    found = scope(study_of("scope", leads=leads).scopes())
+    assert found.startswith("Resolved over 4 tasks: forking tokens, scope `local` minus all tokens (+0.0")
+    assert (
+        found.endswith(").") and "minus forking" not in found and " and forking tokens minus all tokens (+0." in found
+    )
+    assert scope(study_of("scope", leads={}).scopes()) == "None of the 5 differences is resolved (over 4 tasks)."
+    assert found in report.page(study_of("shared", "scope", leads=leads))
 
 
 def test_the_advice_is_that_of_the_numbers(complete):
