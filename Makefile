@@ -29,18 +29,19 @@ smollm2: $(INSTALLED)  ## A folder of a real language model, SmolLM2-135M-Instru
 	$(BIN)/trl-fork smollm2
 
 test: $(INSTALLED)  ## Offline, on the CPU, minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 $(ARGS)
 
 # Limits are for what hangs: a launch takes several times as long beside another tier.
 test-distributed: .layers/deepspeed/.installed  ## DDP, ZeRO, FSDP2, two machines, kill and resume: real processes over loopback
-	$(<D)/bin/python -m pytest -rs -m distributed --timeout 1200 $(ARGS)
+	$(<D)/bin/python -m pytest -rs -m distributed --timeout 1200 --durations 15 $(ARGS)
 
-test-extras: .layers/extras/.installed  ## Pages in a browser, which REQUIRE_BROWSER=1 asks for, and tasks of reasoning-gym
-	$(<D)/bin/python -m pytest -rs tests/report tests/studies/test_credit_rules.py $(ARGS)
-
-test-slow: smollm2 .layers/quantization/.installed  ## The quickstart, a real model, the commands of the docs, adapters on 4-bit weights
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not distributed' -n 2 --dist worksteal --timeout 1800 $(ARGS)
+# bitsandbytes says things whenever PEFT imports it, so that the other tests are without it.
+test-extras: .layers/extras/.installed .layers/quantization/.installed  ## Pages in a browser, which REQUIRE_BROWSER=1 asks for, tasks of reasoning-gym, adapters on 4-bit weights
+	.layers/extras/bin/python -m pytest -rs tests/report tests/studies/test_credit_rules.py $(ARGS)
 	.layers/quantization/bin/python -m pytest tests/trainer/test_adapters.py -k qlora
+
+test-slow: smollm2  ## The quickstart, a real model, the commands of the docs in a shell, hostile answers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not distributed' -n 2 --dist worksteal --timeout 1800 --durations 15 $(ARGS)
 
 # Environments that see all of .venv and add the packages of one tier. No other tier has those, so that tiers can run side
 # by side, and `make test` is the same before and after another.

@@ -98,7 +98,7 @@ def test_lora_on_weights_in_bfloat16(folder, monkeypatch):
 
 
 def test_qlora_trains_four_bit_weights_and_merges_into_whole_ones(folder, monkeypatch):
-    pytest.importorskip("bitsandbytes")  # `make test-slow` installs it: importing it says things on every start
+    pytest.importorskip("bitsandbytes")  # `make test-extras` installs it: importing it says things on every start
     options = ("--load_in_4bit", "true", "--use_bnb_nested_quant", "true")
     quantized, original = [], script.ForkingGRPOTrainer
 
