@@ -1,8 +1,8 @@
 """
 Write what README and docs/analyze.md show of a real language model, from an analysis of its responses.
 
-    python docs/build_forks.py outputs/smollm2_gsm8k  # the numbers, the tables, and the picture
-    python docs/build_forks.py                        # the tables again, from docs/forks_smollm2.json
+    python -m docs.build_forks outputs/smollm2_gsm8k  # the numbers, the tables, and the picture
+    python -m docs.build_forks                        # the tables again, from docs/forks_smollm2.json
 
 The folder is what `examples/analyze_entropy.py` has written. The picture is a response on its `report.html`, taken by
 Chromium: it needs `trl_fork[browser]`.
@@ -11,10 +11,10 @@ Chromium: it needs `trl_fork[browser]`.
 import argparse
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
+from docs.marked_text import with_marked_text
 from trl_fork.analysis.figures import visible
 
 
@@ -22,7 +22,6 @@ DOCS = Path(__file__).parent
 NUMBERS = DOCS / "forks_smollm2.json"
 PICTURE = DOCS / "forks_smollm2.png"
 PAGES = (DOCS.parent / "README.md", DOCS / "analyze.md")
-BEGIN, END = "<!-- Written by docs/build_forks.py: do not edit. -->", "<!-- The end of what it writes. -->"
 NUM_TYPES = 20  # at either end
 PAPER = {"fraction_below_0.01": 0.5064, "p80": 0.672}  # Qwen3-8B on AIME24 and AIME25, Fig. 2a
 
@@ -74,10 +73,7 @@ def code(token: str) -> str:
 
 def with_tables(page: Path, numbers: dict) -> str:
     """The text of a page with its tables as they should be."""
-    text = page.read_text(encoding="utf-8")
-    found = re.search(rf"{re.escape(BEGIN)}\n.*?{re.escape(END)}", text, flags=re.DOTALL)
-    assert found, f"{page} has no place for the tables: {BEGIN!r} and {END!r}"
-    return text.replace(found[0], f"{BEGIN}\n\n{render(numbers)}\n\n{END}")
+    return with_marked_text(page, "docs/build_forks.py", render(numbers))
 
 
 def take_picture(report: Path, response: int, path: Path) -> None:

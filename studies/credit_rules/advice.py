@@ -64,17 +64,21 @@ def _headline(found: Sequence[Comparison], rates: str) -> str:
 
 def _twins(family: Sequence[Comparison]) -> list[str]:
     """What each rule that has a twin gains over chance."""
-    found = {each.first: each for each in family if each.second == TWINS.get(each.first)}
-    groups: dict[str, list[str]] = {"better": [], "worse": [], "unresolved": []}
-    for arm, each in found.items():
-        direction = "unresolved" if not each.is_resolved else "better" if each.difference.mean > 0 else "worse"
-        groups[direction].append(f"{_with_lead(each)} against {LABELS[TWINS[arm]]}")
+    found = sorted((each for each in family if each.second == TWINS.get(each.first)), key=_lead, reverse=True)
+    groups: dict[str, dict[str, list[str]]] = {"better": {}, "worse": {}, "unresolved": {}}
+    for each in found:
+        direction = "unresolved" if not each.is_resolved else "better" if _lead(each) > 0 else "worse"
+        groups[direction].setdefault(LABELS[each.second], []).append(_with_lead(each))
     texts = {
-        "better": "Which tokens or rollouts are taken matters for {}: more than as many by chance.",
+        "better": "Which tokens or rollouts are taken matters. Better than as many by chance: {}.",
         "worse": "Resolvably worse than as many by chance: {}.",
         "unresolved": "Not told apart from as many by chance: {}.",
     }
-    return [texts[name].format(listed(each)) for name, each in groups.items() if each]
+    return [
+        texts[name].format("; ".join(f"{listed(rules)} against {twin}" for twin, rules in by_twin.items()))
+        for name, by_twin in groups.items()
+        if by_twin
+    ]
 
 
 def _worse(found: Sequence[Comparison]) -> str:

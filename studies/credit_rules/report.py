@@ -1,5 +1,6 @@
 """
-Write docs/rules_study.md and its figures from the results that are there: every number in a table is computed here.
+Write docs/rules_study.md and its figures from the results that are there, and its advice into README.md: every number
+in a table is computed here.
 
     python -m studies.credit_rules.report
 
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from docs.marked_text import with_marked_text
 from studies.cells import read_rows
 from studies.which_tokens.settings import NUM_GENERATIONS, SIZES, num_parameters
 from trl_fork.commands.options import OptionParser
@@ -22,7 +24,8 @@ from .outcomes import Setting, Study
 from .run import RESULTS
 
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+README = Path(__file__).resolve().parents[2] / "README.md"
+DOCS = README.parent / "docs"
 TEMPLATE = Path(__file__).with_name("page.md.jinja")
 
 
@@ -89,6 +92,12 @@ def missing(study: Study) -> str:
     return f"**This page is not complete**: runs of {names} are missing, and what it says may change with them."
 
 
+def readme(study: Study) -> str:
+    """README.md with what the study says today."""
+    where = "By [runs of tiny models](docs/rules_study.md), every rule beside its control"
+    return with_marked_text(README, "studies/credit_rules/report.py", f"**Which rule?** {where}: {advice(study)}")
+
+
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = OptionParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS / "tiny.jsonl", help="file of the runs")
@@ -104,6 +113,8 @@ def main(options: argparse.Namespace) -> None:
     (options.output / "study").mkdir(parents=True, exist_ok=True)
     (options.output / "rules_study.md").write_text(text)
     save_plots(study, options.output / "study")
+    if options.output == DOCS:
+        README.write_text(readme(study))
     print(f"{options.output / 'rules_study.md'} is of {len(study.rows)} runs. {missing(study)}")
 
 

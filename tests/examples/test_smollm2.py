@@ -347,7 +347,7 @@ def naive_mean_entropies(folder, rows):
 @pytest.mark.parametrize("page", build_forks.PAGES, ids=lambda page: page.name)
 def test_tables_are_those_of_the_analysis(page):
     numbers = json.loads(build_forks.NUMBERS.read_text())
-    assert build_forks.with_tables(page, numbers) == page.read_text(), "run `python docs/build_forks.py`"
+    assert build_forks.with_tables(page, numbers) == page.read_text(), "run `python -m docs.build_forks`"
 
 
 def test_numbers_are_those_of_a_real_run():

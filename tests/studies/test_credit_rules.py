@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -376,7 +377,10 @@ def test_the_advice_is_that_of_the_numbers(complete):
     found = advice(complete)
     assert found.startswith("**Try forking tokens first**: +0.0")
     assert "Resolvably better than all tokens are also temporal forking (+0.0" in found
-    assert "matters for forking tokens (+0." in found and "temporal forking (+0.0" in found
+    pattern = r"by chance: forking tokens \((\S+?)\), .* against random 20 %; (.*?) against temporal random\."
+    better = re.search(pattern, found)
+    assert float(better[1]) == pytest.approx(0.1, abs=0.02)
+    assert re.fullmatch(r"temporal forking \(\+0\.0\d+\)", better[2])
     assert "Not told apart from as many by chance: " in found
     assert "high-entropy rollouts" in found.split("Not told apart")[1]
     assert "Resolvably worse than all tokens: random 20 % (-0.0" in found
@@ -426,10 +430,9 @@ def test_figures_are_drawn(complete, tmp_path):
 
 
 def test_a_page_of_the_repository_is_of_its_results():
-    page = ROOT / "docs" / "rules_study.md"
-    if not page.exists():
-        pytest.skip("no page yet")
-    assert page.read_text() == report.page(report.load_study()), "run `python -m studies.credit_rules.report`"
+    study, command = report.load_study(), "run `python -m studies.credit_rules.report`"
+    assert (ROOT / "docs" / "rules_study.md").read_text() == report.page(study), command
+    assert report.README.read_text() == report.readme(study) and advice(study) in report.README.read_text(), command
 
 
 def test_results_are_runs_of_the_plan():
