@@ -125,7 +125,7 @@ def test_training_from_the_command_line(tmp_path):
         *("--mixed_precision", "no", "--main_process_port", "0"),
         *(str(ROOT / "tests" / "distributed" / "vllm_worker.py"), "--config", str(tmp_path / "recipe.yaml")),
     ]
-    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=280, env=environment)
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600, env=environment)
     assert finished.returncode == 0, finished.stderr[-3000:]
     ranks = [
         [json.loads(line) for line in (tmp_path / "run" / f"rank{rank}.jsonl").read_text().splitlines()]
