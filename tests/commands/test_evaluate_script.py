@@ -359,6 +359,11 @@ def test_bad_models(model, tmp_path):
         run(model, tmp_path / "c", engine="vllm")
 
 
+def test_data_that_are_not_there_are_named_with_the_option(model, tmp_path):
+    with pytest.raises(ValueError, match=r"^--dataset: The data set 'gone\.jsonl' is not there"):
+        run(model, tmp_path / "a", dataset="gone.jsonl")
+
+
 def test_what_is_taken_for_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs" / "run").mkdir(parents=True)

@@ -583,6 +583,8 @@ def test_models_that_are_refused_before_sampling(files, tmp_path):
         run(files, tmp_path / "out", proposal_model=tmp_path / "short")
     with pytest.raises(ValueError, match=r"There is no folder .*nowhere"):
         run(files, tmp_path / "out", model=files / "nowhere")
+    with pytest.raises(ValueError, match=r"^--dataset: The data set 'gone\.jsonl' is not there"):
+        run(files, tmp_path / "out", dataset="gone.jsonl")
     base = byte_tokenizer()
     base.chat_template = None
     shutil.copytree(files / "model", tmp_path / "base")

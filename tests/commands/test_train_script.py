@@ -411,7 +411,7 @@ HELD_OUT = (
         ),
         (
             {"dataset_name": "splits", "eval_dataset_name": "gone.jsonl"},
-            "no evaluation set: .* there is no file 'gone",
+            "no evaluation set: eval_dataset_name: The data set 'gone.jsonl' is not there",
         ),
         (
             {"eval_dataset_name": "unanswered.jsonl"},
@@ -513,7 +513,7 @@ def test_prompts_in_chat_format_are_trained_on_as_they_are(recipe, own_rewards, 
         ({"model_name_or_path": None}, "model_name_or_path is not set"),
         ({"model_name_or_path": "./no_such_dir"}, r"There is no folder './no_such_dir' \(looked from /"),
         ({"model_name_or_path": "adapter"}, "model_name_or_path: 'adapter' holds an adapter, not a model"),
-        ({"dataset_name": "empty.jsonl"}, "dataset_name: the file 'empty.jsonl' is empty"),
+        ({"dataset_name": "empty.jsonl"}, "dataset_name: The data set 'empty.jsonl' is an empty file"),
         ({"prompt_column": "problem"}, r"no column 'problem'; it has \['question', 'answer'\]"),
         ({"reward_funcs": ["acuracy_reward"]}, "unknown reward function 'acuracy_reward'"),
         ({"contrast_instruction": "No."}, "contrast_instruction='No.' is set, but .*such as the preset 'gcpo'"),

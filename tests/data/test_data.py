@@ -29,7 +29,7 @@ def test_local_files_and_folders(tmp_path):
     assert list(load_split(str(tmp_path / "a.jsonl"), "train", streaming=True)) == ROWS
     with pytest.raises(ValueError, match=r"no split 'validation'; it has \['test', 'train'\]"):
         load_split(str(tmp_path / "splits"), "validation")
-    with pytest.raises(ValueError, match="there is no file"):
+    with pytest.raises(ValueError, match=r"missing\.jsonl' is not there: there is no such file"):
         load_split(str(tmp_path / "missing.jsonl"), "train")
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(ValueError, match="files must be one of"):

@@ -1,6 +1,8 @@
 """The decoding loop against `generate` of transformers, and against distributions that can be enumerated."""
 
+import io
 import math
+import sys
 
 import pytest
 import torch
@@ -125,6 +127,17 @@ def test_models_that_do_not_go_on_with_their_cache_are_left_to_generate(kind, se
     for prompt, completion in zip(prompts, complete(model, prompts, [0] * len(prompts), settings), strict=True):
         expected = model.generate(input_ids=torch.tensor([prompt]), generation_config=settings)[0, len(prompt) :]
         assert completion == expected.tolist()
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_what_is_left_to_generate_has_a_bar_on_a_terminal(tokenizer, is_terminal, monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: is_terminal
+    monkeypatch.setattr(sys, "stderr", screen)
+    config = GenerationConfig(max_new_tokens=2, pad_token_id=0, do_sample=False, use_cache=False)
+    assert len(complete(build_model(tokenizer), [[5], [6, 7], [8]], [0, 1, 2], config)) == 3
+    shown = screen.getvalue()
+    assert ("one at a time" in shown and "/3" in shown) if is_terminal else not shown
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -19,6 +19,7 @@ from accelerate import PartialState
 from .._files import write_json
 from ..data.benchmarks import load_benchmark
 from ..data.prompt_file import add_prompt_arguments, default_stop, encode_prompt, find_prompt
+from ..data.splits import naming
 from ..evaluation.metrics import Problem, summarize
 from ..evaluation.store import CompletionStore
 from ..evaluation.tables import print_comparison, print_results
@@ -120,15 +121,16 @@ def load_problems(
     given = {name: text for name, text in given.items() if name not in trained_prompt}
     problems, has_conversations = [], False
     for name in dict.fromkeys(options.dataset):
-        data = load_benchmark(
-            name,
-            **given,
-            trained_prompt=trained_prompt,
-            split=options.dataset_test_split,
-            config=options.dataset_config,
-            prompt_column=options.prompt_column,
-            solution_column=options.solution_column,
-        )
+        with naming("--dataset"):
+            data = load_benchmark(
+                name,
+                **given,
+                trained_prompt=trained_prompt,
+                split=options.dataset_test_split,
+                config=options.dataset_config,
+                prompt_column=options.prompt_column,
+                solution_column=options.solution_column,
+            )
         data = data.select(range(min(options.limit or len(data), len(data))))
         for number in rows_with_solution(name, data["solution"], pool):
             row = data[number]

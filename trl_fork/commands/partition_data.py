@@ -20,6 +20,7 @@ from ..data.columns import (
 from ..data.math_datasets import PAPER_PROMPT
 from ..data.prompt_and_solution import final_answer
 from ..data.prompt_file import encode_prompt
+from ..data.splits import naming
 from ..data.training_sets import load_training_set
 from ..evaluation.metrics import Problem
 from ..rewards.grading import GradingPool
@@ -59,16 +60,17 @@ def load_partition_data(options: argparse.Namespace, tokenizer, pool: GradingPoo
     Raises:
         `ValueError`: as the training does, and for data without a row that can be graded or written.
     """
-    data = load_training_set(
-        options.dataset,
-        options.dataset_train_split,
-        config=options.dataset_config,
-        deduplicate=options.deduplicate,
-        prompt_column=options.prompt_column,
-        solution_column=options.solution_column,
-        instruction=options.instruction,
-        prompt_template=options.prompt_template,
-    )
+    with naming("--dataset"):
+        data = load_training_set(
+            options.dataset,
+            options.dataset_train_split,
+            config=options.dataset_config,
+            deduplicate=options.deduplicate,
+            prompt_column=options.prompt_column,
+            solution_column=options.solution_column,
+            instruction=options.instruction,
+            prompt_template=options.prompt_template,
+        )
     data = data.select(range(min(options.limit or len(data), len(data))))
     data = data.remove_columns([name for name in COLUMNS if name in data.column_names])
     check_tokenizer(

@@ -10,7 +10,7 @@ from .. import ForkingGRPOConfig
 from ..data.benchmarks import load_benchmark
 from ..data.columns import column_names, place
 from ..data.math_datasets import BENCHMARKS
-from ..data.splits import source_of
+from ..data.splits import naming, source_of
 from ..data.training_sets import load_training_set, training_prompt
 from ..rewards.functions import get_reward_function
 from ..teams import TeamRollout, joint_reward, load_team
@@ -30,22 +30,23 @@ def load_data(
 ):
     contrast = is_contrasted(args.credit)
     contrast_instruction = args.contrast_instruction if contrast else None
-    if evaluation and name in BENCHMARKS:
-        return load_benchmark(name, **(prompt_of(arguments) or {}), contrast_instruction=contrast_instruction)
-    return load_training_set(
-        name,
-        split,
-        config=arguments.dataset_config if name == arguments.dataset_name else None,
-        streaming=arguments.dataset_streaming,
-        deduplicate=False if evaluation else arguments.deduplicate,
-        prompt_column=arguments.prompt_column,
-        solution_column=arguments.solution_column,
-        solution_required=solution_required,
-        instruction=arguments.instruction,
-        prompt_template=arguments.prompt_template,
-        contrast=contrast,
-        contrast_instruction=contrast_instruction,
-    )
+    with naming("eval_dataset_name" if evaluation and arguments.eval_dataset_name else "dataset_name"):
+        if evaluation and name in BENCHMARKS:
+            return load_benchmark(name, **(prompt_of(arguments) or {}), contrast_instruction=contrast_instruction)
+        return load_training_set(
+            name,
+            split,
+            config=arguments.dataset_config if name == arguments.dataset_name else None,
+            streaming=arguments.dataset_streaming,
+            deduplicate=False if evaluation else arguments.deduplicate,
+            prompt_column=arguments.prompt_column,
+            solution_column=arguments.solution_column,
+            solution_required=solution_required,
+            instruction=arguments.instruction,
+            prompt_template=arguments.prompt_template,
+            contrast=contrast,
+            contrast_instruction=contrast_instruction,
+        )
 
 
 def load_evaluation_data(arguments: ForkingScriptArguments, args: ForkingGRPOConfig, *, solution_required: bool):

@@ -1,5 +1,6 @@
 """Splits of data sets: files, the Hub, and the paper's by short name."""
 
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -9,6 +10,19 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from .._logging import logger
 from .exact_numbers import load_exact
 from .math_datasets import BENCHMARKS, TRAINING_SETS, MathDataset, find_dataset
+
+
+class NoDataError(ValueError):
+    """A data set that is not there or cannot be read. The option that names it is the caller's: [`naming`]."""
+
+
+@contextmanager
+def naming(option: str):
+    """Put the name of an option before a [`NoDataError`]."""
+    try:
+        yield
+    except NoDataError as error:
+        raise ValueError(f"{option}: {error}") from error
 
 
 _FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -34,25 +48,26 @@ def load_split(
     JSONL or CSV file.
 
     Raises:
-        `ValueError`: if a local path is none of these, or does not have the split (naming those it has).
+        `NoDataError`: if the data set is none of these.
+        `ValueError`: if it does not have the split (naming those it has).
     """
     path = Path(name)
     if path.is_file():
         if path.suffix not in _FILE_BUILDERS:
-            raise ValueError(f"dataset_name: cannot read {name!r}; files must be one of {sorted(_FILE_BUILDERS)}.")
+            raise NoDataError(f"The data set {name!r} cannot be read: files must be one of {sorted(_FILE_BUILDERS)}.")
         if not path.stat().st_size:
-            raise ValueError(f"dataset_name: the file {name!r} is empty.")
+            raise NoDataError(f"The data set {name!r} is an empty file.")
         exact = load_exact(path)
         if exact is not None:
             return exact.to_iterable_dataset() if streaming else exact
         try:
             return load_dataset(_FILE_BUILDERS[path.suffix], data_files=str(path), split="train", streaming=streaming)
         except DatasetGenerationError as error:
-            raise ValueError(
-                f"dataset_name: the file {name!r} cannot be read as {path.suffix[1:]}: {error.__cause__ or error}."
+            raise NoDataError(
+                f"The data set {name!r} cannot be read as {path.suffix[1:]}: {error.__cause__ or error}."
             ) from error
     if path.suffix in _FILE_BUILDERS:
-        raise ValueError(f"dataset_name: there is no file {name!r} (looked from {Path.cwd()}).")
+        raise NoDataError(f"The data set {name!r} is not there: there is no such file (looked from {Path.cwd()}).")
     if (path / "state.json").is_file():
         return load_from_disk(name)
     if (path / "dataset_dict.json").is_file():
@@ -62,13 +77,13 @@ def load_split(
         near = get_close_matches(name, [*TRAINING_SETS, *BENCHMARKS], 1)
         meant = f" Did you mean {near[0]!r}?" if near and "/" not in name else ""
         if meant:  # the Hub's client tries for half a minute
-            logger.warning(f"dataset_name: {name!r} is no short name. The Hub is asked for it.{meant}")
+            logger.warning(f"{name!r} is no short name of a data set. The Hub is asked for it.{meant}")
         try:
             data = load_dataset(name, config, data_files=files, streaming=streaming)
         except (ConnectionError, DatasetNotFoundError) as error:
-            raise ValueError(
-                f"dataset_name: there is no file or folder {name!r} (looked from {Path.cwd()}), and it cannot be "
-                f"loaded from the Hub: {error}.{meant}"
+            raise NoDataError(
+                f"The data set {name!r} is not there: there is no such file or folder (looked from {Path.cwd()}), and "
+                f"it cannot be loaded from the Hub: {error}.{meant}"
             ) from error
     if split not in data:
         raise ValueError(
