@@ -177,6 +177,8 @@ ZERO3 = str(find_shipped("accelerate", "zero3"))
         (["--accelerate_config", ZERO3], ["--config_file", ZERO3], []),
         (["--num_processes", "2", "--cpu", "--seed", "1"], ["--num_processes", "2", "--cpu"], ["--seed", "1"]),
         (["--num-processes=2", "--seed=1"], ["--num-processes", "2"], ["--seed=1"]),
+        (["--use_fsdp", "--fsdp_version", "2"], ["--use_fsdp", "--fsdp_version", "2"], []),
+        (["--accelerate_config", ZERO3, "--zero_stage", "2"], ["--config_file", ZERO3, "--zero_stage", "2"], []),
         # Both have it
         (["--gradient_accumulation_steps", "4", "--debug", "x"], [], None),
         # A value that looks like an option of the launcher's
@@ -202,13 +204,21 @@ def test_options_of_accelerate_on_the_line(words, for_launch, others):
             "2 settings cannot be taken:\n.*--seed: invalid",
         ),
         (["--num_processes", "2", "--recipe", "gsm8k"], "no recipe 'gsm8k'. Did you mean gsm8k_single_gpu"),
+        (["--gradient_clipping", "1"], "does nothing without --use_deepspeed or .* own option is --max_grad_norm"),
+        (["--fsdp-min-num-params", "1"], "--fsdp_min_num_params is .* without --use_fsdp .* set min_num_params in"),
+        (["--num_processes", "2", "--zero_stage=3"], r"--zero_stage is .* --use_deepspeed or --accelerate_config\.$"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_launches_that_are_refused(words, message, capsys):
     with pytest.raises(SystemExit):
         train.main(words)
-    assert re.search(message, capsys.readouterr().err)
+    assert re.search(message, capsys.readouterr().err, re.MULTILINE)
+
+
+def test_the_engines_are_groups_of_accelerates_help():
+    groups = {group.title for group in launch.launch_command_parser()._action_groups}
+    assert set(launch._ENGINES) <= groups and set(launch._ENGINES.values()) <= set(launch.launch_options())
 
 
 LAUNCHED = """

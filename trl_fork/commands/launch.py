@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from accelerate.commands.config.config_args import default_config_file
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -17,6 +18,13 @@ from .options import NearestOption
 _PACKAGE = __package__.partition(".")[0]
 # Options of what to run, which the command sets itself.
 _OF_THE_SCRIPT = {"--module", "--no_python", "--no-python"}
+# Groups of its options that do nothing without another one.
+_ENGINES = {
+    "DeepSpeed Arguments": "--use_deepspeed",
+    "FSDP Arguments": "--use_fsdp",
+    "Megatron-LM Arguments": "--use_megatron_lm",
+    "ParallelismConfig Arguments": "--use_parallelism_config",
+}
 
 
 def split_launch(words: list[str], parser: NearestOption) -> tuple[list[str], list[str]]:
@@ -61,7 +69,26 @@ def split_launch(words: list[str], parser: NearestOption) -> tuple[list[str], li
             f"{for_launch[0]} is for the launch, and accelerate has launched this process already: give it to "
             "`accelerate launch`, before the script or module"
         )
+    _check_engines(for_launch, parser)
     return for_launch, others
+
+
+def _check_engines(for_launch: list[str], parser: NearestOption) -> None:
+    """Refuse options of an engine that nothing turns on: accelerate would leave them out without a word."""
+    if "--config_file" in for_launch or Path(default_config_file).is_file():
+        return  # the file may turn it on
+    given = {word.replace("-", "_").replace("__", "--", 1) for word in for_launch if word.startswith("--")}
+    for group in launch_command_parser()._action_groups:
+        engine = _ENGINES.get(group.title or "")
+        names = {name for action in group._group_actions for name in action.option_strings}
+        if engine is not None and engine not in given and (idle := sorted(given & names)):
+            name = idle[0].removeprefix("--")
+            news, own = parser.news_of(name), parser.meant_by(name)
+            own_way = f" For the run itself {news}." if news else f" The run's own option is --{own}." if own else ""
+            parser.error(
+                f"{idle[0]} is an option of `accelerate launch` that does nothing without {engine} or "
+                f"--accelerate_config.{own_way}"
+            )
 
 
 def launch_options() -> dict[str, bool]:
