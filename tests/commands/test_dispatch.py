@@ -210,10 +210,18 @@ def test_options_of_accelerate_on_the_line(words, for_launch, others):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_launches_that_are_refused(words, message, capsys):
+def test_launches_that_are_refused(words, message, capsys, monkeypatch):
+    monkeypatch.setattr(launch, "default_config_file", "nowhere.yaml")
     with pytest.raises(SystemExit):
         train.main(words)
     assert re.search(message, capsys.readouterr().err, re.MULTILINE)
+
+
+def test_the_default_file_of_accelerate_may_turn_an_engine_on(tmp_path, monkeypatch):
+    (tmp_path / "default_config.yaml").write_text("distributed_type: DEEPSPEED\n")
+    monkeypatch.setattr(launch, "default_config_file", str(tmp_path / "default_config.yaml"))
+    words = ["--zero_stage", "2"]
+    assert launch.split_launch(words, train.make_parser()) == (words, [])
 
 
 def test_the_engines_are_groups_of_accelerates_help():
