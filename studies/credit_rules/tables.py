@@ -146,21 +146,27 @@ def rates_table(study: Study) -> str:
 
 
 def batch_table(study: Study) -> str:
-    """Accuracy by size of the batch, and the lead of forking over random tokens."""
+    """Accuracy by size of the batch, and the lead of forking over random tokens and over all."""
     rows = []
     for task in BATCH_TASKS:
         for factor in study.batch_factors(task):
             runs = [study.shared((task, 1), arm, factor) for arm in BATCH_ARMS]
             lead = interval(list(study.lead_by_batch(task, factor).values()))
+            by_arm = dict(zip(BATCH_ARMS, runs, strict=True))
+            against_all = interval(
+                [row["accuracy"] - by_arm["all"][seed]["accuracy"] for seed, row in by_arm["forking"].items()]
+            )
             rows.append(
                 [
                     TASK_LABELS[task],
                     str(64 * factor),
                     *(f"{interval([row['accuracy'] for row in each.values()]):.3f}" for each in runs),
                     f"{lead:+.3f}",
+                    f"{against_all:+.3f}",
                 ]
             )
-    header = ["Task", "rollouts per update", *(LABELS[arm] for arm in BATCH_ARMS), "forking minus random"]
+    header = ["Task", "rollouts per update", *(LABELS[arm] for arm in BATCH_ARMS)]
+    header += ["forking minus random", "forking minus all"]
     return markdown(header, rows)
 
 
