@@ -108,17 +108,19 @@ def _cheaper(study: Study, found: Sequence[Comparison], runs) -> str:
 
 def _batch(study: Study, task: str) -> str:
     """What becomes of the lead of forking over random tokens in larger batches."""
-    largest = max(BATCH_FACTORS)
-    change = study.change_by_batch(largest).get(task)
-    if change is None:
+    factors = study.batch_factors(task)
+    if len(factors) < 2 or factors[0] != 1:
         return ""
-    interval, p = change
-    leads = [study.lead_by_batch(task, factor) for factor in (1, largest)]
+    leads = [study.lead_by_batch(task, factor) for factor in (1, factors[-1])]
     small, large = (sum(each.values()) / len(each) for each in leads)
     text = (
-        f"With {largest} times the rollouts per update the lead of forking over random tokens on {TASK_LABELS[task]} "
-        f"goes from {small:+.3f} to {large:+.3f}"
+        f"With {factors[-1]} times the rollouts per update the lead of forking over random tokens on "
+        f"{TASK_LABELS[task]} goes from {small:+.3f} to {large:+.3f}"
     )
+    largest = max(BATCH_FACTORS)
+    if factors[-1] != largest:
+        return f"{text}; runs with {largest} times are missing."
+    interval, p = study.change_by_batch(largest)[task]
     if not p < 0.05:
         return f"{text}; that it changes is not resolved."
     if interval.mean < 0:

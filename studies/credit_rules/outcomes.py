@@ -164,9 +164,9 @@ class Study:
         runs = {factor: [self.shared((task, 1), arm, factor) for arm in BATCH_ARMS] for factor in BATCH_FACTORS}
         return [factor for factor, found in runs.items() if all(len(each) == len(SEEDS) for each in found)]
 
-    def lead_by_batch(self, task: str, factor: int) -> dict[int, float]:
-        """By seed, accuracy of forking minus that of random tokens in a batch of a size."""
-        first, second = (self.shared((task, 1), arm, factor) for arm in ("forking", "random"))
+    def lead_by_batch(self, task: str, factor: int, over: str = "random") -> dict[int, float]:
+        """By seed, accuracy of forking minus that of another arm, random tokens by default, in a batch of a size."""
+        first, second = (self.shared((task, 1), arm, factor) for arm in ("forking", over))
         return {seed: accuracy(row) - accuracy(second[seed]) for seed, row in first.items() if seed in second}
 
     def change_by_batch(self, factor: int) -> dict[str, tuple[Interval, float]]:

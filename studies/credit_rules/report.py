@@ -95,7 +95,10 @@ def missing(study: Study) -> str:
 def readme(study: Study) -> str:
     """README.md with what the study says today."""
     where = "By [runs of tiny models](docs/rules_study.md), every rule beside its control"
-    return with_marked_text(README, "studies/credit_rules/report.py", f"**Which rule?** {where}: {advice(study)}")
+    text = f"**Which rule?** {where}: {advice(study)}"
+    if missing(study):
+        text += " The study is not complete, and this may change with it."
+    return with_marked_text(README, "studies/credit_rules/report.py", text)
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:

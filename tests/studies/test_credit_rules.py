@@ -354,6 +354,8 @@ def test_sizes_and_tasks_without_all_seeds_are_left_out(complete):
     study = without("batch", task="reach_target", batch_factor=16)
     assert study.batch_factors("reach_target") == [1, 4] and study.batch_factors("digit_sums") == [1, 4, 16]
     assert tables.batch_table(study).count("reach the target") == 2
+    assert re.search(r"With 4 times .* on reach the target goes .*; runs with 16 times are missing\.", advice(study))
+    assert "are missing" not in advice(complete)
     whole, part = complete.change_by_batch(16), study.change_by_batch(16)
     assert set(whole) == {"digit_sums", "reach_target"} and set(part) == {"digit_sums"}
     assert part["digit_sums"][1] == pytest.approx(min(1.0, 2 * part["digit_sums"][0].p))  # for two tasks all the same
@@ -432,7 +434,9 @@ def test_figures_are_drawn(complete, tmp_path):
 def test_a_page_of_the_repository_is_of_its_results():
     study, command = report.load_study(), "run `python -m studies.credit_rules.report`"
     assert (ROOT / "docs" / "rules_study.md").read_text() == report.page(study), command
-    assert report.README.read_text() == report.readme(study) and advice(study) in report.README.read_text(), command
+    readme = report.README.read_text()
+    assert readme == report.readme(study) and advice(study) in readme, command
+    assert ("The study is not complete" in readme) == bool(study.missing())
 
 
 def test_results_are_runs_of_the_plan():
