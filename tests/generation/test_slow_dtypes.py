@@ -6,14 +6,13 @@ import pytest
 import torch
 
 from tests.conftest import build_model, build_tokenizer
+from trl_fork._logging import logger
 from trl_fork.commands import analyze
 from trl_fork.generation.engines import TransformersEngine, load_model
 
 
 @pytest.fixture(autouse=True)
-def nothing_warned_of(monkeypatch):
-    from trl_fork._logging import logger
-
+def nothing_warned_of():
     type(logger).warning_once.cache_clear()
     yield
     type(logger).warning_once.cache_clear()

@@ -85,9 +85,12 @@ def test_lora_trains_resumes_and_merges(folder, monkeypatch):
 
 def test_lora_on_weights_in_bfloat16(folder, monkeypatch):
     made, original = [], script.ForkingGRPOTrainer
-    monkeypatch.setattr(
-        script, "ForkingGRPOTrainer", lambda *args, **kwargs: made.append(original(*args, **kwargs)) or made[0]
-    )
+
+    def spy(*args, **kwargs):
+        made.append(original(*args, **kwargs))
+        return made[0]
+
+    monkeypatch.setattr(script, "ForkingGRPOTrainer", spy)
     (step,) = train(folder, monkeypatch, "--max_steps", 1, "--dtype", "bfloat16")
     weights = dict(made[0].model.named_parameters())
     assert {weight.dtype for name, weight in weights.items() if "lora_" not in name} == {torch.bfloat16}
